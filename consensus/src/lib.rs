@@ -1,0 +1,22 @@
+//! The consensus core of nearwire.
+//!
+//! An acceptor is a pure step over a plain memory [`region`]; every engine (software, XDP, AF_XDP,
+//! DPDK, RDMA, P4, RTL) computes that step. So this crate has no clock, socket, heap (outside
+//! feature `alloc`), float or unsafe code: time, randomness and packets come in as arguments and
+//! replies go out as values. The protocol is written down in `docs/protocol.md`, the memory layout
+//! in `docs/region.md`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(any(feature = "std", test, loom))]
+extern crate std;
+
+pub mod envelope;
+mod ident;
+#[cfg(feature = "alloc")]
+pub mod state_machine;
+pub mod wire;
+
+pub use ident::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};

@@ -1,0 +1,444 @@
+//! The wire format: one fixed 64-byte big-endian header, then the value.
+//!
+//! `docs/protocol.md` has the table of kinds, field by field. [`parse`] answers three ways: a
+//! packet is ours, not ours (the stack gets it), or ours but malformed (counted and dropped).
+
+use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, SessionId, Slot};
+use zerocopy::byteorder::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// First two bytes of every packet.
+pub const MAGIC: u16 = 0x4e57;
+/// The version that this code speaks.
+pub const VERSION: u8 = 1;
+/// Length of the header in bytes.
+pub const HEADER_BYTES: usize = 64;
+/// Offset of the authentication tag in the header.
+pub const TAG_OFFSET: usize = 56;
+/// Longest value in bytes that a frame of 1,500 bytes carries behind IPv6, UDP and the header.
+pub const MTU_VALUE_BYTES: usize = 1500 - 40 - 8 - HEADER_BYTES;
+/// Longest value in bytes that a region may be made for.
+pub const MAX_VALUE_BYTES: usize = 32 * 1024;
+/// The port that examples and defaults use.
+pub const DEFAULT_PORT: u16 = 4747;
+
+/// The header as it stands in a packet.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawHeader {
+    magic: U16,
+    version: u8,
+    kind: u8,
+    group: U16,
+    sender: U16,
+    incarnation: U32,
+    epoch: U32,
+    slot: U64,
+    ballot: U64,
+    vote_ballot: U64,
+    watermark: U64,
+    length: U16,
+    flags: U16,
+    nonce: U32,
+    tag: U64,
+}
+
+const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES);
+const _: () = assert!(core::mem::offset_of!(RawHeader, nonce) == 52);
+const _: () = assert!(core::mem::offset_of!(RawHeader, tag) == TAG_OFFSET);
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
+        /// What a packet says. Codes 48 to 63 are reserved (lease, matchmaker, seal).
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[repr(u8)]
+        pub enum Kind { $($(#[$doc])* $name = $code,)* }
+
+        impl Kind {
+            /// Every kind, in the order of the codes.
+            pub const ALL: &[Kind] = &[$(Kind::$name,)*];
+
+            /// The kind with this code.
+            #[inline]
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Kind::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Phase 1a for the whole log of a group.
+    Prepare = 1,
+    /// Phase 1b: slot = highest, watermark = trim.
+    Promise = 2,
+    /// Phase 1: what did you vote in this slot?
+    Fetch = 3,
+    /// A vote: vote ballot and value. Answers Fetch and Read.
+    Vote = 4,
+    /// Nothing was voted in this slot. Answers Fetch and Read.
+    Empty = 5,
+    /// The slot is outside the window: watermark = trim. Answers Fetch, Read and Accept.
+    Outside = 6,
+    /// Phase 2a.
+    Accept = 7,
+    /// Phase 2b.
+    Accepted = 8,
+    /// Slots vote ballot (= from) to slot (= upto) are chosen under ballot; watermark = trim.
+    Decide = 9,
+    /// A Decide was taken, on request.
+    Ack = 10,
+    /// Refusal: vote ballot = promised; with [`Flags::LEASE`], watermark = nanoseconds left.
+    Nack = 11,
+    /// Reads a vote without any claim: see Vote, Empty, Outside.
+    Read = 12,
+    /// Client to replica: entries of one session. Slot = session, ballot = first sequence,
+    /// watermark = lowest sequence that the client still waits for.
+    Request = 16,
+    /// Replica to client: results. Slot = session.
+    Response = 17,
+    /// Replica to client: vote ballot = the leader's node number or 0, value = its address.
+    Redirect = 18,
+    /// Host to host while a cluster forms: the incarnations seen so far.
+    Hello = 32,
+    /// Replica to leader: watermark = applied.
+    Progress = 33,
+    /// Replica to replica: send me what was chosen from slot on, up to watermark.
+    CatchUp = 34,
+    /// Replica to replica: value was chosen in slot; vote ballot = a ballot that it was voted in.
+    Learn = 35,
+    /// Replica to replica: slot = the snapshot wanted (0 = newest), watermark = byte offset.
+    SnapshotRequest = 36,
+    /// Replica to replica: slot = the snapshot's last slot, watermark = byte offset, vote ballot =
+    /// total bytes.
+    SnapshotChunk = 37,
+    /// Host to host: would you promise this ballot?
+    PreVote = 38,
+    /// Host to host: yes (nothing was promised).
+    PreVoteGranted = 39,
+    /// Asks the leader to hand over to the node in vote ballot, or tells that node to campaign.
+    Transfer = 40,
+    /// Tool to node: describe yourself.
+    Inspect = 41,
+    /// Node to tool: a description as JSON.
+    Report = 42,
+}
+
+/// Bits of the flags field. What a bit means depends on the kind.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Flags(pub u16);
+
+impl Flags {
+    /// Decide: answer with Ack or Nack.
+    pub const ACK_WANTED: Self = Self(1);
+    /// Decide: renew the ballot's lease. Nack: refused because of another's lease.
+    pub const LEASE: Self = Self(1 << 1);
+    /// Decide: give the ballot's lease back.
+    pub const RELEASE: Self = Self(1 << 2);
+    /// Request: queries that change nothing and take no sequence.
+    pub const QUERY: Self = Self(1 << 3);
+    /// Transfer: campaign now (leader to successor).
+    pub const NOW: Self = Self(1 << 4);
+    /// Every flag that has a meaning.
+    pub const KNOWN: Self = Self(0x1f);
+
+    /// Whether every bit of `other` is set.
+    #[inline]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of bits.
+    #[must_use]
+    #[inline]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The header's fields in native form. Each kind lays its own meaning over them; see [`Kind`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// What the packet says.
+    pub kind: Kind,
+    /// Which log it is about.
+    pub group: GroupId,
+    /// The node that sent it; [`NodeId::NONE`] for clients and tools.
+    pub sender: NodeId,
+    /// Request: the target's incarnation, or [`Incarnation::ANY`]. Reply: the sender's.
+    pub incarnation: Incarnation,
+    /// The membership that the sender believes in.
+    pub epoch: Epoch,
+    /// See [`Kind`].
+    pub slot: Slot,
+    /// See [`Kind`].
+    pub ballot: Ballot,
+    /// See [`Kind`].
+    pub vote_ballot: Ballot,
+    /// See [`Kind`].
+    pub watermark: u64,
+    /// Length of the value in bytes.
+    pub length: u16,
+    /// See [`Flags`].
+    pub flags: Flags,
+    /// Chosen by the requester, echoed by the reply.
+    pub nonce: u32,
+    /// SipHash-2-4 over the header (this field zero) and the value, or zero.
+    pub tag: u64,
+}
+
+impl Header {
+    /// A header with every field but these zero.
+    #[inline]
+    pub const fn new(kind: Kind, group: GroupId, sender: NodeId) -> Self {
+        Self {
+            kind,
+            group,
+            sender,
+            incarnation: Incarnation::ANY,
+            epoch: Epoch(0),
+            slot: Slot::NONE,
+            ballot: Ballot::NONE,
+            vote_ballot: Ballot::NONE,
+            watermark: 0,
+            length: 0,
+            flags: Flags(0),
+            nonce: 0,
+            tag: 0,
+        }
+    }
+
+    /// The session of a Request, Response or Redirect.
+    #[inline]
+    pub const fn session(&self) -> SessionId {
+        SessionId(self.slot.0)
+    }
+
+    /// Writes the header into the first [`HEADER_BYTES`] of a packet.
+    #[inline]
+    pub fn write(&self, out: &mut [u8; HEADER_BYTES]) {
+        let raw = RawHeader {
+            magic: U16::new(MAGIC),
+            version: VERSION,
+            kind: self.kind as u8,
+            group: U16::new(self.group.0),
+            sender: U16::new(self.sender.0),
+            incarnation: U32::new(self.incarnation.0),
+            epoch: U32::new(self.epoch.0),
+            slot: U64::new(self.slot.0),
+            ballot: U64::new(self.ballot.0),
+            vote_ballot: U64::new(self.vote_ballot.0),
+            watermark: U64::new(self.watermark),
+            length: U16::new(self.length),
+            flags: U16::new(self.flags.0),
+            nonce: U32::new(self.nonce),
+            tag: U64::new(self.tag),
+        };
+        *out = zerocopy::transmute!(raw);
+    }
+
+    /// The header as bytes.
+    #[inline]
+    pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        self.write(&mut out);
+        out
+    }
+}
+
+/// Why a packet that carries our magic was refused. The discriminant indexes counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Malformed {
+    /// Shorter than the header.
+    Truncated = 0,
+    /// Another version of the wire format.
+    Version = 1,
+    /// No kind has this code.
+    Kind = 2,
+    /// The length field and the datagram disagree.
+    Length = 3,
+    /// The value is longer than the limit.
+    OverLong = 4,
+    /// The sealed ballot, or a sender or ballot that no node may have.
+    Ballot = 5,
+    /// An unknown flag.
+    Flags = 6,
+    /// The tag is wrong, or missing where authentication is on.
+    Tag = 7,
+}
+
+impl Malformed {
+    /// How many reasons there are.
+    pub const COUNT: usize = 8;
+    /// Every reason, in the order of the discriminants.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Truncated,
+        Self::Version,
+        Self::Kind,
+        Self::Length,
+        Self::OverLong,
+        Self::Ballot,
+        Self::Flags,
+        Self::Tag,
+    ];
+
+    /// A stable name for metrics and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::Version => "version",
+            Self::Kind => "kind",
+            Self::Length => "length",
+            Self::OverLong => "over_long",
+            Self::Ballot => "ballot",
+            Self::Flags => "flags",
+            Self::Tag => "tag",
+        }
+    }
+}
+
+/// What [`parse`] makes of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Parsed<'a> {
+    /// A well-formed packet and its value.
+    Ours(Header, &'a [u8]),
+    /// Not our magic: the stack's business.
+    NotOurs,
+    /// Our magic, but unusable: counted by reason and dropped.
+    Malformed(Malformed),
+}
+
+/// Parses a datagram (UDP payload). `max_value` is the longest value in bytes that the caller
+/// takes. The tag is not checked here: see [`crate::auth`].
+#[inline]
+pub fn parse(datagram: &[u8], max_value: usize) -> Parsed<'_> {
+    let Ok((raw, value)) = RawHeader::ref_from_prefix(datagram) else {
+        return match datagram {
+            [a, b, ..] if u16::from_be_bytes([*a, *b]) == MAGIC => {
+                Parsed::Malformed(Malformed::Truncated)
+            }
+            _ => Parsed::NotOurs,
+        };
+    };
+    if raw.magic.get() != MAGIC {
+        return Parsed::NotOurs;
+    }
+    if raw.version != VERSION {
+        return Parsed::Malformed(Malformed::Version);
+    }
+    let Some(kind) = Kind::from_code(raw.kind) else {
+        return Parsed::Malformed(Malformed::Kind);
+    };
+    if usize::from(raw.length.get()) != value.len() {
+        return Parsed::Malformed(Malformed::Length);
+    }
+    if value.len() > max_value {
+        return Parsed::Malformed(Malformed::OverLong);
+    }
+    if raw.flags.get() & !Flags::KNOWN.0 != 0 {
+        return Parsed::Malformed(Malformed::Flags);
+    }
+    let ballot = Ballot(raw.ballot.get());
+    if ballot.round() > Ballot::MAX_ROUND || raw.sender.get() > NodeId::MAX {
+        return Parsed::Malformed(Malformed::Ballot);
+    }
+    let header = Header {
+        kind,
+        group: GroupId(raw.group.get()),
+        sender: NodeId(raw.sender.get()),
+        incarnation: Incarnation(raw.incarnation.get()),
+        epoch: Epoch(raw.epoch.get()),
+        slot: Slot(raw.slot.get()),
+        ballot,
+        vote_ballot: Ballot(raw.vote_ballot.get()),
+        watermark: raw.watermark.get(),
+        length: raw.length.get(),
+        flags: Flags(raw.flags.get()),
+        nonce: raw.nonce.get(),
+        tag: raw.tag.get(),
+    };
+    Parsed::Ours(header, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    fn sample() -> Header {
+        Header {
+            incarnation: Incarnation(0xdead_beef),
+            epoch: Epoch(7),
+            slot: Slot(42),
+            ballot: Ballot::new(3, NodeId(2)),
+            vote_ballot: Ballot::new(2, NodeId(1)),
+            watermark: 9,
+            length: 3,
+            flags: Flags::ACK_WANTED,
+            nonce: 0x0102_0304,
+            ..Header::new(Kind::Accept, GroupId(5), NodeId(2))
+        }
+    }
+
+    fn packet(header: &Header, value: &[u8]) -> Vec<u8> {
+        let mut out = Vec::from(header.to_bytes());
+        out.extend_from_slice(value);
+        out
+    }
+
+    #[test]
+    fn what_is_written_is_parsed() {
+        let header = sample();
+        assert_eq!(parse(&packet(&header, b"abc"), 3), Parsed::Ours(header, b"abc"));
+    }
+
+    #[test]
+    fn each_defect_has_its_reason() {
+        let good = packet(&sample(), b"abc");
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        let cases: [(Vec<u8>, Parsed<'_>); 9] = [
+            (with(0, 0), Parsed::NotOurs),
+            (Vec::new(), Parsed::NotOurs),
+            (good[..63].to_vec(), Parsed::Malformed(Malformed::Truncated)),
+            (with(2, 9), Parsed::Malformed(Malformed::Version)),
+            (with(3, 0), Parsed::Malformed(Malformed::Kind)),
+            (with(49, 4), Parsed::Malformed(Malformed::Length)),
+            (with(50, 0x80), Parsed::Malformed(Malformed::Flags)),
+            (with(6, 0xff), Parsed::Malformed(Malformed::Ballot)),
+            (
+                packet(&Header { ballot: Ballot::SEALED, ..sample() }, b"abc"),
+                Parsed::Malformed(Malformed::Ballot),
+            ),
+        ];
+        for (bytes, expected) in &cases {
+            assert_eq!(parse(bytes, 1024), *expected);
+        }
+        assert_eq!(parse(&good, 2), Parsed::Malformed(Malformed::OverLong));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes, 64);
+        }
+
+        #[test]
+        fn a_parsed_packet_writes_back_to_the_same_bytes(
+            tail in proptest::collection::vec(any::<u8>(), 60),
+            kind in 0usize..Kind::ALL.len(),
+        ) {
+            let mut bytes = std::vec![0x4e, 0x57, VERSION, Kind::ALL[kind] as u8];
+            bytes.extend(tail);
+            bytes[48..52].fill(0);
+            if let Parsed::Ours(header, value) = parse(&bytes, 64) {
+                prop_assert_eq!(packet(&header, value), bytes);
+            }
+        }
+    }
+}

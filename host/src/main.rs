@@ -1,0 +1,2 @@
+//! nearwire
+fn main(){}
