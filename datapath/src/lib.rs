@@ -55,3 +55,16 @@ pub trait Datapath {
     /// The address that packets are received on.
     fn local_addr(&self) -> SocketAddr;
 }
+
+/// A datapath cannot be opened or went away.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done to what.
+        doing: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
