@@ -14,11 +14,37 @@ extern crate alloc;
 extern crate std;
 
 pub mod acceptor;
+#[cfg(feature = "alloc")]
+pub mod applied;
 pub mod auth;
+#[cfg(feature = "alloc")]
+pub mod catch_up;
+#[cfg(feature = "alloc")]
+pub mod election;
 pub mod envelope;
+#[cfg(feature = "alloc")]
+pub mod formation;
 mod ident;
+#[cfg(feature = "alloc")]
+pub mod leader;
+#[cfg(feature = "alloc")]
+pub mod local;
 pub mod memory;
+#[cfg(feature = "alloc")]
+pub mod node;
+#[cfg(feature = "alloc")]
+pub mod quorum;
+#[cfg(feature = "alloc")]
+pub mod random;
+#[cfg(feature = "alloc")]
+pub mod recover;
 pub mod region;
+#[cfg(feature = "alloc")]
+pub mod replica;
+#[cfg(feature = "alloc")]
+pub mod responses;
+#[cfg(feature = "alloc")]
+pub mod session;
 #[cfg(feature = "alloc")]
 pub mod state_machine;
 pub mod sync;
