@@ -9,6 +9,7 @@ pub mod clock;
 mod faulty;
 mod loopback;
 mod mmsg;
+pub mod netns;
 mod packets;
 mod pcap;
 mod placement;
