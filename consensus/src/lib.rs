@@ -13,6 +13,8 @@ extern crate alloc;
 #[cfg(any(feature = "std", test, loom))]
 extern crate std;
 
+#[cfg(feature = "alloc")]
+pub mod client;
 pub mod envelope;
 mod ident;
 #[cfg(feature = "alloc")]
