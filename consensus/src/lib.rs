@@ -13,12 +13,17 @@ extern crate alloc;
 #[cfg(any(feature = "std", test, loom))]
 extern crate std;
 
+pub mod acceptor;
+pub mod auth;
 #[cfg(feature = "alloc")]
 pub mod client;
 pub mod envelope;
 mod ident;
+pub mod memory;
+pub mod region;
 #[cfg(feature = "alloc")]
 pub mod state_machine;
+pub mod sync;
 pub mod wire;
 
 pub use ident::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};

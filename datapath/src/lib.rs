@@ -3,7 +3,6 @@
 //! A [`Datapath`] receives and transmits batches and says what it can do; it is monomorphised into
 //! the worker loop, which drives a [`Service`] (a replica, an acceptor, an echo server, a client).
 
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
