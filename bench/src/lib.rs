@@ -1,1 +1,8 @@
-//! placeholder
+//! Load generation, latency reports and benchmarks of nearwire.
+
+pub mod cluster;
+pub mod echo;
+pub mod hgrm;
+pub mod load;
+pub mod machine;
+pub mod process;
