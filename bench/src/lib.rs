@@ -5,4 +5,6 @@ pub mod echo;
 pub mod hgrm;
 pub mod load;
 pub mod machine;
+pub mod plot;
 pub mod process;
+pub mod report;
