@@ -6,8 +6,12 @@
 //! [`Faulty`] and [`Capture`] wrap any other. Threads hand each other work through a [`queue`].
 
 pub mod clock;
+mod faulty;
+mod loopback;
 mod mmsg;
+pub mod netns;
 mod packets;
+mod pcap;
 mod placement;
 pub mod queue;
 mod stats;
@@ -18,7 +22,10 @@ mod worker;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use faulty::{FaultCounts, Faults, Faulty, Line};
+pub use loopback::{Loopback, Network};
 pub use packets::Packets;
+pub use pcap::Capture;
 pub use placement::Placement;
 pub use stats::{Reason, Stats};
 pub use udp::{Inbox, Udp};

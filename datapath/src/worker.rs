@@ -114,3 +114,160 @@ impl<D: Datapath, S: Service> Worker<D, S> {
         (self.datapath, self.service)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::{self, Receiver};
+    use crate::{Faults, Faulty, Network, Udp, Wait};
+    use std::time::Instant;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// Answers every packet, sends what its queue says, stops when the queue ends.
+    struct Echo {
+        orders: Receiver<(SocketAddr, u8)>,
+        times: Vec<u64>,
+        stopping: bool,
+    }
+
+    impl Service for Echo {
+        fn packet<T: Transmit>(
+            &mut self,
+            now_ns: u64,
+            from: SocketAddr,
+            datagram: &[u8],
+            tx: &mut T,
+        ) {
+            self.times.push(now_ns);
+            tx.send(from, b"echo ", datagram);
+        }
+
+        fn turn<T: Transmit>(&mut self, _now_ns: u64, tx: &mut T) -> Duration {
+            self.stopping = self.orders.is_abandoned();
+            while let Some((to, byte)) = self.orders.pop() {
+                tx.send(to, &[byte], b"");
+            }
+            SOON
+        }
+
+        fn stopping(&self) -> bool {
+            self.stopping
+        }
+    }
+
+    fn echo(orders: Receiver<(SocketAddr, u8)>) -> Echo {
+        Echo {
+            orders,
+            times: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn a_batch_has_one_time_and_its_replies_one_flush() {
+        let network = Network::new();
+        let mut client = network.endpoint(address(1)).unwrap();
+        let server = network.endpoint(address(2)).unwrap();
+        let (_sender, orders) = queue::channel(8, server.waker());
+        let mut worker = Worker::new(server, echo(orders));
+        for number in 0..3u8 {
+            client.halves().1.send(address(2), &[number], b"");
+        }
+        client.flush().unwrap();
+        assert_eq!(worker.step(|| 77).unwrap(), (3, SOON));
+        assert_eq!(worker.service().times, [77; 3]);
+        assert_eq!(client.receive().unwrap(), 3);
+        assert_eq!(client.halves().0.packet(2), (address(2), &b"echo \x02"[..]));
+    }
+
+    /// An order wakes a sleeping worker; its end stops it.
+    fn serves_orders_and_packets(wait: Wait) {
+        let mut client = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let server = Udp::bind(address(0), wait).unwrap();
+        let to = server.local_addr();
+        let (mut sender, orders) = queue::channel(8, server.waker());
+        let thread = Worker::new(server, echo(orders)).spawn("echo").unwrap();
+        let start = Instant::now();
+        for round in 0..200u8 {
+            let expected = if round % 2 == 0 {
+                sender.push((client.local_addr(), round)).unwrap();
+                vec![round]
+            } else {
+                client.halves().1.send(to, &[round], b"");
+                client.flush().unwrap();
+                [b"echo ", &[round][..]].concat()
+            };
+            while client.receive().unwrap() == 0 {
+                client.wait(Duration::from_secs(1)).unwrap();
+                assert!(start.elapsed() < SOON, "round {round} was not answered");
+            }
+            assert_eq!(client.halves().0.packet(0), (to, &expected[..]));
+        }
+        drop(sender);
+        let (datapath, _) = thread.join().unwrap().unwrap().into_parts();
+        assert_eq!(datapath.stats().sent, 200);
+        assert!(start.elapsed() < SOON, "a wake-up was lost");
+    }
+
+    #[test]
+    fn a_blocking_worker_serves_orders_and_packets() {
+        serves_orders_and_packets(Wait::Blocking);
+    }
+
+    #[test]
+    fn a_polling_worker_serves_orders_and_packets() {
+        serves_orders_and_packets(Wait::Polling);
+    }
+
+    #[test]
+    fn a_worker_behind_a_bad_network_does_not_oversleep_a_late_packet() {
+        let mut client = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let late = Faults {
+            delay: 1.0,
+            longest_delay: Duration::from_millis(2),
+            ..Faults::default()
+        };
+        let server = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let server = Faulty::new(server, late, late, 1);
+        let to = server.local_addr();
+        let (sender, orders) = queue::channel(8, server.waker());
+        let thread = Worker::new(server, echo(orders))
+            .spawn("late echo")
+            .unwrap();
+        let start = Instant::now();
+        for round in 0..20 {
+            client.halves().1.send(to, &[round], b"");
+            client.flush().unwrap();
+            while client.receive().unwrap() == 0 {
+                client.wait(Duration::from_secs(1)).unwrap();
+                assert!(start.elapsed() < SOON, "round {round} was not answered");
+            }
+        }
+        drop(sender);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_placed_says_so() {
+        let network = Network::new();
+        let (_sender, orders) = queue::channel(8, || {});
+        let nowhere = Placement {
+            cpu: Some(100_000),
+            ..Placement::default()
+        };
+        let mut worker =
+            Worker::new(network.endpoint(address(1)).unwrap(), echo(orders)).placed(nowhere);
+        let error = thread::scope(|scope| scope.spawn(|| worker.run()).join().unwrap());
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .starts_with("pin to CPU 100000")
+        );
+    }
+}
