@@ -20,6 +20,8 @@ pub mod auth;
 #[cfg(feature = "alloc")]
 pub mod catch_up;
 #[cfg(feature = "alloc")]
+pub mod client;
+#[cfg(feature = "alloc")]
 pub mod election;
 pub mod envelope;
 #[cfg(feature = "alloc")]
