@@ -39,6 +39,7 @@ pub use format::{MAX_RECORD_BYTES, MIN_SEGMENT_BYTES};
 pub use recovery::{Recovery, TornTail};
 pub use statistics::{LATENCY_BUCKETS, Statistics};
 
+use crate::kill_point::kill_point;
 use disk::Blocks;
 use rtrb::{Producer, RingBuffer};
 use segments::{Finished, Housekeeper, Shelf, Yard};
@@ -342,8 +343,6 @@ impl Opening {
     }
 
     fn finish(mut self, wake: shared::Wake) -> Result<(Recovery, Journal), JournalError> {
-        use crate::kill_point::kill_point;
-
         if let Some(number) = self.found.unbegun {
             self.shelf.give_back(number)?;
         }
