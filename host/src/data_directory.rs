@@ -222,7 +222,13 @@ impl DataDirectory {
         }
         let file = path.join("identity");
         let (identity, created) = match fs::read(&file) {
-            Ok(bytes) => (decode(&file, &bytes)?, false),
+            Ok(bytes) => {
+                // The last life may have renamed it and not have lived to flush the name.
+                File::open(&path)
+                    .and_then(|directory| directory.sync_all())
+                    .map_err(refused("flush", &path))?;
+                (decode(&file, &bytes)?, false)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 refuse_leftovers(&path)?;
                 let identity = new_identity(&path, expectation)?;

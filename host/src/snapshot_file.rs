@@ -184,6 +184,11 @@ impl SnapshotDirectory {
                 fs::remove_file(&entry).map_err(refused("remove", &entry))?;
             }
         }
+        // A snapshot that the last life renamed and did not live to flush must not be relied upon
+        // before its name is certain to stay.
+        File::open(&directory.path)
+            .and_then(|file| file.sync_all())
+            .map_err(refused("flush snapshot directory", &directory.path))?;
         Ok(directory)
     }
 

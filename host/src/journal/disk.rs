@@ -79,7 +79,7 @@ pub enum Access {
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4096))]
-struct Block([u8; BLOCK_BYTES]);
+pub(super) struct Block(pub(super) [u8; BLOCK_BYTES]);
 
 /// Zeroed memory that is aligned as O_DIRECT wants it.
 pub(super) struct Blocks(Vec<Block>);
