@@ -206,7 +206,12 @@ struct State {
     files: HashMap<PathBuf, Arc<Mutex<Cached>>>,
     /// How to take back each change of a name since the last directory flush.
     undo: Vec<Undo>,
+    /// Names the files that wait to be removed.
+    removed: u64,
 }
+
+/// What the name of a file begins with that waits to be removed.
+const GONE: &str = "gone-";
 
 enum Undo {
     Create(PathBuf),
@@ -214,8 +219,11 @@ enum Undo {
         from: PathBuf,
         to: PathBuf,
     },
-    /// The file is only removed when the directory is flushed.
-    Remove(PathBuf),
+    /// The file is only renamed until the directory is flushed.
+    Remove {
+        path: PathBuf,
+        gone: PathBuf,
+    },
 }
 
 struct Cached {
@@ -301,12 +309,13 @@ impl DiscardingDisk {
         {
             let kept = (i as u64) < keep;
             match undo {
-                Undo::Remove(path) if kept => inner.remove(&path).expect("remove below"),
+                Undo::Remove { gone, .. } if kept => inner.remove(&gone).expect("remove below"),
+                Undo::Remove { path, gone } => inner.rename(&gone, &path).expect("rename below"),
                 Undo::Create(path) if !kept => inner.remove(&path).expect("remove below"),
                 Undo::Rename { from, to } if !kept => {
                     inner.rename(&to, &from).expect("rename below");
                 }
-                Undo::Create(_) | Undo::Rename { .. } | Undo::Remove(_) => {}
+                Undo::Create(_) | Undo::Rename { .. } => {}
             }
         }
     }
@@ -351,15 +360,9 @@ impl Disk for Plugged {
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {
-        let state = self.machine.state(self.life)?;
+        let _alive = self.machine.state(self.life)?;
         let mut names = self.machine.inner.list(directory)?;
-        names.retain(|name| {
-            let path = directory.join(name);
-            !state
-                .undo
-                .iter()
-                .any(|undo| matches!(undo, Undo::Remove(gone) if *gone == path))
-        });
+        names.retain(|name| !name.to_string_lossy().starts_with(GONE));
         Ok(names)
     }
 
@@ -414,16 +417,22 @@ impl Disk for Plugged {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.machine.state(self.life)?;
+        state.removed += 1;
+        let gone = path.with_file_name(format!("{GONE}{}", state.removed));
+        self.machine.inner.rename(path, &gone)?;
         state.files.remove(path);
-        state.undo.push(Undo::Remove(path.to_owned()));
+        state.undo.push(Undo::Remove {
+            path: path.to_owned(),
+            gone,
+        });
         Ok(())
     }
 
     fn flush_directory(&self, directory: &Path) -> io::Result<()> {
         let mut state = self.machine.state(self.life)?;
         for undo in std::mem::take(&mut state.undo) {
-            if let Undo::Remove(path) = undo {
-                self.machine.inner.remove(&path)?;
+            if let Undo::Remove { gone, .. } = undo {
+                self.machine.inner.remove(&gone)?;
             }
         }
         self.machine.inner.flush_directory(directory)

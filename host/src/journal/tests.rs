@@ -195,16 +195,15 @@ impl Machine {
         });
         let mut mark = self.history.len() as u64;
         for (i, length) in life.lengths.iter().take(life.until).enumerate() {
+            let flushed_before = journal.flushed().0;
             let Some(lsn) = self.append(&mut journal, life.salt, *length) else {
                 return Err(format!("{:?}", journal.failed()));
             };
             if i % life.stride == 0 && self.flush == Flush::Before {
-                mark = mark.max(lsn.0 - 1);
-                let mark_before = journal.flushed().0;
                 if !reported(&journal, lsn) {
                     return Err(format!("{:?}", journal.failed()));
                 }
-                mark = mark_before;
+                mark = flushed_before;
             }
             if life.cut && i == life.lengths.len() / 2 {
                 self.cut = journal.durable().0.max(1);
@@ -225,10 +224,11 @@ impl Machine {
     }
 }
 
+/// `PROPTEST_CASES` asks for more.
 fn cases() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
-        ..ProptestConfig::with_cases(96)
+        ..ProptestConfig::default()
     }
 }
 
@@ -444,7 +444,7 @@ fn records_that_wait_for_one_flush_share_the_next() {
     assert!(reported(&journal, Lsn(500)));
     let statistics = journal.statistics();
     assert!(statistics.flushes <= 50, "{statistics:?}");
-    assert!(statistics.latency_us(0.5) >= 20_000, "{statistics:?}");
+    assert!(statistics.latency_us(1.0) >= 20_000, "{statistics:?}");
     assert_eq!(
         (statistics.records, statistics.payload_bytes),
         (500, 50_000)
