@@ -4,6 +4,8 @@
 //! Each point is tried twice over: on the plain disk, where the page cache outlives the child, and
 //! behind a cache in the child's own memory, so that SIGKILL is a power loss.
 
+#![allow(clippy::unwrap_used)]
+
 use nearwire::journal::testing::DiscardingDisk;
 use nearwire::journal::{Flush, Journal, Lsn, MIN_SEGMENT_BYTES, Options, RealDisk};
 use nearwire::kill_point;

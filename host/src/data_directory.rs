@@ -516,6 +516,7 @@ fn store(directory: &Path, identity: &Identity) -> Result<(), DataDirectoryError
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

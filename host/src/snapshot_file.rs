@@ -384,6 +384,7 @@ fn body_crc(file: &File, bytes: u64) -> io::Result<u32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

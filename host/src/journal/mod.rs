@@ -29,6 +29,7 @@ mod statistics;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 mod uring;
 mod writer;
@@ -405,7 +406,7 @@ impl Opening {
         };
         journal.writer = Some(spawn("journal", &journal.shared, || writer.run())?);
         journal.housekeeper = Some(spawn("journal-files", &journal.shared, || {
-            housekeeper.run()
+            housekeeper.run();
         })?);
         journal.introduce();
         Ok((recovery, journal))

@@ -472,7 +472,9 @@ fn the_worker_is_woken_after_each_report_and_on_failure() {
     let machine = Machine::new(Flush::Before);
     let (sender, woken) = std::sync::mpsc::channel();
     let sender = Mutex::new(sender);
-    let wake = move || drop(sender.lock().unwrap().send(()));
+    let wake = move || {
+        let _ = sender.lock().unwrap().send(());
+    };
     let (_, mut journal) = Journal::open(machine.options(), Arc::new(wake)).unwrap();
     let lsn = journal.append(b"one").unwrap();
     while journal.flushed() < lsn {
