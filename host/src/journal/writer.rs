@@ -94,7 +94,7 @@ impl Writer {
             } else if stops {
                 // An empty batch, which says that everything before it was flushed: from now on
                 // damage to the last records is told from a write that was never finished.
-                return self.write_mark();
+                return self.write(0, 0);
             } else {
                 self.idle();
             }
@@ -127,10 +127,11 @@ impl Writer {
         self.write(records, bytes)
     }
 
-    /// The bytes of records that the next batch may hold.
+    /// The bytes of records that the next batch may hold. The last block of a segment is left to
+    /// the mark of a clean end.
     fn room(&self) -> usize {
-        let start = self.segment.offset.max(BLOCK_BYTES as u64);
-        let left = usize::try_from(self.segment.bytes - start).unwrap_or(usize::MAX);
+        let start = self.segment.offset.max(BLOCK_BYTES as u64) + BLOCK_BYTES as u64;
+        let left = usize::try_from(self.segment.bytes.saturating_sub(start)).unwrap_or(usize::MAX);
         left.min(MAX_BATCH_BYTES).saturating_sub(BatchHeader::BYTES)
     }
 
@@ -186,13 +187,6 @@ impl Writer {
             .map_err(JournalError::disk("flush journal", path))
     }
 
-    fn write_mark(&mut self) -> Result<(), JournalError> {
-        if self.segment.offset + BLOCK_BYTES as u64 > self.segment.bytes {
-            return Ok(());
-        }
-        self.write(0, 0)
-    }
-
     /// Writes the batch in the buffer, and the superheader before it if it is the first.
     fn write(&mut self, records: u32, bytes: usize) -> Result<(), JournalError> {
         let lead = self.lead();
@@ -241,6 +235,7 @@ impl Writer {
         const BETWEEN: &str = "journal.after-write-before-flush";
         let file = self.segment.file.as_ref();
         let bytes = &self.buffer.as_slice()[..padded];
+        debug_assert!(offset + padded as u64 <= self.segment.bytes);
         #[cfg(test)]
         if self.mutation == Some(Mutation::ReportBeforeFlush) {
             self.shared.report(_last);
