@@ -4,6 +4,7 @@
 //! Each point is tried twice over: on the plain disk, where the page cache outlives the child, and
 //! behind a cache in the child's own memory, so that SIGKILL is a power loss.
 
+#![cfg(any(debug_assertions, feature = "kill-points"))]
 #![allow(clippy::unwrap_used)]
 
 use nearwire::journal::testing::DiscardingDisk;

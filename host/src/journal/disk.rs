@@ -293,3 +293,66 @@ impl DiskFile for RealFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PATHS: [Durably; 4] = [
+        Durably::UringDirect,
+        Durably::PwriteDirect,
+        Durably::PwriteBuffered,
+        Durably::Behind,
+    ];
+
+    #[test]
+    fn every_path_stores_what_it_is_given() {
+        let scratch = tempfile::tempdir().unwrap();
+        let probed = RealDisk::probe(scratch.path(), Flush::Before).unwrap();
+        let from = PATHS
+            .iter()
+            .position(|path| *path == probed.durably)
+            .unwrap();
+        // Where a better path is refused, the ones behind it are what serves.
+        for durably in &PATHS[from..] {
+            let disk = RealDisk { durably: *durably };
+            let path = scratch.path().join(format!("{durably:?}"));
+            disk.create(&path, 256 * 1024).unwrap();
+            let mut blocks = Blocks::new(64 * 1024);
+            for (i, byte) in blocks.as_mut_slice().iter_mut().enumerate() {
+                *byte = (i % 251) as u8;
+            }
+            let file = disk.open(&path, Access::Write).unwrap();
+            file.write_durably(4096, blocks.as_slice()).unwrap();
+            file.write_at(128 * 1024, &blocks.as_slice()[..8192])
+                .unwrap();
+            file.flush().unwrap();
+            drop(file);
+            let file = disk.open(&path, Access::Read).unwrap();
+            assert_eq!(file.bytes().unwrap(), 256 * 1024);
+            let mut found = Blocks::new(64 * 1024);
+            file.read_at(4096, found.as_mut_slice()).unwrap();
+            assert!(found.as_slice() == blocks.as_slice(), "{}", disk.path());
+            file.read_at(128 * 1024, &mut found.as_mut_slice()[..8192])
+                .unwrap();
+            assert!(
+                found.as_slice()[..8192] == blocks.as_slice()[..8192],
+                "{}",
+                disk.path()
+            );
+        }
+        assert!(!scratch.path().join("probe.tmp").exists());
+    }
+
+    #[test]
+    fn a_write_through_the_ring_fails_with_the_systems_own_error() {
+        let Ok(mut ring) = Ring::new() else {
+            eprintln!("skipped: this kernel or sandbox forbids io_uring");
+            return;
+        };
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = ring.write_durably(&full, 0, &[1; 512]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    }
+}
