@@ -90,7 +90,8 @@ pub enum Flush {
 /// Where and how to keep a journal.
 #[derive(Clone)]
 pub struct Options {
-    /// Holds nothing but this journal; made if missing.
+    /// Holds nothing but this journal; made if missing. Two processes must not open it at once:
+    /// the lock of the [data directory](crate::data_directory) sees to that.
     pub directory: PathBuf,
     /// Whose journal this is, such as a hash of cluster and node.
     pub identity: u64,

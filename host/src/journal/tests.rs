@@ -452,6 +452,28 @@ fn records_that_wait_for_one_flush_share_the_next() {
 }
 
 #[test]
+fn a_batch_that_nobody_waits_for_fills_first() {
+    let mut machine = Machine::new(Flush::Behind);
+    let mut journal = machine.open(0).unwrap();
+    for _ in 0..500 {
+        machine.append(&mut journal, 0, 100).unwrap();
+    }
+    assert!(reported(&journal, Lsn(500)));
+    assert!(
+        journal.statistics().flushes <= 50,
+        "{:?}",
+        journal.statistics()
+    );
+    let end = Instant::now() + PATIENCE;
+    while journal.durable() < Lsn(500) {
+        assert!(Instant::now() < end, "never flushed behind");
+        thread::yield_now();
+    }
+    machine.disk.lose_power(PowerLoss::Everything);
+    machine.open(500).unwrap();
+}
+
+#[test]
 fn a_full_queue_is_an_answer() {
     let mut machine = Machine::new(Flush::Before);
     let mut journal = machine.open(0).unwrap();

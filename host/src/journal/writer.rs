@@ -113,7 +113,8 @@ impl Writer {
 
     fn gather(&self, stops: bool) {
         if self.flush == Flush::Behind && !stops && self.queue.slots() < GATHER_BYTES {
-            thread::park_timeout(GATHER);
+            // Not parked: the producer would pay for waking this thread at each record.
+            thread::sleep(GATHER);
         }
     }
 
@@ -222,7 +223,9 @@ impl Writer {
         if self.flush == Flush::Before {
             self.shared.durable.store(last.0, Release);
         }
-        self.shared.report(last);
+        if records > 0 {
+            self.shared.report(last);
+        }
         if lead > 0 {
             counters.segments_begun.fetch_add(1, Relaxed);
             lock(&self.shared.yard).wanted = Some(seal.segment + 1);
