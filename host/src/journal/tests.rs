@@ -677,3 +677,26 @@ fn tmpfs_serves_by_the_path_that_it_accepts() {
         journal.failed()
     );
 }
+
+#[test]
+fn faults_are_named_in_an_environment_variable_or_refused() {
+    let expected = Faults {
+        room_bytes: Some(7),
+        failing_flush: Some(2),
+        flush_delay: Duration::from_micros(30),
+        lying_flushes: true,
+    };
+    let text = "room_bytes=7,failing_flush=2,flush_delay_us=30,lying_flushes";
+    assert_eq!(text.parse(), Ok(expected));
+    assert_eq!("".parse(), Ok(Faults::default()));
+    assert!("room=7".parse::<Faults>().is_err());
+    assert!("room_bytes=much".parse::<Faults>().is_err());
+}
+
+#[test]
+fn a_journal_can_be_given_to_another_thread() {
+    fn sendable<T: Send>() {}
+    sendable::<Journal>();
+    sendable::<Recovery>();
+    sendable::<JournalError>();
+}
