@@ -1,1 +1,5 @@
 //! nearwire
+
+pub mod front;
+pub mod kv;
+pub mod resp;

@@ -1,0 +1,3 @@
+//! The Redis protocol: what clients of the key-value machine speak.
+
+pub mod reply;
