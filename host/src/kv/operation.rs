@@ -1,7 +1,7 @@
 //! A call whose arguments make sense: what [`Kv`](super::Kv) executes.
 
 use super::body::{Call, Op};
-use super::integer;
+use super::{MAX_KEY_BYTES, MAX_VALUE_BYTES, VALUE_TOO_LONG, integer};
 use crate::resp::reply::RespError;
 
 pub(super) const SYNTAX: RespError = RespError::fixed("ERR syntax error");
@@ -149,18 +149,27 @@ impl<'a> Operation<'a> {
             Op::Type => Self::Read(Read::Type { key: one()? }),
             Op::Set => Self::Write(Write::Set(set(words)?)),
             Op::Mset if !words.is_empty() && words.len().is_multiple_of(2) => {
+                for pair in words.chunks_exact(2) {
+                    fits(pair[0], pair[1])?;
+                }
                 Self::Write(Write::Mset { pairs: words })
             }
             Op::Mset => return Err(wrong_arity(call.op)),
             Op::Del => Self::Write(Write::Del { keys: some()? }),
-            Op::Incr => Self::Write(Write::Add { key: one()?, by: 1 }),
+            Op::Incr => Self::Write(Write::Add {
+                key: fits(one()?, &[])?,
+                by: 1,
+            }),
             Op::Decr => Self::Write(Write::Add {
-                key: one()?,
+                key: fits(one()?, &[])?,
                 by: -1,
             }),
             Op::Incrby | Op::Decrby => Self::Write(add(call.op, words)?),
             Op::Append => match *words {
-                [key, tail] => Self::Write(Write::Append { key, tail }),
+                [key, tail] => Self::Write(Write::Append {
+                    key: fits(key, tail)?,
+                    tail,
+                }),
                 _ => return Err(wrong_arity(call.op)),
             },
             Op::Getdel => Self::Write(Write::Getdel { key: one()? }),
@@ -185,11 +194,25 @@ fn number(word: &[u8]) -> Result<i64, RespError> {
     integer::parse(word).ok_or(NOT_AN_INTEGER)
 }
 
+/// What is stored is short enough to be read back in one reply.
+fn fits<'a>(key: &'a [u8], value: &[u8]) -> Result<&'a [u8], RespError> {
+    if key.len() > MAX_KEY_BYTES {
+        let bytes = key.len();
+        let text = format!("ERR key too large: {bytes} bytes, the limit is {MAX_KEY_BYTES}");
+        return Err(text.into());
+    }
+    if value.len() > MAX_VALUE_BYTES {
+        Err(VALUE_TOO_LONG)
+    } else {
+        Ok(key)
+    }
+}
+
 fn add<'a>(op: Op, words: &'a [&'a [u8]]) -> Result<Write<'a>, RespError> {
     let [key, by] = *words else {
         return Err(wrong_arity(op));
     };
-    let by = number(by)?;
+    let (key, by) = (fits(key, &[])?, number(by)?);
     if op == Op::Incrby {
         return Ok(Write::Add { key, by });
     }
