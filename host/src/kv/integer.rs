@@ -1,7 +1,7 @@
 //! Integers as Redis reads them: one text for each number.
 
 /// Reads a 64-bit integer; no space, plus sign, leading zero or negative zero.
-pub(super) fn parse(text: &[u8]) -> Option<i64> {
+pub(crate) fn parse(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         b"0" => return Some(0),
         [b'-', digits @ ..] => (true, digits),

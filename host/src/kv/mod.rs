@@ -21,6 +21,7 @@ mod tests;
 pub use arguments::Arguments;
 pub use body::{Body, Call, Op, TRANSACTION, append_part};
 pub use command::{Command, Local, Parsed, Step, encode};
+pub(crate) use integer::parse as parse_integer;
 
 use crate::resp::reply::{self, RespError};
 use consensus::envelope::MAX_REPLY_BYTES;
