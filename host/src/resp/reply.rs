@@ -1,5 +1,6 @@
 //! Writes replies in RESP3, and turns them into RESP2 for clients that never said `HELLO 3`.
 
+use crate::kv::parse_integer;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -164,29 +165,34 @@ pub fn value_bytes(bytes: &[u8]) -> Option<usize> {
     let mut values = 1usize;
     while values > 0 {
         let head = next_head(bytes.get(at..)?)?;
-        at += head.bytes + head.payload();
-        values = values - 1 + head.children();
+        at = head.bytes.checked_add(head.payload())?.checked_add(at)?;
+        values = (values - 1).checked_add(head.children())?;
     }
     (at <= bytes.len()).then_some(at)
+}
+
+/// Whether one value may hold anything that RESP2 does not have.
+pub fn has_resp3(bytes: &[u8]) -> bool {
+    !matches!(bytes.first(), Some(b'+' | b'-' | b':' | b'$'))
 }
 
 /// Appends the RESP3 values of `bytes` to `out` as `protocol` has them. Bytes that are no RESP3
 /// are passed on as they are.
 pub fn convert(bytes: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-    let plain = matches!(bytes.first(), Some(b'+' | b'-' | b':' | b'$'));
-    if protocol == Protocol::Resp3 || plain {
+    if protocol == Protocol::Resp3 || !has_resp3(bytes) {
         out.extend_from_slice(bytes);
         return;
     }
     let mut rest = bytes;
     while let Some(next) = next_head(rest) {
-        let Some((value, tail)) = rest.split_at_checked(next.bytes + next.payload()) else {
+        let bytes = next.bytes.saturating_add(next.payload());
+        let Some((value, tail)) = rest.split_at_checked(bytes) else {
             break;
         };
         match next.kind {
             b'_' => out.extend_from_slice(b"$-1\r\n"),
-            b'%' => head(out, b'*', next.count.saturating_mul(2)),
-            b'~' | b'>' => head(out, b'*', next.count),
+            b'%' => head(out, b'*', next.children()),
+            b'~' | b'>' => head(out, b'*', next.children()),
             b'#' => out.extend_from_slice(if value[1] == b't' {
                 b":1\r\n"
             } else {
@@ -208,22 +214,22 @@ struct Head {
     kind: u8,
     /// Length of the line with its end.
     bytes: usize,
-    count: usize,
+    /// RESP2's absent strings and arrays have a negative one.
+    count: Option<usize>,
 }
 
 impl Head {
     fn payload(&self) -> usize {
-        if matches!(self.kind, b'$' | b'=' | b'!') {
-            self.count.saturating_add(2)
-        } else {
-            0
+        match (self.kind, self.count) {
+            (b'$' | b'=' | b'!', Some(bytes)) => bytes.saturating_add(2),
+            _ => 0,
         }
     }
 
     fn children(&self) -> usize {
-        match self.kind {
-            b'*' | b'~' | b'>' => self.count,
-            b'%' => self.count.saturating_mul(2),
+        match (self.kind, self.count) {
+            (b'*' | b'~' | b'>', Some(items)) => items,
+            (b'%', Some(pairs)) => pairs.saturating_mul(2),
             _ => 0,
         }
     }
@@ -234,14 +240,14 @@ fn next_head(bytes: &[u8]) -> Option<Head> {
     let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
     let counted = matches!(kind, b'$' | b'=' | b'!' | b'*' | b'~' | b'>' | b'%');
     let count = if counted {
-        std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?
+        parse_integer(&rest[..end])?
     } else {
         0
     };
     Some(Head {
         kind,
         bytes: end + 3,
-        count,
+        count: usize::try_from(count).ok(),
     })
 }
 
@@ -266,6 +272,7 @@ mod tests {
         assert_eq!(resp2(b"%1\r\n+a\r\n#t\r\n"), "*2\r\n+a\r\n:1\r\n");
         assert_eq!(resp2(b",1.5\r\n"), "$3\r\n1.5\r\n");
         assert_eq!(resp2(b"=6\r\ntxt:ab\r\n"), "$2\r\nab\r\n");
+        assert_eq!(resp2(b"*2\r\n*-1\r\n_\r\n"), "*2\r\n*-1\r\n$-1\r\n");
         assert_eq!(resp2(b"~1\r\n:4\r\n"), "*1\r\n:4\r\n");
     }
 
