@@ -172,7 +172,7 @@ impl Client {
                 let reply = self.buffer.drain(..bytes).collect::<Vec<_>>();
                 return reply.escape_ascii().to_string();
             }
-            let mut piece = [0; 65536];
+            let mut piece = [0; 8192];
             match self.stream.read(&mut piece) {
                 Ok(bytes) if bytes > 0 => self.buffer.extend_from_slice(&piece[..bytes]),
                 _ => return format!("closed after {}", self.buffer.escape_ascii()),

@@ -75,7 +75,7 @@ impl At<&Store> {
     fn scan(&self, scan: &Scan<'_>, out: &mut Vec<u8>) {
         let wanted = scan.count.min(SCAN_KEYS);
         let (mut names, mut bytes, mut seen, mut last, mut next) = (Vec::new(), 0, 0, 0, 0);
-        for (key, entry) in self.store.from_hash(scan.cursor) {
+        for (key, entry) in self.store.walk_from(scan.cursor) {
             let full = seen >= wanted || bytes + key.name().len() > SCAN_BYTES;
             if full && key.hash() != last && seen > 0 {
                 next = key.hash();

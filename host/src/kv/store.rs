@@ -160,7 +160,7 @@ impl Store {
     }
 
     /// The keys from the first of `hash` on, in order, with those that have expired.
-    pub(super) fn from_hash(&self, hash: u64) -> impl Iterator<Item = (&Key, &Entry)> {
+    pub(super) fn walk_from(&self, hash: u64) -> impl Iterator<Item = (&Key, &Entry)> {
         let at = shard_of(hash).min(SHARDS);
         let (first, rest) = self.shards[at..].split_at(usize::from(at < SHARDS));
         let probe = Probe::first_of(hash);
@@ -197,18 +197,18 @@ mod tests {
     #[test]
     fn a_walk_from_any_hash_is_the_rest_of_the_whole_walk() {
         let store = store(5000);
-        let all: Vec<u64> = store.from_hash(0).map(|(key, _)| key.hash()).collect();
+        let all: Vec<u64> = store.walk_from(0).map(|(key, _)| key.hash()).collect();
         assert_eq!(all.len(), 5000);
         assert!(all.is_sorted());
         for at in (0..5000).step_by(333) {
             assert!(
                 store
-                    .from_hash(all[at])
+                    .walk_from(all[at])
                     .map(|(key, _)| key.hash())
                     .eq(all[at..].to_vec())
             );
         }
-        assert_eq!(store.from_hash(u64::MAX).count(), 0);
+        assert_eq!(store.walk_from(u64::MAX).count(), 0);
     }
 
     #[test]

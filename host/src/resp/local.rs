@@ -136,21 +136,21 @@ fn hello(options: &[&[u8]], session: &mut Session, out: &mut Vec<u8>) -> Result<
     session.protocol = protocol;
     session.name = name.unwrap_or(std::mem::take(&mut session.name));
     reply::map(out, 7);
-    let mut field = |name: &str, value: &dyn Fn(&mut Vec<u8>)| {
-        reply::bulk(out, name.as_bytes());
-        value(out);
-    };
-    field("server", &|out| reply::bulk(out, b"nearwire"));
-    field("version", &|out| {
-        reply::bulk(out, env!("CARGO_PKG_VERSION").as_bytes())
-    });
-    field("proto", &|out| {
-        reply::integer(out, 2 + i64::from(protocol == Protocol::Resp3))
-    });
-    field("id", &|out| reply::integer(out, session.id as i64));
-    field("mode", &|out| reply::bulk(out, b"standalone"));
-    field("role", &|out| reply::bulk(out, b"master"));
-    field("modules", &|out| reply::array(out, 0));
+    let protocol_number = if protocol == Protocol::Resp3 { 3 } else { 2 };
+    reply::bulk(out, b"server");
+    reply::bulk(out, b"nearwire");
+    reply::bulk(out, b"version");
+    reply::bulk(out, env!("CARGO_PKG_VERSION").as_bytes());
+    reply::bulk(out, b"proto");
+    reply::integer(out, protocol_number);
+    reply::bulk(out, b"id");
+    reply::integer(out, session.id as i64);
+    reply::bulk(out, b"mode");
+    reply::bulk(out, b"standalone");
+    reply::bulk(out, b"role");
+    reply::bulk(out, b"master");
+    reply::bulk(out, b"modules");
+    reply::array(out, 0);
     Ok(())
 }
 
