@@ -1,6 +1,10 @@
-//! The control side of nearwire.
+//! The host side of nearwire: runs replicas, keeps what must outlive them, and serves clients.
 
 pub mod data_directory;
+mod durable_file;
+pub mod front;
 pub mod journal;
 pub mod kill_point;
+pub mod kv;
+pub mod resp;
 pub mod snapshot_file;
