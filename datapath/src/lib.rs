@@ -7,6 +7,8 @@
 
 pub mod clock;
 mod faulty;
+mod frame;
+mod line;
 mod loopback;
 mod mmsg;
 pub mod netns;
@@ -22,7 +24,8 @@ mod worker;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use faulty::{FaultCounts, Faults, Faulty, Line};
+pub use faulty::Faulty;
+pub use line::{FaultCounts, Faults, Line};
 pub use loopback::{Loopback, Network};
 pub use packets::Packets;
 pub use pcap::Capture;

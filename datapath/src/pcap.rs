@@ -4,9 +4,11 @@
 //! enhanced packet block per packet. The datapath carries payloads only, so the IP and UDP headers
 //! are synthesized, with right checksums, and the link type is raw IP.
 
-use crate::{Capabilities, Datapath, Error, Packets, Received, Stats, Transmit, Waker, clock};
+use crate::{
+    Capabilities, Datapath, Error, Packets, Received, Stats, Transmit, Waker, clock, frame,
+};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
@@ -22,10 +24,6 @@ const NANOSECONDS: u8 = 9;
 const EPB_FLAGS: u16 = 2;
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
-
-const UDP: u8 = 17;
-const HOP_LIMIT: u8 = 64;
-const UDP_HEADER_BYTES: usize = 8;
 
 /// Most packets between two flushes.
 const TRANSMIT_PACKETS: usize = 1024;
@@ -182,7 +180,7 @@ impl<W: Write> File<W> {
         let lengths = self.block.len();
         self.block.extend([0; 8]);
         let start = self.block.len();
-        frame(&mut self.block, from, to, payload);
+        frame::append(&mut self.block, from, to, payload);
         let length = ((self.block.len() - start) as u32).to_le_bytes();
         self.block[lengths..lengths + 4].copy_from_slice(&length);
         self.block[lengths + 4..start].copy_from_slice(&length);
@@ -227,78 +225,6 @@ impl<W: Write> File<W> {
     }
 }
 
-/// Appends the IP packet that carries `payload`. If one side is IPv4, both are: a wildcard socket
-/// knows its own address only as unspecified.
-fn frame(out: &mut Vec<u8>, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
-    let udp_length = (UDP_HEADER_BYTES + payload.len()) as u16;
-    let pseudo = match (from.ip(), to.ip()) {
-        (IpAddr::V6(from), IpAddr::V6(to)) => ipv6_header(out, from, to, udp_length),
-        (from, to) => ipv4_header(out, ipv4(from), ipv4(to), udp_length),
-    };
-    let start = out.len();
-    out.extend(from.port().to_be_bytes());
-    out.extend(to.port().to_be_bytes());
-    out.extend(udp_length.to_be_bytes());
-    out.extend([0; 2]);
-    out.extend(payload);
-    // RFC 768: a sum of zero is sent as all ones, since zero says that there is none.
-    let checksum = match fold(pseudo + sum(&out[start..])) {
-        0 => 0xffff,
-        checksum => checksum,
-    };
-    out[start + 6..start + 8].copy_from_slice(&checksum.to_be_bytes());
-}
-
-fn ipv4(ip: IpAddr) -> Ipv4Addr {
-    match ip {
-        IpAddr::V4(ip) => ip,
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    }
-}
-
-/// Appends the header and returns the sum of UDP's pseudo header.
-fn ipv4_header(out: &mut Vec<u8>, from: Ipv4Addr, to: Ipv4Addr, udp_length: u16) -> u64 {
-    let start = out.len();
-    let total = 20 + udp_length;
-    out.extend([0x45, 0]);
-    out.extend(total.to_be_bytes());
-    out.extend([0, 0, 0x40, 0, HOP_LIMIT, UDP, 0, 0]); // Not fragmented, and not to be.
-    out.extend(from.octets());
-    out.extend(to.octets());
-    let checksum = fold(sum(&out[start..]));
-    out[start + 10..start + 12].copy_from_slice(&checksum.to_be_bytes());
-    sum(&out[start + 12..]) + u64::from(UDP) + u64::from(udp_length)
-}
-
-/// Appends the header and returns the sum of UDP's pseudo header.
-fn ipv6_header(out: &mut Vec<u8>, from: Ipv6Addr, to: Ipv6Addr, udp_length: u16) -> u64 {
-    out.extend([0x60, 0, 0, 0]);
-    out.extend(udp_length.to_be_bytes());
-    out.extend([UDP, HOP_LIMIT]);
-    let addresses = out.len();
-    out.extend(from.octets());
-    out.extend(to.octets());
-    sum(&out[addresses..]) + u64::from(UDP) + u64::from(udp_length)
-}
-
-/// The sum of the big-endian 16-bit words, an odd last byte counting as a high one (RFC 1071).
-fn sum(bytes: &[u8]) -> u64 {
-    let words = bytes.chunks(2).map(|word| match *word {
-        [high, low] => u64::from(u16::from_be_bytes([high, low])),
-        [high] => u64::from(high) << 8,
-        _ => 0,
-    });
-    words.sum()
-}
-
-/// The one's complement of a sum with its carries added in.
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,47 +255,8 @@ mod tests {
         payload: Vec<u8>,
     }
 
-    fn u16_at(bytes: &[u8], at: usize) -> u16 {
-        u16::from_be_bytes(bytes[at..at + 2].try_into().unwrap())
-    }
-
     fn u32_le(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-    }
-
-    /// Reads what `frame` wrote, and checks what the writer computed by another route: a checksum
-    /// is right if the sum over all that it covers is all ones.
-    fn parse_ip(packet: &[u8]) -> (SocketAddr, SocketAddr, Vec<u8>) {
-        let (from, to, udp): (IpAddr, IpAddr, &[u8]) = match packet[0] >> 4 {
-            4 => {
-                assert_eq!(usize::from(u16_at(packet, 2)), packet.len());
-                assert_eq!(fold(sum(&packet[..20])), 0, "IPv4 checksum");
-                let ip = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).unwrap().into();
-                (ip(12), ip(16), &packet[20..])
-            }
-            6 => {
-                assert_eq!(usize::from(u16_at(packet, 4)), packet.len() - 40);
-                let ip = |at: usize| <[u8; 16]>::try_from(&packet[at..at + 16]).unwrap().into();
-                (ip(8), ip(24), &packet[40..])
-            }
-            version => panic!("IP version {version}"),
-        };
-        let octets = |ip| match ip {
-            IpAddr::V4(ip) => Ipv4Addr::octets(&ip).to_vec(),
-            IpAddr::V6(ip) => Ipv6Addr::octets(&ip).to_vec(),
-        };
-        let covered = [
-            octets(from),
-            octets(to),
-            vec![0, UDP],
-            udp[4..6].to_vec(),
-            udp.to_vec(),
-        ]
-        .concat();
-        assert_eq!(fold(sum(&covered)), 0, "UDP checksum");
-        assert_eq!(usize::from(u16_at(udp, 4)), udp.len());
-        let address = |ip, at| SocketAddr::new(ip, u16_at(udp, at));
-        (address(from, 0), address(to, 2), udp[8..].to_vec())
     }
 
     fn parse_file(mut file: &[u8]) -> Vec<Captured> {
@@ -388,7 +275,7 @@ mod tests {
             if u32_le(block, 0) == ENHANCED_PACKET {
                 let captured = u32_le(block, 20) as usize;
                 assert_eq!(captured, u32_le(block, 24) as usize);
-                let (from, to, payload) = parse_ip(&block[28..28 + captured]);
+                let (from, to, payload) = frame::tests::parse(&block[28..28 + captured]);
                 let options = (28 + captured).next_multiple_of(4);
                 assert_eq!(u32_le(block, options), 4 << 16 | u32::from(EPB_FLAGS));
                 packets.push(Captured {
@@ -471,17 +358,6 @@ mod tests {
                     .all(|p| (before_ns..=clock::unix_ns()).contains(&p.at_ns))
             );
         }
-    }
-
-    #[test]
-    fn a_zero_checksum_is_sent_as_all_ones() {
-        let (from, to) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
-        let mut plain = Vec::new();
-        frame(&mut plain, from, to, &[0, 0]);
-        let mut zero = Vec::new();
-        // A payload that equals the checksum without it makes the checksum zero.
-        frame(&mut zero, from, to, &plain[26..28]);
-        assert_eq!(u16_at(&zero, 26), 0xffff);
     }
 
     #[test]

@@ -4,13 +4,17 @@ use crate::Wake;
 use crossbeam_utils::CachePadded;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A queue of at most `capacity` items whose receiver sleeps in a way that `wake` ends.
 pub fn channel<T>(capacity: usize, wake: impl Wake + 'static) -> (Sender<T>, Receiver<T>) {
     let (producer, consumer) = RingBuffer::new(capacity);
     let shared = Arc::new(Shared {
-        drained: CachePadded::new(AtomicBool::new(true)),
+        drained: CachePadded::new(Drained::new()),
         sender_gone: AtomicBool::new(false),
     });
     let receiver = Receiver {
@@ -40,13 +44,36 @@ pub struct Receiver<T> {
     shared: Arc<Shared>,
 }
 
-/// `drained` is true from when the receiver found nothing until the next push, which wakes it: a
-/// burst costs one wake-up. Both sides change it by exchanges, which are totally ordered: if the
-/// push's exchange comes second it finds `true` and wakes; if it comes first, the receiver's
-/// exchange acquires what it released and the second look finds the item.
 struct Shared {
-    drained: CachePadded<AtomicBool>,
+    drained: CachePadded<Drained>,
     sender_gone: AtomicBool,
+}
+
+/// True from when the receiver found nothing until the next push, which wakes it: a burst costs
+/// one wake-up.
+///
+/// Both sides change it by exchanges, which are totally ordered: if the push's exchange comes
+/// second it finds `true` and wakes; if it comes first, the receiver's exchange acquires what it
+/// released and the second look finds the item.
+struct Drained(AtomicBool);
+
+impl Drained {
+    fn new() -> Self {
+        Self(AtomicBool::new(true))
+    }
+
+    /// An item was added: whether the receiver must be woken.
+    #[inline]
+    fn pushed(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
+
+    /// Nothing was found: whether to look once more before believing it.
+    #[inline]
+    fn found_nothing(&self) -> bool {
+        // Reading `true` late means that a push has just changed it, and wakes.
+        !self.0.load(Ordering::Relaxed) && !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 impl<T> Sender<T> {
@@ -59,7 +86,7 @@ impl<T> Sender<T> {
         self.producer
             .push(item)
             .map_err(|rtrb::PushError::Full(item)| item)?;
-        if self.shared.drained.swap(false, Ordering::AcqRel) {
+        if self.shared.drained.pushed() {
             self.wake.wake();
         }
         Ok(())
@@ -89,12 +116,10 @@ impl<T> Receiver<T> {
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
         let item = self.consumer.pop().ok();
-        // Reading `true` late means that a push has just changed it, and wakes.
-        if item.is_some() || self.shared.drained.load(Ordering::Relaxed) {
-            return item;
+        if item.is_none() && self.shared.drained.found_nothing() {
+            return self.consumer.pop().ok();
         }
-        self.shared.drained.swap(true, Ordering::AcqRel);
-        self.consumer.pop().ok()
+        item
     }
 
     /// How many items can be taken at least.
@@ -109,7 +134,7 @@ impl<T> Receiver<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::Sleeper;
@@ -205,6 +230,39 @@ mod tests {
                     "a wake-up was lost before item {next}"
                 );
             }
+        });
+    }
+}
+
+/// `RUSTFLAGS="--cfg loom" cargo test -p nearwire-datapath --lib --release loom`
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+
+    #[test]
+    fn no_interleaving_leaves_an_item_without_a_wake() {
+        loom::model(|| {
+            let drained = loom::sync::Arc::new(Drained::new());
+            let item = loom::sync::Arc::new(AtomicBool::new(false));
+            let woken = loom::sync::Arc::new(AtomicBool::new(false));
+            // In the middle of a burst: the receiver was woken for an earlier item.
+            assert!(drained.pushed());
+            let producer = loom::thread::spawn({
+                let (drained, item, woken) = (drained.clone(), item.clone(), woken.clone());
+                move || {
+                    item.store(true, Ordering::Release);
+                    if drained.pushed() {
+                        woken.store(true, Ordering::Release);
+                    }
+                }
+            });
+            let look = || item.load(Ordering::Acquire);
+            let found = look() || (drained.found_nothing() && look());
+            producer.join().unwrap();
+            assert!(
+                found || woken.load(Ordering::Acquire),
+                "an item waits, and nobody wakes"
+            );
         });
     }
 }

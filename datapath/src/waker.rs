@@ -268,6 +268,8 @@ mod loom_tests {
             let token = loom::sync::Arc::new(Token::new());
             let work = loom::sync::Arc::new(AtomicBool::new(false));
             let kicked = loom::sync::Arc::new(AtomicBool::new(false));
+            // An earlier notification, which the sleeper is about to take.
+            token.notify();
             let producer = loom::thread::spawn({
                 let (token, work, kicked) = (token.clone(), work.clone(), kicked.clone());
                 move || {

@@ -1,10 +1,13 @@
 //! The loop between a datapath and a service.
 
-use crate::{Datapath, Error, Placement, Received, Transmit, clock};
+use crate::{Datapath, Error, Placement, Received, Stats, Transmit, clock};
 use nix::sys::prctl::set_timerslack;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
+
+/// Time between two observations.
+const OBSERVE_NS: u64 = 100_000_000;
 
 /// What a worker drives: a replica, an acceptor, an echo server, a client.
 ///
@@ -19,6 +22,9 @@ pub trait Service {
     /// Returns how long the worker may sleep if nothing arrives and nobody wakes it.
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration;
 
+    /// Sees what the datapath has counted, about ten times a second while there are turns.
+    fn observe(&mut self, _stats: &Stats) {}
+
     /// Whether the loop ends after this turn. What the turn sent still leaves.
     fn stopping(&self) -> bool;
 }
@@ -29,6 +35,7 @@ pub struct Worker<D, S> {
     datapath: D,
     service: S,
     placement: Placement,
+    observed_ns: u64,
 }
 
 impl<D: Datapath, S: Service> Worker<D, S> {
@@ -38,6 +45,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
             datapath,
             service,
             placement: Placement::default(),
+            observed_ns: 0,
         }
     }
 
@@ -81,6 +89,10 @@ impl<D: Datapath, S: Service> Worker<D, S> {
         }
         let at_most = self.service.turn(now_ns, tx);
         self.datapath.flush()?;
+        if now_ns.saturating_sub(self.observed_ns) >= OBSERVE_NS {
+            self.observed_ns = now_ns;
+            self.service.observe(&self.datapath.stats());
+        }
         Ok((received, at_most))
     }
 

@@ -1,4 +1,5 @@
 //! Rigs of network namespaces: they carry packets, keep to themselves and leave nothing behind.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
 
 use nearwire_datapath::netns::{INTERFACE, Neighbours, Rig};
 use nearwire_datapath::{Datapath, Error, Received, Transmit, Udp, Wait};
