@@ -288,11 +288,6 @@ fn number(value: Option<f64>, digits: usize) -> String {
 }
 
 /// Nothing here is known to more than three decimals.
-#[expect(
-    clippy::ref_option,
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's signature"
-)]
 fn thousandths_if<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     value
         .map(|value| (value * 1000.0).round() / 1000.0)
