@@ -48,8 +48,9 @@ impl Picture {
     }
 }
 
-/// Latency over percentile; the percentile axis gives each further nine the same room.
-pub fn percentiles(title: &str, series: &[Series<'_>]) -> Picture {
+/// Latency over percentile; the percentile axis gives each further nine the same room. `None` if
+/// nothing was measured.
+pub fn percentiles(title: &str, series: &[Series<'_>]) -> Option<Picture> {
     let line = |latencies: &Histogram<u64>| -> Vec<(f64, f64)> {
         // Beyond the last request there is nothing to show.
         let nines = (latencies.len().max(10) as f64).log10().min(NINES);
@@ -65,7 +66,7 @@ pub fn percentiles(title: &str, series: &[Series<'_>]) -> Picture {
         let digits = (nines - 2.0).max(0.0) as usize;
         format!("{:.digits$} %", 100.0 * (1.0 - 10f64.powf(-nines)))
     };
-    let plots = lines(series, line);
+    let plots = lines(series, line)?;
     let layout = Layout::auto_from_plots(&plots)
         .with_x_label("percentile")
         .with_y_label("latency, µs")
@@ -75,15 +76,12 @@ pub fn percentiles(title: &str, series: &[Series<'_>]) -> Picture {
         .with_x_tick_step(1.0)
         .with_x_tick_format(TickFormat::Custom(Arc::new(percentile)))
         .with_y_tick_format(TickFormat::Custom(Arc::new(plain)));
-    draw(
-        title,
-        plots,
-        layout.with_legend_position(LegendPosition::InsideTopLeft),
-    )
+    let layout = layout.with_legend_position(LegendPosition::InsideTopLeft);
+    Some(draw(title, plots, layout))
 }
 
-/// The share of requests that took at most so long.
-pub fn distribution(title: &str, series: &[Series<'_>]) -> Picture {
+/// The share of requests that took at most so long. `None` if nothing was measured.
+pub fn distribution(title: &str, series: &[Series<'_>]) -> Option<Picture> {
     let line = |latencies: &Histogram<u64>| -> Vec<(f64, f64)> {
         let step = |step: usize| {
             // To 99.99 %: the longest outlier would squeeze everything else.
@@ -93,7 +91,7 @@ pub fn distribution(title: &str, series: &[Series<'_>]) -> Picture {
         };
         (0..=POINTS).map(step).collect()
     };
-    let plots = lines(series, line);
+    let plots = lines(series, line)?;
     let layout = Layout::auto_from_plots(&plots)
         .with_x_label("latency, µs")
         .with_y_label("share of requests")
@@ -104,15 +102,15 @@ pub fn distribution(title: &str, series: &[Series<'_>]) -> Picture {
         .with_y_tick_format(TickFormat::Custom(Arc::new(|share| {
             format!("{:.0} %", share * 100.0)
         })));
-    draw(
-        title,
-        plots,
-        layout.with_legend_position(LegendPosition::InsideBottomRight),
-    )
+    let layout = layout.with_legend_position(LegendPosition::InsideBottomRight);
+    Some(draw(title, plots, layout))
 }
 
-fn lines(series: &[Series<'_>], line: impl Fn(&Histogram<u64>) -> Vec<(f64, f64)>) -> Vec<Plot> {
-    series
+fn lines(
+    series: &[Series<'_>],
+    line: impl Fn(&Histogram<u64>) -> Vec<(f64, f64)>,
+) -> Option<Vec<Plot>> {
+    let plots: Vec<Plot> = series
         .iter()
         .zip(COLOURS.iter().cycle())
         .filter(|(series, _)| !series.latencies.is_empty())
@@ -122,7 +120,8 @@ fn lines(series: &[Series<'_>], line: impl Fn(&Histogram<u64>) -> Vec<(f64, f64)
                 .with_color(*colour);
             Plot::Line(line.with_stroke_width(2.0).with_legend(series.name))
         })
-        .collect()
+        .collect();
+    (!plots.is_empty()).then_some(plots)
 }
 
 fn draw(title: &str, plots: Vec<Plot>, layout: Layout) -> Picture {
@@ -173,10 +172,11 @@ mod tests {
                 latencies: &floor,
             },
         ];
-        for picture in [
+        let pictures = [
             percentiles("commit latency", &series),
             distribution("commit latency", &series),
-        ] {
+        ];
+        for picture in pictures.into_iter().flatten() {
             let svg = picture.to_svg();
             assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
             for text in [
@@ -191,17 +191,24 @@ mod tests {
             let png = picture.to_png().expect("a raster");
             assert_eq!(&png[..4], b"\x89PNG");
         }
-        assert!(percentiles("", &series).to_svg().contains("99.99 %"));
+        let percentiles = percentiles("", &series).expect("something was measured");
+        assert!(percentiles.to_svg().contains("99.99 %"));
     }
 
     #[test]
-    fn nothing_measured_makes_an_empty_picture() {
-        let none = latencies();
-        let series = [Series {
-            name: "software",
-            latencies: &none,
-        }];
-        assert!(percentiles("", &series).to_svg().starts_with("<svg"));
-        assert!(distribution("", &[]).to_svg().starts_with("<svg"));
+    fn nothing_measured_makes_no_picture_and_one_value_makes_one() {
+        let mut one = latencies();
+        for pictures in [0, 1] {
+            let series = [Series {
+                name: "software",
+                latencies: &one,
+            }];
+            let drawn = percentiles("", &series)
+                .iter()
+                .chain(&distribution("", &series))
+                .count();
+            assert_eq!(drawn, pictures * 2);
+            one.record(50_000).expect("in bounds");
+        }
     }
 }

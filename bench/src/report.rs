@@ -37,7 +37,8 @@ pub struct Setting {
     pub leader_wait: Waiting,
     /// How the acceptors wait.
     pub acceptor_wait: Waiting,
-    /// How the echo server waits; its client waits as the row's client.
+    /// How both sides of the echo wait to which the ratios are taken: always blocking, so that
+    /// the ratios of all rows compare.
     pub floor_wait: Waiting,
     /// CPUs that this process may use.
     pub cpus: usize,
@@ -87,6 +88,9 @@ pub struct Floors {
     pub udp_echo_cpu_us_per_op: Option<f64>,
     /// Echoes that never came, over all rounds.
     pub udp_echo_lost: Option<u64>,
+    /// Median round trip of an echo whose both sides poll, where the client polls.
+    #[serde(serialize_with = "thousandths_if")]
+    pub udp_echo_polling_p50_us: Option<f64>,
 }
 
 /// What was measured. Latencies and rates are medians over the rounds.
@@ -129,6 +133,9 @@ pub struct Measured {
     /// Median over the rounds of rate / the floor's rate of that round.
     #[serde(serialize_with = "thousandths_if")]
     pub ratio_rate: Option<f64>,
+    /// Median over the rounds of p50 / the polling echo's p50 of that round.
+    #[serde(serialize_with = "thousandths_if")]
+    pub ratio_p50_polling: Option<f64>,
 }
 
 /// One row. Every key is always there; what was not measured is null.
@@ -184,7 +191,7 @@ pub fn to_json(rows: &[Row]) -> String {
 /// The rows as a table in plain text, the floor of each below it.
 pub fn to_table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header([
+    table.load_style(presets::NOTHING).set_header([
         "engine",
         "waits",
         "load",
@@ -226,7 +233,7 @@ pub fn to_table(rows: &[Row]) -> String {
         let floors = &measured.floors;
         table.add_row([
             "  UDP echo".into(),
-            waits(setting.client_wait, setting.floor_wait),
+            waits(setting.floor_wait, setting.floor_wait),
             String::new(),
             number(floors.udp_echo_p50_us, 1),
             number(floors.udp_echo_p99_us, 1),
@@ -281,11 +288,6 @@ fn number(value: Option<f64>, digits: usize) -> String {
 }
 
 /// Nothing here is known to more than three decimals.
-#[expect(
-    clippy::ref_option,
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's signature"
-)]
 fn thousandths_if<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     value
         .map(|value| (value * 1000.0).round() / 1000.0)

@@ -1,0 +1,194 @@
+//! Rounds: floor and system in turns, so that both see the same neighbours.
+//!
+//! Machines are shared, and their speed drifts by more than what is measured here. So a ratio is
+//! taken within a round, and the median over the rounds is what counts.
+
+use crate::load::{Sample, latencies};
+use crate::report::{Floors, Measured};
+use hdrhistogram::Histogram;
+
+/// One side of a round.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// What the client measured.
+    pub sample: Sample,
+    /// CPU time of the serving side per request in microseconds; `None` if it could not be read.
+    pub cpu_us_per_op: Option<f64>,
+}
+
+/// What was measured next to each other.
+#[derive(Clone, Debug)]
+pub struct Round {
+    /// The UDP echo, both sides blocking.
+    pub floor: Turn,
+    /// The UDP echo, both sides polling, where the system polls.
+    pub polling_floor: Option<Turn>,
+    /// The cluster.
+    pub system: Turn,
+}
+
+/// The median, or `None` of nothing. Of an even number of values, the mean of the middle two.
+pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    match values.len() % 2 {
+        1 => Some(upper),
+        _ => Some(f64::midpoint(upper, values[middle - 1])),
+    }
+}
+
+/// What the rounds come to.
+pub fn measured(rounds: &[Round]) -> Measured {
+    let system =
+        |pick: &dyn Fn(&Turn) -> Option<f64>| median(rounds.iter().filter_map(|r| pick(&r.system)));
+    let latency = |quantile: f64| system(&|turn| latency_us(turn, quantile));
+    Measured {
+        p50_us: latency(0.5),
+        p90_us: latency(0.9),
+        p99_us: latency(0.99),
+        p999_us: latency(0.999),
+        p9999_us: latency(0.9999),
+        max_us: rounds
+            .iter()
+            .filter_map(|round| latency_us(&round.system, 1.0))
+            .reduce(f64::max),
+        ops_per_s: system(&|turn| Some(turn.sample.per_s())),
+        cpu_us_per_op: system(&|turn| turn.cpu_us_per_op),
+        lost: Some(rounds.iter().map(|round| round.system.sample.lost).sum()),
+        requests_per_datagram: system(&|turn| {
+            let sent = turn.sample.sent;
+            ratio(Some(sent.requests as f64), Some(sent.datagrams as f64))
+        }),
+        floors: floors(rounds),
+        ratio_p50: median(rounds.iter().filter_map(|round| {
+            ratio(
+                latency_us(&round.system, 0.5),
+                latency_us(&round.floor, 0.5),
+            )
+        })),
+        ratio_rate: median(rounds.iter().filter_map(|round| {
+            ratio(
+                Some(round.system.sample.per_s()),
+                Some(round.floor.sample.per_s()),
+            )
+        })),
+        ratio_p50_polling: median(rounds.iter().filter_map(|round| {
+            ratio(
+                latency_us(&round.system, 0.5),
+                latency_us(round.polling_floor.as_ref()?, 0.5),
+            )
+        })),
+    }
+}
+
+fn floors(rounds: &[Round]) -> Floors {
+    let floor =
+        |pick: &dyn Fn(&Turn) -> Option<f64>| median(rounds.iter().filter_map(|r| pick(&r.floor)));
+    Floors {
+        udp_echo_p50_us: floor(&|turn| latency_us(turn, 0.5)),
+        udp_echo_p99_us: floor(&|turn| latency_us(turn, 0.99)),
+        udp_echo_ops_per_s: floor(&|turn| Some(turn.sample.per_s())),
+        udp_echo_cpu_us_per_op: floor(&|turn| turn.cpu_us_per_op),
+        udp_echo_lost: Some(rounds.iter().map(|round| round.floor.sample.lost).sum()),
+        udp_echo_polling_p50_us: median(
+            rounds
+                .iter()
+                .filter_map(|round| latency_us(round.polling_floor.as_ref()?, 0.5)),
+        ),
+    }
+}
+
+/// All rounds' latencies together, for pictures: percentiles of it mix good and bad rounds.
+pub fn merged<'a>(turns: impl IntoIterator<Item = &'a Turn>) -> Histogram<u64> {
+    let mut all = latencies();
+    for turn in turns {
+        all.add(&turn.sample.latencies)
+            .expect("all samples have the same bounds");
+    }
+    all
+}
+
+fn latency_us(turn: &Turn, quantile: f64) -> Option<f64> {
+    (!turn.sample.latencies.is_empty()).then(|| turn.sample.latency_us(quantile))
+}
+
+fn ratio(of: Option<f64>, to: Option<f64>) -> Option<f64> {
+    let (of, to) = of.zip(to)?;
+    (to > 0.0).then(|| of / to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Sent;
+    use std::time::Duration;
+
+    fn turn(us: u64, count: u64) -> Turn {
+        let mut histogram = latencies();
+        histogram.record_n(us * 1000, count).expect("in bounds");
+        Turn {
+            sample: Sample {
+                latencies: histogram,
+                completed: count,
+                measured: Duration::from_secs(1),
+                lost: 1,
+                sent: Sent {
+                    datagrams: 10,
+                    requests: 25,
+                },
+            },
+            cpu_us_per_op: Some(us as f64 / 10.0),
+        }
+    }
+
+    fn close(value: Option<f64>, expected: f64) -> bool {
+        value.is_some_and(|value| (value / expected - 1.0).abs() < 0.001)
+    }
+
+    #[test]
+    fn ratios_are_taken_within_rounds() {
+        // The machine became three times slower in the second and third round: the ratio of the
+        // medians is 2 / 1, but within each round the system took twice the floor's time.
+        let round = |floor, system| Round {
+            floor: turn(floor, 1000),
+            polling_floor: None,
+            system: turn(system, 500),
+        };
+        let measured = measured(&[round(50, 100), round(150, 300), round(160, 320)]);
+        assert!(close(measured.ratio_p50, 2.0), "{measured:?}");
+        assert!(close(measured.ratio_rate, 0.5), "{measured:?}");
+        assert!(
+            close(measured.p50_us, 300.0) && close(measured.max_us, 320.0),
+            "{measured:?}"
+        );
+        assert!(
+            close(measured.floors.udp_echo_p50_us, 150.0),
+            "{measured:?}"
+        );
+        assert!(close(measured.requests_per_datagram, 2.5), "{measured:?}");
+        assert_eq!((measured.lost, measured.ratio_p50_polling), (Some(3), None));
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median([]), None);
+    }
+
+    #[test]
+    fn a_round_without_answers_has_no_latency() {
+        let silent = Round {
+            floor: turn(1, 0),
+            polling_floor: None,
+            system: turn(1, 0),
+        };
+        let measured = measured(&[silent]);
+        assert_eq!(
+            (measured.p50_us, measured.ratio_p50, measured.ratio_rate),
+            (None, None, None)
+        );
+    }
+}
