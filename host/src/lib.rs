@@ -1,7 +1,6 @@
 //! The host side of nearwire: runs replicas, keeps what must outlive them, and serves clients.
 
 pub mod data_directory;
-mod durable_file;
 pub mod front;
 pub mod journal;
 pub mod kill_point;
