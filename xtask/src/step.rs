@@ -134,12 +134,6 @@ pub(crate) const STEPS: &[Step] = &[
         ..TESTS
     },
     Step {
-        name: "deny",
-        what: "licences, bans and sources of dependencies",
-        run: deny,
-        ..CHECK
-    },
-    Step {
         name: "package",
         what: "every published crate packs",
         run: package,
@@ -151,10 +145,18 @@ pub(crate) const STEPS: &[Step] = &[
         run: plain_build::prove,
         ..CHECK
     },
+    // Last, because cargo-deny is compiled behind the steps before it.
+    Step {
+        name: "deny",
+        what: "licences, bans and sources of dependencies",
+        run: deny,
+        ..CHECK
+    },
 ];
 
 fn format(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
-    stage.run(&mut bench.workspace.cargo(["fmt", "--all", "--check"]))?;
+    let check = ["fmt", "--all", "--check", "--", "--color", "never"];
+    stage.run(&mut bench.workspace.cargo(check))?;
     Ok(Verdict::Done)
 }
 
