@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::unistd::geteuid;
 
-use crate::packages::{IPROUTE2, Package, REDIS_TOOLS};
+use crate::packages::{GIT, IPROUTE2, Package, REDIS_TOOLS};
 use crate::stage::Stage;
 use crate::tools::Tools;
 use crate::workspace::Workspace;
@@ -85,7 +85,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "lints",
-        what: "clippy on every target, warnings denied",
+        what: "clippy on every target, benches among them, warnings denied",
         run: lints,
         ..CHECK
     },
@@ -142,6 +142,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step {
         name: "plain-build",
         what: "an ordinary user with cargo, rustc, cc, ld and ar builds nearwire and runs the demo",
+        packages: &[GIT],
         run: plain_build::prove,
         ..CHECK
     },
@@ -227,7 +228,7 @@ fn privileged(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Ve
     }
     if !geteuid().is_root() {
         return Ok(Verdict::Skipped(
-            "needs root: sudo -E cargo xtask test --only privileged".to_owned(),
+            "needs root: sudo -E env PATH=\"$PATH\" cargo xtask test --only privileged".to_owned(),
         ));
     }
     stage.run(&mut test_files(bench.workspace, &files))?;
@@ -259,6 +260,8 @@ fn loom(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict>
     command
         .args(["--package", LOOM_PACKAGE, "--test", LOOM_TEST])
         .env("RUSTFLAGS", "--cfg loom")
+        // The model is fast enough without; linking is not.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_TARGET_DIR", bench.workspace.target.join("loom"));
     stage.run(&mut command)?;
     Ok(Verdict::Done)
