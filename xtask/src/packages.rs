@@ -13,6 +13,8 @@ use crate::step::Step;
 /// How long apt waits for another installation on the same machine.
 const APT_LOCK_SECONDS: &str = "DPkg::Lock::Timeout=300";
 const APT_RETRIES: &str = "Acquire::Retries=3";
+/// Without a terminal dpkg draws no progress into the log.
+const APT_NO_TERMINAL: &str = "Dpkg::Use-Pty=0";
 
 /// A package, and a program by which its presence is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +132,15 @@ fn instructions(steps: &[&Step], missing: &[Package], install: &str) -> String {
 
 fn apt(arguments: &[&str]) -> anyhow::Result<()> {
     let status = Command::new("apt-get")
-        .args(["--quiet", "-o", APT_LOCK_SECONDS, "-o", APT_RETRIES])
+        .args([
+            "--quiet",
+            "-o",
+            APT_LOCK_SECONDS,
+            "-o",
+            APT_RETRIES,
+            "-o",
+            APT_NO_TERMINAL,
+        ])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .status()
