@@ -156,7 +156,9 @@ impl Entry<'_> {
     /// Appends the entry to `out`.
     #[cfg(feature = "alloc")]
     pub fn append(&self, out: &mut alloc::vec::Vec<u8>) {
-        append(Self::encoded_bytes(self.body.len()), out, |room| self.encode(room));
+        append(Self::encoded_bytes(self.body.len()), out, |room| {
+            self.encode(room)
+        });
     }
 }
 
@@ -181,7 +183,9 @@ impl Outcome<'_> {
     /// Appends the outcome to `out`.
     #[cfg(feature = "alloc")]
     pub fn append(&self, out: &mut alloc::vec::Vec<u8>) {
-        append(Self::encoded_bytes(self.body.len()), out, |room| self.encode(room));
+        append(Self::encoded_bytes(self.body.len()), out, |room| {
+            self.encode(room)
+        });
     }
 }
 
@@ -204,7 +208,11 @@ fn append(
     let start = out.len();
     out.resize(start + bytes, 0);
     let written = out.get_mut(start..).and_then(write);
-    debug_assert_eq!(written, Some(bytes), "the caller bounds the body to 65,535 bytes");
+    debug_assert_eq!(
+        written,
+        Some(bytes),
+        "the caller bounds the body to 65,535 bytes"
+    );
 }
 
 /// The bytes are not a sequence of entries or outcomes.
@@ -232,17 +240,19 @@ impl<'a> Iterator for Entries<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
-        let decoded = RawEntry::ref_from_prefix(rest).ok().and_then(|(raw, tail)| {
-            let length = usize::from(raw.length.get());
-            let entry = Entry {
-                kind: EntryKind::from_code(raw.kind)?,
-                session: SessionId(raw.session.get()),
-                sequence: Sequence(raw.sequence.get()),
-                behind: raw.behind.get(),
-                body: tail.get(..length)?,
-            };
-            (padded(length) <= tail.len()).then_some((entry, Entry::encoded_bytes(length)))
-        });
+        let decoded = RawEntry::ref_from_prefix(rest)
+            .ok()
+            .and_then(|(raw, tail)| {
+                let length = usize::from(raw.length.get());
+                let entry = Entry {
+                    kind: EntryKind::from_code(raw.kind)?,
+                    session: SessionId(raw.session.get()),
+                    sequence: Sequence(raw.sequence.get()),
+                    behind: raw.behind.get(),
+                    body: tail.get(..length)?,
+                };
+                (padded(length) <= tail.len()).then_some((entry, Entry::encoded_bytes(length)))
+            });
         Some(advance(decoded, &mut self.at, self.bytes.len()))
     }
 }
@@ -264,15 +274,17 @@ impl<'a> Iterator for Outcomes<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
-        let decoded = RawOutcome::ref_from_prefix(rest).ok().and_then(|(raw, tail)| {
-            let length = usize::from(raw.length.get());
-            let outcome = Outcome {
-                sequence: Sequence(raw.sequence.get()),
-                status: Status::from_code(raw.status)?,
-                body: tail.get(..length)?,
-            };
-            (padded(length) <= tail.len()).then_some((outcome, Outcome::encoded_bytes(length)))
-        });
+        let decoded = RawOutcome::ref_from_prefix(rest)
+            .ok()
+            .and_then(|(raw, tail)| {
+                let length = usize::from(raw.length.get());
+                let outcome = Outcome {
+                    sequence: Sequence(raw.sequence.get()),
+                    status: Status::from_code(raw.status)?,
+                    body: tail.get(..length)?,
+                };
+                (padded(length) <= tail.len()).then_some((outcome, Outcome::encoded_bytes(length)))
+            });
         Some(advance(decoded, &mut self.at, self.bytes.len()))
     }
 }
@@ -313,7 +325,9 @@ mod tests {
         entry(b"one").append(&mut bytes);
         entry(b"").append(&mut bytes);
         entry(b"12345678").append(&mut bytes);
-        let bodies: Vec<_> = entries(&bytes).map(|e| e.expect("well formed").body).collect();
+        let bodies: Vec<_> = entries(&bytes)
+            .map(|e| e.expect("well formed").body)
+            .collect();
         assert_eq!(bodies, [&b"one"[..], b"", b"12345678"]);
         assert_eq!(bytes.len(), 24 + 8 + 24 + 24 + 8);
     }

@@ -13,10 +13,43 @@ extern crate alloc;
 #[cfg(any(feature = "std", test, loom))]
 extern crate std;
 
+pub mod acceptor;
+#[cfg(feature = "alloc")]
+pub mod applied;
+pub mod auth;
+#[cfg(feature = "alloc")]
+pub mod catch_up;
+#[cfg(feature = "alloc")]
+pub mod client;
+#[cfg(feature = "alloc")]
+pub mod election;
 pub mod envelope;
+#[cfg(feature = "alloc")]
+pub mod formation;
 mod ident;
 #[cfg(feature = "alloc")]
+pub mod leader;
+#[cfg(feature = "alloc")]
+pub mod local;
+pub mod memory;
+#[cfg(feature = "alloc")]
+pub mod node;
+#[cfg(feature = "alloc")]
+pub mod quorum;
+#[cfg(feature = "alloc")]
+pub mod random;
+#[cfg(feature = "alloc")]
+pub mod recover;
+pub mod region;
+#[cfg(feature = "alloc")]
+pub mod replica;
+#[cfg(feature = "alloc")]
+pub mod responses;
+#[cfg(feature = "alloc")]
+pub mod session;
+#[cfg(feature = "alloc")]
 pub mod state_machine;
+pub mod sync;
 pub mod wire;
 
 pub use ident::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};

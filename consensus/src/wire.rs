@@ -391,7 +391,10 @@ mod tests {
     #[test]
     fn what_is_written_is_parsed() {
         let header = sample();
-        assert_eq!(parse(&packet(&header, b"abc"), 3), Parsed::Ours(header, b"abc"));
+        assert_eq!(
+            parse(&packet(&header, b"abc"), 3),
+            Parsed::Ours(header, b"abc")
+        );
     }
 
     #[test]
@@ -412,7 +415,13 @@ mod tests {
             (with(50, 0x80), Parsed::Malformed(Malformed::Flags)),
             (with(6, 0xff), Parsed::Malformed(Malformed::Ballot)),
             (
-                packet(&Header { ballot: Ballot::SEALED, ..sample() }, b"abc"),
+                packet(
+                    &Header {
+                        ballot: Ballot::SEALED,
+                        ..sample()
+                    },
+                    b"abc",
+                ),
                 Parsed::Malformed(Malformed::Ballot),
             ),
         ];

@@ -1,2 +1,2 @@
 //! nearwire
-fn main(){}
+fn main() {}

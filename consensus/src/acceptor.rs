@@ -1,0 +1,805 @@
+//! The acceptor: a pure step over a region.
+//!
+//! Multi-Paxos acceptor (Lamport 2001) whose promise covers the whole log of a group. Several
+//! cores, or a host and its kernel, may step one region at once: a record's sequence word is taken
+//! by one compare-exchange and never waited for; if it is taken, the packet is dropped and the
+//! leader asks again. `docs/protocol.md`, "Concurrency", has the argument for the order of the
+//! accesses below; each comment that says *before* names an order that the argument needs.
+
+use crate::memory::{Memory, Payload, lock, publish, published, raise, release};
+use crate::region::{Layout, entry, group};
+use crate::wire::{Flags, Header, Kind};
+use crate::{Ballot, Epoch, Incarnation, NodeId, Slot};
+
+/// Who answers, and over what layout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Acceptor {
+    /// The node that this acceptor is.
+    pub node: NodeId,
+    /// The life of its memory.
+    pub incarnation: Incarnation,
+    /// Where its region keeps things.
+    pub layout: Layout,
+}
+
+/// What a step did to the region beyond answering: what `sync` durability must journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Effect {
+    /// Nothing that a later answer could contradict.
+    None,
+    /// The promise of the request's ballot stands now.
+    Promised,
+    /// The request's value was voted for.
+    Voted,
+    /// The decided record, the trim or the lease moved.
+    Decided,
+}
+
+/// What came of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Step {
+    /// Answer with this header; if its length is not zero, the value was put into the payload.
+    Reply(Header, Effect),
+    /// Taken, and no answer was asked for.
+    Silent(Effect),
+    /// Dropped and to be counted: the sender asks again, or should not have asked.
+    Dropped(Drop),
+}
+
+impl core::hash::Hash for Header {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.to_bytes().hash(state);
+    }
+}
+
+/// Why a request was dropped. The discriminant indexes counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Drop {
+    /// Not a request to an acceptor.
+    NotARequest = 0,
+    /// No such group here.
+    Group = 1,
+    /// Another step holds the record's sequence word, or kept raising a word.
+    Busy = 2,
+    /// Meant for another life of this memory.
+    Incarnation = 3,
+    /// From a membership older than the group's.
+    Epoch = 4,
+    /// The group is sealed.
+    Sealed = 5,
+    /// The fields contradict each other.
+    Inconsistent = 6,
+}
+
+impl Drop {
+    /// How many reasons there are.
+    pub const COUNT: usize = 7;
+    /// Every reason, in the order of the discriminants.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::NotARequest,
+        Self::Group,
+        Self::Busy,
+        Self::Incarnation,
+        Self::Epoch,
+        Self::Sealed,
+        Self::Inconsistent,
+    ];
+
+    /// A stable name for metrics and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotARequest => "not_a_request",
+            Self::Group => "group",
+            Self::Busy => "busy",
+            Self::Incarnation => "incarnation",
+            Self::Epoch => "epoch",
+            Self::Sealed => "sealed",
+            Self::Inconsistent => "inconsistent",
+        }
+    }
+}
+
+/// Slots above this are refused, so that no sum of a slot and a window overflows.
+pub const MAX_SLOT: u64 = 1 << 62;
+
+impl Acceptor {
+    /// Steps the region with one request. `now_ns` is the machine's monotonic clock.
+    ///
+    /// The request's value is read from `payload`; the value of a Vote is put there.
+    #[inline(always)]
+    pub fn step<M: Memory, P: Payload>(
+        &self,
+        memory: &M,
+        now_ns: u64,
+        request: &Header,
+        payload: &mut P,
+    ) -> Step {
+        if request.incarnation != Incarnation::ANY && request.incarnation != self.incarnation {
+            return Step::Dropped(Drop::Incarnation);
+        }
+        let Some(at) = memory.group(request.group) else {
+            return Step::Dropped(Drop::Group);
+        };
+        let state = memory.load(at, group::STATE);
+        if state & 0xffff_ffff != group::ACTIVE {
+            return Step::Dropped(Drop::Sealed);
+        }
+        if request.epoch < Epoch((state >> 32) as u32) {
+            return Step::Dropped(Drop::Epoch);
+        }
+        let call = Call {
+            acceptor: self,
+            memory,
+            at,
+            request,
+        };
+        match request.kind {
+            Kind::Prepare | Kind::Fetch | Kind::Accept | Kind::Decide
+                if request.ballot == Ballot::NONE
+                    || request.ballot.node() != request.sender
+                    || request.slot.0 > MAX_SLOT =>
+            {
+                Step::Dropped(Drop::Inconsistent)
+            }
+            Kind::Prepare => call.prepare(now_ns),
+            Kind::Fetch => call.fetch(payload),
+            Kind::Accept => call.accept(payload),
+            Kind::Decide => call.decide(now_ns),
+            Kind::Read => call.read(payload),
+            _ => Step::Dropped(Drop::NotARequest),
+        }
+    }
+}
+
+struct Call<'a, M: Memory> {
+    acceptor: &'a Acceptor,
+    memory: &'a M,
+    at: M::At,
+    request: &'a Header,
+}
+
+/// A ring entry whose sequence word is held.
+struct Held<A> {
+    at: A,
+    sequence: u64,
+    slot: u64,
+    ballot: u64,
+    body: usize,
+}
+
+impl<M: Memory> Call<'_, M> {
+    #[inline(always)]
+    fn reply(&self, kind: Kind) -> Header {
+        Header {
+            kind,
+            sender: self.acceptor.node,
+            incarnation: self.acceptor.incarnation,
+            vote_ballot: Ballot::NONE,
+            watermark: 0,
+            length: 0,
+            flags: Flags(0),
+            tag: 0,
+            ..*self.request
+        }
+    }
+
+    #[inline(always)]
+    fn nack(&self, promised: u64) -> Step {
+        let header = Header {
+            vote_ballot: Ballot(promised),
+            ..self.reply(Kind::Nack)
+        };
+        Step::Reply(header, Effect::None)
+    }
+
+    #[inline(always)]
+    fn outside(&self, trim: u64) -> Step {
+        let header = Header {
+            watermark: trim,
+            ..self.reply(Kind::Outside)
+        };
+        Step::Reply(header, Effect::None)
+    }
+
+    #[inline(always)]
+    fn load(&self, word: usize) -> u64 {
+        self.memory.load(self.at, word)
+    }
+
+    /// Phase 1b. The group's lock excludes Decide: without it one acceptor can support a lease and
+    /// promise away from it at once.
+    #[inline(always)]
+    fn prepare(&self, now_ns: u64) -> Step {
+        let Some(sequence) = lock(self.memory, self.at, group::LOCK) else {
+            return Step::Dropped(Drop::Busy);
+        };
+        let step = self.promise(now_ns, sequence);
+        release(self.memory, self.at, group::LOCK, sequence);
+        step
+    }
+
+    #[inline(always)]
+    fn promise(&self, now_ns: u64, sequence: u64) -> Step {
+        let ballot = self.request.ballot;
+        let promised = self.load(group::PROMISED);
+        if ballot.0 < promised {
+            return self.nack(promised);
+        }
+        let body = group::BODIES + published(sequence) * group::BODY_WORDS;
+        let until = self.load(body + group::LEASE_UNTIL);
+        let holder = Ballot(self.load(body + group::LEASE_BALLOT)).node();
+        if until > now_ns && holder != ballot.node() {
+            let header = Header {
+                vote_ballot: Ballot(promised),
+                watermark: until - now_ns,
+                flags: Flags::LEASE,
+                ..self.reply(Kind::Nack)
+            };
+            return Step::Reply(header, Effect::None);
+        }
+        match raise(self.memory, self.at, group::PROMISED, ballot.0) {
+            None => return Step::Dropped(Drop::Busy),
+            Some(now) if now > ballot.0 => return self.nack(now),
+            Some(_) => {}
+        }
+        // Promised was raised *before* highest is read: an Accept of a lower ballot has either
+        // raised highest by now, so that the new leader fetches its slot, or will see the promise.
+        let header = Header {
+            watermark: self.load(group::TRIM),
+            slot: Slot(self.load(group::HIGHEST)),
+            ..self.reply(Kind::Promise)
+        };
+        Step::Reply(header, Effect::Promised)
+    }
+
+    /// Takes the sequence word of the ring entry of the request's slot.
+    #[inline(always)]
+    fn hold(&self) -> Option<Held<M::At>> {
+        let window = self.load(group::WINDOW);
+        let index = self
+            .load(group::BASE)
+            .wrapping_add(self.request.slot.0 & window.wrapping_sub(1));
+        let at = self.memory.entry(index)?;
+        let sequence = lock(self.memory, at, entry::LOCK)?;
+        let body = self.acceptor.layout.body(published(sequence));
+        Some(Held {
+            at,
+            sequence,
+            slot: self.memory.load(at, body + entry::SLOT),
+            ballot: self.memory.load(at, body + entry::BALLOT),
+            body,
+        })
+    }
+
+    #[inline(always)]
+    fn let_go(&self, held: &Held<M::At>) {
+        release(self.memory, held.at, entry::LOCK, held.sequence);
+    }
+
+    /// Phase 1: what was voted in this slot? The entry's lock is taken even to read, so that an
+    /// Accept that has already seen the old promise is either visible or will see the new one.
+    #[inline(always)]
+    fn fetch<P: Payload>(&self, payload: &mut P) -> Step {
+        let Some(held) = self.hold() else {
+            return Step::Dropped(Drop::Busy);
+        };
+        let promised = self.load(group::PROMISED);
+        let step = if self.request.ballot.0 == promised {
+            let trim = self.load(group::TRIM);
+            self.vote(&held, payload, trim, trim)
+        } else {
+            self.nack(promised)
+        };
+        self.let_go(&held);
+        step
+    }
+
+    /// Reads a vote with promised (as ballot) and highest (as watermark), claiming nothing.
+    #[inline(always)]
+    fn read<P: Payload>(&self, payload: &mut P) -> Step {
+        let Some(held) = self.hold() else {
+            return Step::Dropped(Drop::Busy);
+        };
+        let trim = self.load(group::TRIM);
+        let step = match self.vote(&held, payload, trim, self.load(group::HIGHEST)) {
+            Step::Reply(header, effect) => {
+                let ballot = Ballot(self.load(group::PROMISED));
+                Step::Reply(Header { ballot, ..header }, effect)
+            }
+            other => other,
+        };
+        self.let_go(&held);
+        step
+    }
+
+    #[inline(always)]
+    fn vote<P: Payload>(
+        &self,
+        held: &Held<M::At>,
+        payload: &mut P,
+        trim: u64,
+        watermark: u64,
+    ) -> Step {
+        let slot = self.request.slot.0;
+        if slot < trim || held.slot > slot {
+            return self.outside(trim);
+        }
+        if held.slot != slot || slot == 0 {
+            return Step::Reply(
+                Header {
+                    watermark,
+                    ..self.reply(Kind::Empty)
+                },
+                Effect::None,
+            );
+        }
+        let limit = self.acceptor.layout.value_bytes() as u64;
+        let length = self
+            .memory
+            .load(held.at, held.body + entry::LENGTH)
+            .min(limit);
+        for index in 0..(length as usize).div_ceil(8) {
+            payload.put(
+                index,
+                self.memory.load(held.at, held.body + entry::VALUE + index),
+            );
+        }
+        let header = Header {
+            vote_ballot: Ballot(held.ballot),
+            watermark,
+            length: length as u16,
+            ..self.reply(Kind::Vote)
+        };
+        Step::Reply(header, Effect::None)
+    }
+
+    /// Phase 2a: vote for the value unless a higher ballot was promised.
+    #[inline(always)]
+    fn accept<P: Payload>(&self, payload: &P) -> Step {
+        if usize::from(self.request.length) > self.acceptor.layout.value_bytes()
+            || self.request.slot == Slot::NONE
+        {
+            return Step::Dropped(Drop::Inconsistent);
+        }
+        let Some(held) = self.hold() else {
+            return Step::Dropped(Drop::Busy);
+        };
+        let step = self.accept_held(&held, payload);
+        // The releasing exchange publishes the new body; the value was stored *before* it, and the
+        // reply exists only after it.
+        match step {
+            Step::Reply(_, Effect::Voted) => {
+                publish(self.memory, held.at, entry::LOCK, held.sequence);
+            }
+            _ => self.let_go(&held),
+        }
+        step
+    }
+
+    #[inline(always)]
+    fn accept_held<P: Payload>(&self, held: &Held<M::At>, payload: &P) -> Step {
+        let (slot, ballot) = (self.request.slot.0, self.request.ballot.0);
+        let trim = self.load(group::TRIM);
+        if slot < trim || slot - trim >= self.load(group::WINDOW) || held.slot > slot {
+            return self.outside(trim);
+        }
+        // Highest is raised *before* promised is read: see `promise`.
+        if raise(self.memory, self.at, group::HIGHEST, slot).is_none() {
+            return Step::Dropped(Drop::Busy);
+        }
+        let promised = self.load(group::PROMISED);
+        if ballot < promised {
+            return self.nack(promised);
+        }
+        let accepted = self.reply(Kind::Accepted);
+        if held.slot == slot && held.ballot >= ballot {
+            if held.ballot > ballot {
+                return self.nack(held.ballot);
+            }
+            // The vote of this very ballot is answered again, never stored again: a second value
+            // under one ballot would be a forger's.
+            return Step::Reply(accepted, Effect::None);
+        }
+        let body = self.acceptor.layout.body(published(held.sequence) ^ 1);
+        let length = usize::from(self.request.length);
+        self.memory.store(held.at, body + entry::SLOT, slot);
+        self.memory.store(held.at, body + entry::BALLOT, ballot);
+        self.memory
+            .store(held.at, body + entry::LENGTH, length as u64);
+        for index in 0..length.div_ceil(8) {
+            self.memory
+                .store(held.at, body + entry::VALUE + index, payload.word(index));
+        }
+        // Promised is raised *before* the vote is published, so that no vote is above the promise.
+        if raise(self.memory, self.at, group::PROMISED, ballot).is_none() {
+            return Step::Dropped(Drop::Busy);
+        }
+        Step::Reply(accepted, Effect::Voted)
+    }
+
+    /// Takes note of what is chosen, of the trim, and of a live leader.
+    #[inline(always)]
+    fn decide(&self, now_ns: u64) -> Step {
+        let (upto, trim) = (self.request.slot.0, self.request.watermark);
+        if trim > upto.wrapping_add(1) || self.request.vote_ballot.0 > upto.wrapping_add(1) {
+            return Step::Dropped(Drop::Inconsistent);
+        }
+        let Some(sequence) = lock(self.memory, self.at, group::LOCK) else {
+            return Step::Dropped(Drop::Busy);
+        };
+        let step = self.record(now_ns, sequence, upto, trim);
+        match step {
+            Step::Reply(_, Effect::Decided) | Step::Silent(Effect::Decided) => {
+                publish(self.memory, self.at, group::LOCK, sequence);
+            }
+            _ => release(self.memory, self.at, group::LOCK, sequence),
+        }
+        step
+    }
+
+    #[inline(always)]
+    fn record(&self, now_ns: u64, sequence: u64, upto: u64, trim: u64) -> Step {
+        let ballot = self.request.ballot;
+        let wants_ack = self.request.flags.has(Flags::ACK_WANTED);
+        let promised = match raise(self.memory, self.at, group::PROMISED, ballot.0) {
+            None => return Step::Dropped(Drop::Busy),
+            Some(promised) => promised,
+        };
+        if promised > ballot.0 {
+            return if wants_ack {
+                self.nack(promised)
+            } else {
+                Step::Silent(Effect::None)
+            };
+        }
+        let old = group::BODIES + published(sequence) * group::BODY_WORDS;
+        let new = group::BODIES + (published(sequence) ^ 1) * group::BODY_WORDS;
+        let (mut from, mut last) = (self.request.vote_ballot.0, upto);
+        if self.load(old + group::BALLOT) == ballot.0 {
+            from = self.load(old + group::FROM);
+            last = last.max(self.load(old + group::UPTO));
+        }
+        let mut lease_ballot = self.load(old + group::LEASE_BALLOT);
+        let mut lease_until = self.load(old + group::LEASE_UNTIL);
+        if self.request.flags.has(Flags::LEASE) {
+            lease_ballot = ballot.0;
+            lease_until = now_ns.wrapping_add(self.load(group::LEASE_NS));
+        }
+        if self.request.flags.has(Flags::RELEASE) {
+            lease_until = 0;
+        }
+        self.memory.store(self.at, new + group::BALLOT, ballot.0);
+        self.memory.store(self.at, new + group::FROM, from);
+        self.memory.store(self.at, new + group::UPTO, last);
+        self.memory
+            .store(self.at, new + group::LEASE_BALLOT, lease_ballot);
+        self.memory
+            .store(self.at, new + group::LEASE_UNTIL, lease_until);
+        if raise(self.memory, self.at, group::TRIM, trim).is_none() {
+            return Step::Dropped(Drop::Busy);
+        }
+        if let Some(peer) = self.memory.peer(ballot.node()) {
+            self.memory.store(peer, 0, now_ns);
+        }
+        if wants_ack {
+            return Step::Reply(self.reply(Kind::Ack), Effect::Decided);
+        }
+        Step::Silent(Effect::Decided)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::memory::Buffers;
+    use crate::region::{Birth, Region};
+    use crate::sync::AtomicU64;
+    use crate::{Epoch, GroupId};
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    const GROUP: GroupId = GroupId(0);
+    const LEASE_NS: u64 = 1_000;
+
+    struct World {
+        acceptor: Acceptor,
+        region: Region<Vec<AtomicU64>>,
+        out: [u8; 64],
+        now_ns: u64,
+    }
+
+    fn world() -> World {
+        let layout = Layout::new(1, 4, 64).expect("valid layout");
+        let birth = Birth {
+            cluster: 1,
+            node: NodeId(9),
+            nonce: 5,
+            boot: 6,
+        };
+        let words = (0..layout.words()).map(|_| AtomicU64::new(0)).collect();
+        World {
+            acceptor: Acceptor {
+                node: NodeId(9),
+                incarnation: birth.incarnation(),
+                layout,
+            },
+            region: Region::create(words, layout, birth, Epoch(1), LEASE_NS).expect("blank"),
+            out: [0; 64],
+            now_ns: 10,
+        }
+    }
+
+    fn ballot(round: u64, node: u16) -> Ballot {
+        Ballot::new(round, NodeId(node))
+    }
+
+    impl World {
+        fn send(&mut self, header: Header, value: &[u8]) -> Step {
+            let header = Header {
+                epoch: Epoch(1),
+                length: u16::try_from(value.len()).expect("short"),
+                sender: header.ballot.node(),
+                ..header
+            };
+            let mut payload = Buffers {
+                request: value,
+                reply: &mut self.out,
+            };
+            self.acceptor
+                .step(&self.region, self.now_ns, &header, &mut payload)
+        }
+
+        fn reply(&mut self, kind: Kind, ballot: Ballot, slot: u64, value: &[u8]) -> Header {
+            let header = Header {
+                ballot,
+                slot: Slot(slot),
+                ..Header::new(kind, GROUP, NodeId(0))
+            };
+            match self.send(header, value) {
+                Step::Reply(header, _) => header,
+                other => panic!("no reply but {other:?}"),
+            }
+        }
+
+        fn decide(
+            &mut self,
+            ballot: Ballot,
+            from: u64,
+            upto: u64,
+            trim: u64,
+            flags: Flags,
+        ) -> Step {
+            self.send(
+                Header {
+                    ballot,
+                    slot: Slot(upto),
+                    vote_ballot: Ballot(from),
+                    watermark: trim,
+                    flags,
+                    ..Header::new(Kind::Decide, GROUP, NodeId(0))
+                },
+                &[],
+            )
+        }
+    }
+
+    #[test]
+    fn a_promise_silences_lower_ballots() {
+        let mut w = world();
+        assert_eq!(
+            w.reply(Kind::Prepare, ballot(2, 1), 0, b"").kind,
+            Kind::Promise
+        );
+        for kind in [Kind::Prepare, Kind::Accept, Kind::Fetch] {
+            let reply = w.reply(kind, ballot(1, 2), 1, b"");
+            assert_eq!((reply.kind, reply.vote_ballot), (Kind::Nack, ballot(2, 1)));
+        }
+    }
+
+    #[test]
+    fn an_equal_ballot_is_answered_again_but_stored_once() {
+        let mut w = world();
+        let b = ballot(1, 1);
+        assert_eq!(w.reply(Kind::Accept, b, 1, b"first").kind, Kind::Accepted);
+        assert_eq!(w.reply(Kind::Accept, b, 1, b"other").kind, Kind::Accepted);
+        let vote = w.reply(Kind::Fetch, b, 1, b"");
+        assert_eq!(
+            (vote.kind, vote.length, vote.vote_ballot),
+            (Kind::Vote, 5, b)
+        );
+        assert_eq!(&w.out[..5], b"first");
+    }
+
+    #[test]
+    fn an_accept_promises_its_ballot() {
+        let mut w = world();
+        w.reply(Kind::Accept, ballot(3, 1), 1, b"v");
+        assert_eq!(
+            w.reply(Kind::Prepare, ballot(2, 1), 0, b"").kind,
+            Kind::Nack
+        );
+        let promise = w.reply(Kind::Prepare, ballot(4, 2), 0, b"");
+        assert_eq!(
+            (promise.kind, promise.slot, promise.watermark),
+            (Kind::Promise, Slot(1), 1)
+        );
+    }
+
+    #[test]
+    fn the_window_moves_with_trim_and_only_then() {
+        let mut w = world();
+        let b = ballot(1, 1);
+        for slot in 1..=4 {
+            assert_eq!(w.reply(Kind::Accept, b, slot, b"v").kind, Kind::Accepted);
+        }
+        assert_eq!(w.reply(Kind::Accept, b, 5, b"v").kind, Kind::Outside);
+        w.decide(b, 1, 4, 2, Flags(0));
+        assert_eq!(w.reply(Kind::Accept, b, 5, b"v").kind, Kind::Accepted);
+        assert_eq!(w.reply(Kind::Accept, b, 1, b"v").kind, Kind::Outside);
+        assert_eq!(w.reply(Kind::Fetch, b, 1, b"").kind, Kind::Outside);
+        assert_eq!(w.reply(Kind::Fetch, b, 2, b"").kind, Kind::Vote);
+        assert_eq!(w.reply(Kind::Fetch, b, 6, b"").kind, Kind::Empty);
+    }
+
+    #[test]
+    fn the_decided_record_never_mixes_ballots() {
+        let mut w = world();
+        w.decide(ballot(1, 1), 1, 3, 1, Flags(0));
+        w.decide(ballot(2, 2), 2, 2, 1, Flags(0));
+        w.decide(ballot(1, 1), 1, 4, 1, Flags(0));
+        let decided = crate::region::view(&w.region, GROUP)
+            .expect("unlocked")
+            .decided;
+        assert_eq!(
+            (decided.ballot, decided.from, decided.upto),
+            (ballot(2, 2), Slot(2), Slot(2))
+        );
+        w.decide(ballot(2, 2), 3, 1, 1, Flags(0));
+        let again = crate::region::view(&w.region, GROUP)
+            .expect("unlocked")
+            .decided;
+        assert_eq!(
+            again, decided,
+            "an equal ballot keeps from and the larger upto"
+        );
+    }
+
+    #[test]
+    fn a_lease_refuses_others_until_it_runs_out_or_is_released() {
+        let mut w = world();
+        w.decide(ballot(1, 1), 1, 0, 1, Flags::LEASE);
+        let nack = w.reply(Kind::Prepare, ballot(2, 2), 0, b"");
+        assert_eq!(
+            (nack.kind, nack.flags, nack.watermark),
+            (Kind::Nack, Flags::LEASE, LEASE_NS)
+        );
+        assert_eq!(
+            w.reply(Kind::Prepare, ballot(2, 1), 0, b"").kind,
+            Kind::Promise
+        );
+        w.now_ns += LEASE_NS;
+        assert_eq!(
+            w.reply(Kind::Prepare, ballot(3, 2), 0, b"").kind,
+            Kind::Promise
+        );
+        w.decide(ballot(3, 2), 1, 0, 1, Flags::LEASE);
+        w.decide(ballot(3, 2), 1, 0, 1, Flags::RELEASE);
+        assert_eq!(
+            w.reply(Kind::Prepare, ballot(4, 1), 0, b"").kind,
+            Kind::Promise
+        );
+    }
+
+    #[test]
+    fn an_ack_is_the_answer_to_that_very_send() {
+        let mut w = world();
+        let header = Header {
+            ballot: ballot(1, 1),
+            flags: Flags::ACK_WANTED,
+            nonce: 77,
+            watermark: 1,
+            ..Header::new(Kind::Decide, GROUP, NodeId(0))
+        };
+        let Step::Reply(ack, Effect::Decided) = w.send(header, &[]) else {
+            panic!("no ack")
+        };
+        assert_eq!((ack.kind, ack.nonce, ack.epoch), (Kind::Ack, 77, Epoch(1)));
+    }
+
+    #[test]
+    fn each_refusal_is_dropped_with_its_reason() {
+        let mut w = world();
+        let base = Header {
+            ballot: ballot(1, 1),
+            ..Header::new(Kind::Prepare, GROUP, NodeId(1))
+        };
+        let cases = [
+            (
+                Header {
+                    incarnation: Incarnation(1),
+                    epoch: Epoch(1),
+                    ..base
+                },
+                Drop::Incarnation,
+            ),
+            (
+                Header {
+                    group: GroupId(7),
+                    epoch: Epoch(1),
+                    ..base
+                },
+                Drop::Group,
+            ),
+            (
+                Header {
+                    epoch: Epoch(0),
+                    ..base
+                },
+                Drop::Epoch,
+            ),
+            (
+                Header {
+                    kind: Kind::Promise,
+                    epoch: Epoch(1),
+                    ..base
+                },
+                Drop::NotARequest,
+            ),
+            (
+                Header {
+                    sender: NodeId(2),
+                    epoch: Epoch(1),
+                    ..base
+                },
+                Drop::Inconsistent,
+            ),
+            (
+                Header {
+                    slot: Slot(u64::MAX),
+                    epoch: Epoch(1),
+                    ..base
+                },
+                Drop::Inconsistent,
+            ),
+        ];
+        for (header, reason) in cases {
+            let mut payload = Buffers {
+                request: &[],
+                reply: &mut w.out,
+            };
+            let step = w.acceptor.step(&w.region, 0, &header, &mut payload);
+            assert_eq!(step, Step::Dropped(reason), "{header:?}");
+        }
+    }
+
+    proptest! {
+        /// A sequential model: whatever comes, promises never go back and a vote keeps its value.
+        #[test]
+        fn no_request_makes_the_step_panic_or_forget(
+            requests in proptest::collection::vec(
+                (0usize..Kind::ALL.len(), 0u64..9, any::<u64>(), 1u64..4, 1u16..3, 0u64..9, any::<u16>(), proptest::collection::vec(any::<u8>(), 0..70)),
+                0..60),
+        ) {
+            let mut w = world();
+            let mut promised = Ballot::NONE;
+            for (kind, slot, wild, round, node, watermark, flags, value) in requests {
+                let header = Header {
+                    ballot: ballot(round, node),
+                    slot: Slot(if wild & 15 == 0 { wild } else { slot }),
+                    vote_ballot: Ballot(slot),
+                    watermark,
+                    flags: Flags(flags & Flags::KNOWN.0),
+                    ..Header::new(Kind::ALL[kind], GROUP, NodeId(0))
+                };
+                w.now_ns += 100;
+                let _ = w.send(header, &value);
+                let view = crate::region::view(&w.region, GROUP).expect("unlocked");
+                prop_assert!(view.promised >= promised);
+                promised = view.promised;
+                prop_assert!(view.decided.ballot <= view.promised);
+                prop_assert!(view.highest.0 < view.trim.0 + 4);
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What the log has done so far: the state machine, its sessions and clock, and the newest values
+//! for those who lag.
+
+use crate::envelope::{EntryKind, Outcome, Status, entries};
+use crate::session::{Admission, Sessions};
+use crate::state_machine::{Frozen, RestoreError, StateMachine};
+use crate::{Ballot, Sequence, SessionId, Slot};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Most slots whose values are kept for replicas that lag.
+pub const KEPT_SLOTS: usize = 4096;
+/// Most bytes of values kept for replicas that lag.
+pub const KEPT_BYTES: usize = 8 << 20;
+/// First word of a snapshot.
+const SNAPSHOT_MAGIC: u64 = u64::from_be_bytes(*b"NWSNAP01");
+
+/// Who an outcome goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Recipient {
+    /// An open session.
+    Session(SessionId),
+    /// A client that opens a session and is known by its nonce only.
+    Opener(u64),
+}
+
+/// The state that the log has led to.
+#[derive(Debug)]
+pub struct Applied<S> {
+    machine: S,
+    sessions: Sessions,
+    clock_ms: u64,
+    slot: Slot,
+    kept: VecDeque<(Ballot, Vec<u8>)>,
+    kept_bytes: usize,
+    spare: Vec<Vec<u8>>,
+    reply: Vec<u8>,
+}
+
+impl<S: StateMachine> Applied<S> {
+    /// The state before the first slot.
+    pub fn new(machine: S) -> Self {
+        Self {
+            machine,
+            sessions: Sessions::default(),
+            clock_ms: 0,
+            slot: Slot::NONE,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            spare: Vec::new(),
+            reply: Vec::new(),
+        }
+    }
+
+    /// The last slot applied.
+    pub const fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// The log's clock in Unix milliseconds.
+    pub const fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
+    /// The sessions.
+    pub const fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The machine.
+    pub const fn machine(&self) -> &S {
+        &self.machine
+    }
+
+    /// An empty buffer for a value, from those that are no longer kept.
+    pub fn buffer(&mut self) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer
+    }
+
+    /// Applies the value chosen in the next slot. `ballot` is one that it was voted in.
+    pub fn apply(
+        &mut self,
+        ballot: Ballot,
+        value: Vec<u8>,
+        mut outcome: impl FnMut(Recipient, Outcome<'_>),
+    ) {
+        self.slot = self.slot.next();
+        let mut reply = core::mem::take(&mut self.reply);
+        let mut opened = 0;
+        // A malformed tail was chosen like that on every replica: all stop at the same place.
+        for entry in entries(&value).map_while(Result::ok) {
+            match entry.kind {
+                EntryKind::Clock => {
+                    self.clock_ms = self.clock_ms.max(entry.sequence.0);
+                    self.machine.clock(self.clock_ms);
+                    self.sessions.expire(self.clock_ms);
+                }
+                EntryKind::Open => {
+                    let nonce = entry.session.0;
+                    // At most 4,096 entries fit a value, so the names of sessions are unique.
+                    let id = SessionId(self.slot.0 << 12 | opened);
+                    opened += 1;
+                    let status = if self.sessions.open(id, self.clock_ms) {
+                        Status::Opened
+                    } else {
+                        Status::TooManySessions
+                    };
+                    let body = id.0.to_be_bytes();
+                    outcome(
+                        Recipient::Opener(nonce),
+                        Outcome {
+                            sequence: Sequence(nonce),
+                            status,
+                            body: &body,
+                        },
+                    );
+                }
+                EntryKind::Command => {
+                    let (id, sequence) = (entry.session, entry.sequence);
+                    let to = Recipient::Session(id);
+                    match self
+                        .sessions
+                        .admit(id, sequence, entry.behind, self.clock_ms)
+                    {
+                        Admission::Apply => {
+                            reply.clear();
+                            self.machine.apply(self.clock_ms, entry.body, &mut reply);
+                            self.sessions.replied(id, &reply);
+                            outcome(
+                                to,
+                                Outcome {
+                                    sequence,
+                                    status: Status::Done,
+                                    body: &reply,
+                                },
+                            );
+                        }
+                        Admission::Replied(body) => {
+                            outcome(
+                                to,
+                                Outcome {
+                                    sequence,
+                                    status: Status::Done,
+                                    body,
+                                },
+                            );
+                        }
+                        Admission::Refused { status, sequence } => {
+                            outcome(
+                                to,
+                                Outcome {
+                                    sequence,
+                                    status,
+                                    body: &[],
+                                },
+                            );
+                        }
+                    }
+                }
+                EntryKind::Query => {}
+            }
+        }
+        self.reply = reply;
+        self.keep(ballot, value);
+    }
+
+    fn keep(&mut self, ballot: Ballot, value: Vec<u8>) {
+        self.kept_bytes += value.len();
+        self.kept.push_back((ballot, value));
+        while self.kept.len() > KEPT_SLOTS || self.kept_bytes > KEPT_BYTES {
+            let Some((_, oldest)) = self.kept.pop_front() else {
+                break;
+            };
+            self.kept_bytes -= oldest.len();
+            if self.spare.len() < 64 {
+                self.spare.push(oldest);
+            }
+        }
+    }
+
+    /// The value applied in `slot` and a ballot that it was voted in, if it is still kept.
+    pub fn kept(&self, slot: Slot) -> Option<(Ballot, &[u8])> {
+        let back = self.slot.0.checked_sub(slot.0)?;
+        let at = (self.kept.len() as u64).checked_sub(back + 1)?;
+        let (ballot, value) = self.kept.get(at as usize)?;
+        Some((*ballot, value))
+    }
+
+    /// Answers a query from the present state.
+    pub fn query(&self, query: &[u8], reply: &mut Vec<u8>) {
+        self.machine.query(self.clock_ms, query, reply);
+    }
+
+    /// A frozen snapshot of everything up to [`Applied::slot`].
+    pub fn freeze(&self) -> Box<dyn Frozen> {
+        let mut head = Vec::new();
+        for number in [SNAPSHOT_MAGIC, self.slot.0, self.clock_ms] {
+            head.extend_from_slice(&number.to_be_bytes());
+        }
+        self.sessions.write(&mut head);
+        Box::new(FrozenState {
+            head,
+            machine: self.machine.freeze(),
+        })
+    }
+
+    /// Replaces the state by a snapshot.
+    ///
+    /// # Errors
+    /// The bytes are no snapshot; the state is then unchanged.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        let (magic, rest) = bytes
+            .split_first_chunk::<8>()
+            .ok_or(RestoreError("cut off"))?;
+        if u64::from_be_bytes(*magic) != SNAPSHOT_MAGIC {
+            return Err(RestoreError("not a snapshot of this version"));
+        }
+        let (slot, rest) = rest
+            .split_first_chunk::<8>()
+            .ok_or(RestoreError("cut off"))?;
+        let (clock_ms, rest) = rest
+            .split_first_chunk::<8>()
+            .ok_or(RestoreError("cut off"))?;
+        let (sessions, rest) = Sessions::read(rest)?;
+        self.machine.restore(rest)?;
+        self.sessions = sessions;
+        self.slot = Slot(u64::from_be_bytes(*slot));
+        self.clock_ms = u64::from_be_bytes(*clock_ms);
+        self.kept.clear();
+        self.kept_bytes = 0;
+        Ok(())
+    }
+}
+
+struct FrozenState {
+    head: Vec<u8>,
+    machine: Box<dyn Frozen>,
+}
+
+impl Frozen for FrozenState {
+    fn next_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+        if !self.head.is_empty() {
+            out.append(&mut self.head);
+            return true;
+        }
+        self.machine.next_chunk(out)
+    }
+}

@@ -1,0 +1,158 @@
+//! SipHash-2-4 (Aumasson and Bernstein 2012) over header and value.
+//!
+//! Written here rather than taken from a crate because the same source must compile for BPF, where
+//! nothing may panic and every loop is bounded; tests compare it with the `siphasher` crate.
+
+use crate::wire::{HEADER_BYTES, Header};
+
+/// A cluster's 128-bit key, as two words.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Key(pub [u64; 2]);
+
+impl core::fmt::Debug for Key {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+impl Key {
+    /// The key from its 16 bytes, as SipHash reads them.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+        ])
+    }
+}
+
+/// SipHash-2-4 over whole words, then up to seven bytes.
+#[derive(Clone, Debug)]
+pub struct SipHash {
+    v: [u64; 4],
+    words: u64,
+}
+
+impl SipHash {
+    /// Starts a hash under `key`.
+    #[inline(always)]
+    pub const fn new(key: [u64; 2]) -> Self {
+        let [k0, k1] = key;
+        Self {
+            v: [
+                k0 ^ 0x736f_6d65_7073_6575,
+                k1 ^ 0x646f_7261_6e64_6f6d,
+                k0 ^ 0x6c79_6765_6e65_7261,
+                k1 ^ 0x7465_6462_7974_6573,
+            ],
+            words: 0,
+        }
+    }
+
+    #[inline(always)]
+    const fn round(&mut self) {
+        let [mut a, mut b, mut c, mut d] = self.v;
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
+        self.v = [a, b, c, d];
+    }
+
+    #[inline(always)]
+    const fn compress(&mut self, word: u64) {
+        self.v[3] ^= word;
+        self.round();
+        self.round();
+        self.v[0] ^= word;
+    }
+
+    /// Takes eight bytes, read as a little-endian word.
+    #[inline(always)]
+    pub const fn word(&mut self, word: u64) {
+        self.compress(word);
+        self.words = self.words.wrapping_add(1);
+    }
+
+    /// The tag of a message of whole words.
+    #[inline(always)]
+    pub const fn finish(self) -> u64 {
+        self.finish_with(0, 0)
+    }
+
+    /// The tag of a message that ends with `count < 8` bytes, the low ones of `rest`.
+    #[inline(always)]
+    pub const fn finish_with(mut self, rest: u64, count: u64) -> u64 {
+        let length = self.words.wrapping_mul(8).wrapping_add(count);
+        self.compress(rest | length << 56);
+        self.v[2] ^= 0xff;
+        self.round();
+        self.round();
+        self.round();
+        self.round();
+        self.v[0] ^ self.v[1] ^ self.v[2] ^ self.v[3]
+    }
+}
+
+/// The tag of a packet: over the header with a zero tag, then the value.
+pub fn tag(key: Key, header: &Header, value: &[u8]) -> u64 {
+    let mut bytes = [0; HEADER_BYTES];
+    Header { tag: 0, ..*header }.write(&mut bytes);
+    let mut hash = SipHash::new(key.0);
+    for word in bytes.as_chunks::<8>().0 {
+        hash.word(u64::from_le_bytes(*word));
+    }
+    let (words, rest) = value.as_chunks::<8>();
+    for word in words {
+        hash.word(u64::from_le_bytes(*word));
+    }
+    let mut last = 0;
+    for (index, byte) in rest.iter().enumerate() {
+        last |= u64::from(*byte) << (8 * index);
+    }
+    // Zero means "no tag" on the wire.
+    hash.finish_with(last, rest.len() as u64).max(1)
+}
+
+/// Whether a parsed packet carries the tag of `key`.
+pub fn is_authentic(key: Key, header: &Header, value: &[u8]) -> bool {
+    // One comparison of whole words: no byte-wise early exit to time.
+    tag(key, header, value) == header.tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Kind;
+    use crate::{GroupId, NodeId};
+    use core::hash::Hasher;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_is_siphash_2_4(key in any::<[u8; 16]>(), value in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let header = Header { nonce: 5, ..Header::new(Kind::Accept, GroupId(1), NodeId(2)) };
+            let mut reference = siphasher::sip::SipHasher24::new_with_key(&key);
+            reference.write(&header.to_bytes());
+            reference.write(&value);
+            prop_assert_eq!(tag(Key::from_bytes(key), &header, &value), reference.finish().max(1));
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed() {
+        let key = Key([1, 2]);
+        let mut header = Header::new(Kind::Accept, GroupId(1), NodeId(2));
+        header.tag = tag(key, &header, b"value");
+        assert!(is_authentic(key, &header, b"value"));
+        assert!(!is_authentic(key, &header, b"Value"));
+        assert!(!is_authentic(key, &Header { nonce: 1, ..header }, b"value"));
+        assert!(!is_authentic(Key([1, 3]), &header, b"value"));
+    }
+}

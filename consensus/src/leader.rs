@@ -1,0 +1,692 @@
+//! The leader of one group: phase 1 once per ballot, then a pipeline of phase-2 rounds.
+//!
+//! Multi-Paxos (Lamport 2001). Values are batches of client entries; a batch leaves as soon as
+//! nothing smaller than a full value is under way (Nagle's rule), so one client waits for nothing
+//! and many share a slot.
+
+use crate::quorum::{Membership, Voters};
+use crate::wire::{Flags, Header, Kind};
+use crate::{Ballot, GroupId, NodeId, Slot};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Most slots under way at once.
+pub const MAX_IN_FLIGHT: usize = 1024;
+/// Most values that wait for a slot.
+pub const MAX_READY: usize = 1024;
+/// Slots fetched at once in phase 1.
+const FETCH_SLOTS: u64 = 64;
+/// Packets sent again in one turn at the most.
+const MAX_RESENT: usize = 64;
+
+/// Whom a leader's packet goes to. The packet goes to this node's own acceptor too, where that is
+/// among them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum To {
+    /// Every member.
+    All,
+    /// The members that are not among these.
+    AllBut(Voters),
+    /// The members among these.
+    Only(Voters),
+}
+
+/// A packet that the leader wants sent.
+pub struct Order<'a> {
+    /// Its receivers.
+    pub to: To,
+    /// Its header; incarnation, sender and epoch are filled in on sending.
+    pub header: Header,
+    /// Its value.
+    pub value: &'a [u8],
+}
+
+/// How long a leader waits, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaderTiming {
+    /// Between two Decides when nothing was decided.
+    pub heartbeat_ns: u64,
+    /// Between two Decides when something was.
+    pub decide_ns: u64,
+    /// Before a request is sent again, at first; doubled up to 32 times that.
+    pub resend_ns: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    value: Vec<u8>,
+    voters: Voters,
+    sent_ns: u64,
+    tries: u32,
+    /// Fewer bytes than a value holds, so that others may wait to join the next.
+    partial: bool,
+}
+
+#[derive(Debug, Default)]
+struct Fetched {
+    answered: Voters,
+    ballot: Ballot,
+    value: Vec<u8>,
+    sent_ns: u64,
+}
+
+#[derive(Debug)]
+struct Phase1 {
+    promised: Voters,
+    trims: Slot,
+    highest: Slot,
+    highs: Vec<(usize, Slot)>,
+    sent_ns: u64,
+    tries: u32,
+    /// A quorum has promised.
+    complete: bool,
+    /// The first slot still to be fetched, and those under way before it.
+    next: Slot,
+    fetched: VecDeque<Fetched>,
+}
+
+/// What a packet did to the leader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// Nothing to do.
+    Fine,
+    /// A higher ballot is about: the leader must step down.
+    Superseded(Ballot),
+    /// Slots below this one must be learned from a replica before phase 1 can end.
+    Behind(Slot),
+}
+
+/// A ballot's leader, from its Prepare on.
+#[derive(Debug)]
+pub struct Leader {
+    ballot: Ballot,
+    group: GroupId,
+    window: u64,
+    value_bytes: usize,
+    timing: LeaderTiming,
+    phase1: Option<Phase1>,
+    /// First slot proposed under this ballot.
+    from: Slot,
+    /// Slots below it are decided.
+    front: Slot,
+    in_flight: VecDeque<InFlight>,
+    /// Slots up to here may have been chosen before this ballot.
+    inherited: Slot,
+    trim: Slot,
+    open: Vec<u8>,
+    ready: VecDeque<Vec<u8>>,
+    decide_due_ns: u64,
+    announced: Slot,
+    nonce: u32,
+    barrier: Barrier,
+    resend_due_ns: u64,
+}
+
+/// One round that confirms that nobody else leads.
+#[derive(Debug, Default)]
+struct Barrier {
+    number: u64,
+    wanted: u64,
+    confirmed: u64,
+    voters: Voters,
+    sent_ns: u64,
+    nonce: u32,
+}
+
+impl Leader {
+    /// A leader that is about to send its Prepare. `applied` is the last slot that this node knows
+    /// to be decided.
+    pub fn new(
+        ballot: Ballot,
+        group: GroupId,
+        window: u64,
+        value_bytes: usize,
+        timing: LeaderTiming,
+        applied: Slot,
+    ) -> Self {
+        Self {
+            ballot,
+            group,
+            window,
+            value_bytes,
+            timing,
+            phase1: Some(Phase1 {
+                promised: Voters::default(),
+                trims: Slot::FIRST,
+                highest: Slot::NONE,
+                highs: Vec::new(),
+                sent_ns: 0,
+                tries: 0,
+                complete: false,
+                next: applied.next(),
+                fetched: VecDeque::new(),
+            }),
+            from: applied.next(),
+            front: applied.next(),
+            in_flight: VecDeque::new(),
+            inherited: applied,
+            trim: Slot::FIRST,
+            open: Vec::with_capacity(value_bytes),
+            ready: VecDeque::new(),
+            decide_due_ns: 0,
+            announced: Slot::NONE,
+            nonce: 0,
+            barrier: Barrier::default(),
+            resend_due_ns: 0,
+        }
+    }
+
+    /// Its ballot.
+    pub const fn ballot(&self) -> Ballot {
+        self.ballot
+    }
+
+    /// Whether phase 1 is over and every slot inherited from it is proposed.
+    pub const fn leads(&self) -> bool {
+        self.phase1.is_none()
+    }
+
+    /// The last slot that may have been chosen before this ballot: until it is applied, nobody is
+    /// answered.
+    pub const fn inherited(&self) -> Slot {
+        self.inherited
+    }
+
+    /// The last slot decided under this ballot, or the one before its first.
+    pub const fn decided(&self) -> Slot {
+        self.front.previous()
+    }
+
+    /// Slots under way.
+    pub fn under_way(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether a proposal is under way or waits.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.ready.is_empty() && self.open.is_empty()
+    }
+
+    fn header(&mut self, kind: Kind) -> Header {
+        self.nonce = self.nonce.wrapping_add(1);
+        let nonce = self.nonce;
+        Header {
+            ballot: self.ballot,
+            nonce,
+            ..Header::new(kind, self.group, NodeId::NONE)
+        }
+    }
+
+    // Phase 1.
+
+    /// A promise from the member at `place`.
+    pub fn promised(&mut self, place: usize, reply: &Header, membership: &Membership) -> Heard {
+        if reply.ballot != self.ballot {
+            return Heard::Fine;
+        }
+        let first = self.next_slot();
+        let Some(phase1) = &mut self.phase1 else {
+            return Heard::Fine;
+        };
+        if phase1.promised.has(place) {
+            return Heard::Fine;
+        }
+        phase1.promised.add(place);
+        phase1.highs.push((place, reply.slot));
+        phase1.trims = phase1.trims.max(Slot(reply.watermark));
+        if phase1.complete {
+            // It stands in for a promiser that has fallen silent. Slots above the quorum's highest
+            // were not chosen under a lower ballot, so the range to fetch stays.
+            for (offset, fetched) in phase1.fetched.iter_mut().enumerate() {
+                if reply.slot.0 < first.0 + offset as u64 {
+                    fetched.answered.add(place);
+                }
+            }
+            return Heard::Fine;
+        }
+        phase1.highest = phase1.highest.max(reply.slot);
+        self.quorum_promised(membership)
+    }
+
+    /// This node has now applied up to `applied`, by learning; phase 1 goes on if it waited for it.
+    pub fn caught_up(&mut self, applied: Slot, membership: &Membership) -> Heard {
+        if self.phase1.as_ref().is_none_or(|phase1| phase1.complete) {
+            return Heard::Fine;
+        }
+        // `from` is constant within a ballot once it was announced; nothing is before phase 1 ends.
+        if applied.next() > self.front && self.in_flight.is_empty() {
+            self.from = applied.next();
+            self.front = applied.next();
+            self.inherited = self.inherited.max(applied);
+        }
+        self.quorum_promised(membership)
+    }
+
+    /// Begins to fetch if a quorum has promised and nothing must be learned first.
+    fn quorum_promised(&mut self, membership: &Membership) -> Heard {
+        let first = self.next_slot();
+        let Some(phase1) = &mut self.phase1 else {
+            return Heard::Fine;
+        };
+        if phase1.promised.count() < membership.quorums.phase1() {
+            return Heard::Fine;
+        }
+        if phase1.trims > first {
+            return Heard::Behind(phase1.trims);
+        }
+        phase1.complete = true;
+        phase1.next = first;
+        self.trim = self.trim.max(phase1.trims.min(self.front));
+        self.inherited = self.inherited.max(phase1.highest);
+        Heard::Fine
+    }
+
+    /// The slot after those under way.
+    fn next_slot(&self) -> Slot {
+        Slot(self.front.0 + self.in_flight.len() as u64)
+    }
+
+    /// A Vote, Empty or Outside from the member at `place`.
+    pub fn fetched(&mut self, place: usize, reply: &Header, value: &[u8]) -> Heard {
+        if reply.ballot != self.ballot {
+            return Heard::Fine;
+        }
+        let first = self.next_slot();
+        let Some(phase1) = &mut self.phase1 else {
+            return Heard::Fine;
+        };
+        if !phase1.complete || !phase1.promised.has(place) {
+            return Heard::Fine;
+        }
+        let Some(at) = reply.slot.0.checked_sub(first.0) else {
+            return Heard::Fine;
+        };
+        let Some(fetched) = phase1.fetched.get_mut(at as usize) else {
+            return Heard::Fine;
+        };
+        if fetched.answered.has(place) {
+            return Heard::Fine;
+        }
+        match reply.kind {
+            Kind::Outside => {
+                if reply.watermark <= reply.slot.0 {
+                    return Heard::Fine;
+                }
+                // Trimmed means decided and applied elsewhere: learn it, then prepare again. The
+                // same ballot may ask again, since Prepare is idempotent.
+                let trim = Slot(reply.watermark);
+                phase1.trims = phase1.trims.max(trim);
+                phase1.complete = false;
+                phase1.promised = Voters::default();
+                phase1.highs.clear();
+                phase1.fetched.clear();
+                phase1.sent_ns = 0;
+                return Heard::Behind(trim);
+            }
+            Kind::Vote if reply.vote_ballot > fetched.ballot => {
+                fetched.ballot = reply.vote_ballot;
+                fetched.value.clear();
+                fetched.value.extend_from_slice(value);
+            }
+            _ => {}
+        }
+        fetched.answered.add(place);
+        Heard::Fine
+    }
+
+    /// Moves fetched slots whose quorum has answered into phase 2, in order.
+    fn adopt(&mut self, membership: &Membership) {
+        let first = self.next_slot();
+        let Some(phase1) = &mut self.phase1 else {
+            return;
+        };
+        if !phase1.complete {
+            return;
+        }
+        let mut slot = first;
+        while let Some(fetched) = phase1.fetched.front() {
+            if fetched.answered.count() < membership.quorums.phase1() {
+                break;
+            }
+            // Paxos made simple, phase 2: the value of the highest ballot, or anything (here: the
+            // empty value) if no acceptor of the quorum voted.
+            let Some(fetched) = phase1.fetched.pop_front() else {
+                break;
+            };
+            slot = slot.next();
+            self.in_flight.push_back(InFlight {
+                value: fetched.value,
+                voters: Voters::default(),
+                sent_ns: 0,
+                tries: 0,
+                partial: false,
+            });
+        }
+        if phase1.fetched.is_empty() && slot > phase1.highest && phase1.next > phase1.highest {
+            self.phase1 = None;
+        }
+    }
+
+    // Phase 2.
+
+    /// Room for one more entry of `bytes`?
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.ready.len() < MAX_READY && bytes <= self.value_bytes
+    }
+
+    /// Adds an entry to the batch that is being filled. [`Leader::has_room`] was asked before.
+    pub fn push(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.open.len() + bytes > self.value_bytes {
+            self.close();
+        }
+        write(&mut self.open);
+        debug_assert!(self.open.len() <= self.value_bytes);
+    }
+
+    /// Whether the batch that is being filled is empty.
+    pub fn batch_is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    fn close(&mut self) {
+        let full = core::mem::replace(&mut self.open, Vec::with_capacity(self.value_bytes));
+        self.ready.push_back(full);
+    }
+
+    /// A vote of this ballot from the member at `place`.
+    pub fn accepted(&mut self, place: usize, reply: &Header) {
+        if reply.ballot != self.ballot {
+            return;
+        }
+        if let Some(at) = reply.slot.0.checked_sub(self.front.0)
+            && let Some(slot) = self.in_flight.get_mut(at as usize)
+        {
+            slot.voters.add(place);
+        }
+    }
+
+    /// The next decided slot's value, in order.
+    pub fn next_decided(&mut self, membership: &Membership) -> Option<Vec<u8>> {
+        let front = self.in_flight.front()?;
+        if front.voters.count() < membership.quorums.phase2() {
+            return None;
+        }
+        self.front = self.front.next();
+        self.in_flight.pop_front().map(|slot| slot.value)
+    }
+
+    /// A refusal.
+    pub fn refused(&self, promised: Ballot) -> Heard {
+        if promised > self.ballot {
+            Heard::Superseded(promised)
+        } else {
+            Heard::Fine
+        }
+    }
+
+    /// Slots below `trim` are applied by enough replicas: their ring entries may be used again.
+    pub fn raise_trim(&mut self, trim: Slot) {
+        self.trim = self.trim.max(trim.min(self.front));
+    }
+
+    /// The lowest slot that acceptors keep.
+    pub const fn trim(&self) -> Slot {
+        self.trim
+    }
+
+    // Barriers.
+
+    /// Asks for a round that begins after now; it is confirmed once [`Leader::confirmed`] reaches
+    /// the returned number.
+    pub fn ask_barrier(&mut self) -> u64 {
+        // A round under way was sent before this moment: only the next one counts.
+        let next = self.barrier.number + 1;
+        self.barrier.wanted = next;
+        next
+    }
+
+    /// The newest round that a quorum confirmed.
+    pub const fn confirmed(&self) -> u64 {
+        self.barrier.confirmed
+    }
+
+    /// An acknowledgement from the member at `place`.
+    pub fn acknowledged(&mut self, place: usize, reply: &Header, membership: &Membership) {
+        if reply.ballot != self.ballot
+            || reply.nonce != self.barrier.nonce
+            || self.barrier.confirmed == self.barrier.number
+        {
+            return;
+        }
+        self.barrier.voters.add(place);
+        if self.barrier.voters.count() >= membership.quorums.phase2() {
+            self.barrier.confirmed = self.barrier.number;
+        }
+    }
+
+    // Sending.
+
+    /// Everything that ought to be sent now.
+    pub fn send(&mut self, now_ns: u64, membership: &Membership, mut out: impl FnMut(Order<'_>)) {
+        self.send_phase1(now_ns, &mut out);
+        self.adopt(membership);
+        self.fill();
+        self.send_accepts(now_ns, membership, &mut out);
+        self.send_decide(now_ns, membership, &mut out);
+    }
+
+    fn send_phase1(&mut self, now_ns: u64, out: &mut impl FnMut(Order<'_>)) {
+        let first = self.next_slot();
+        let prepare = self.header(Kind::Prepare);
+        let fetch = Header {
+            kind: Kind::Fetch,
+            ..prepare
+        };
+        let resend_ns = self.timing.resend_ns;
+        let Some(phase1) = &mut self.phase1 else {
+            return;
+        };
+        if phase1.sent_ns == 0 || now_ns >= phase1.sent_ns + (resend_ns << phase1.tries.min(5)) {
+            phase1.tries += u32::from(phase1.sent_ns != 0);
+            phase1.sent_ns = now_ns.max(1);
+            out(Order {
+                to: To::AllBut(phase1.promised),
+                header: prepare,
+                value: &[],
+            });
+        }
+        if !phase1.complete {
+            return;
+        }
+        let room = MAX_IN_FLIGHT.saturating_sub(self.in_flight.len());
+        while phase1.next <= phase1.highest
+            && phase1.fetched.len() < room
+            && phase1.fetched.len() < FETCH_SLOTS as usize
+        {
+            let slot = phase1.next;
+            // An acceptor whose highest lies below the slot when it promised has not voted there
+            // and, for a lower ballot, never will.
+            let mut answered = Voters::default();
+            for (place, highest) in &phase1.highs {
+                if *highest < slot {
+                    answered.add(*place);
+                }
+            }
+            phase1.fetched.push_back(Fetched {
+                answered,
+                ..Fetched::default()
+            });
+            phase1.next = slot.next();
+        }
+        for (offset, fetched) in phase1.fetched.iter_mut().enumerate() {
+            if fetched.sent_ns != 0 && now_ns < fetched.sent_ns + resend_ns {
+                continue;
+            }
+            let mut missing = Voters::default();
+            for (place, _) in &phase1.highs {
+                if !fetched.answered.has(*place) {
+                    missing.add(*place);
+                }
+            }
+            if missing.count() > 0 {
+                fetched.sent_ns = now_ns.max(1);
+                let slot = Slot(first.0 + offset as u64);
+                out(Order {
+                    to: To::Only(missing),
+                    header: Header { slot, ..fetch },
+                    value: &[],
+                });
+            }
+        }
+    }
+
+    /// Gives waiting values slots, as far as the window and the pipeline allow.
+    fn fill(&mut self) {
+        if !self.leads() {
+            return;
+        }
+        loop {
+            let next = self.next_slot().0;
+            if self.in_flight.len() >= MAX_IN_FLIGHT || next - self.trim.0 >= self.window {
+                return;
+            }
+            let (value, partial) = if let Some(value) = self.ready.pop_front() {
+                (value, false)
+            } else {
+                if self.open.is_empty() || self.in_flight.iter().any(|slot| slot.partial) {
+                    return;
+                }
+                (
+                    core::mem::replace(&mut self.open, Vec::with_capacity(self.value_bytes)),
+                    true,
+                )
+            };
+            self.in_flight.push_back(InFlight {
+                value,
+                voters: Voters::default(),
+                sent_ns: 0,
+                tries: 0,
+                partial,
+            });
+        }
+    }
+
+    fn send_accepts(
+        &mut self,
+        now_ns: u64,
+        membership: &Membership,
+        out: &mut impl FnMut(Order<'_>),
+    ) {
+        let header = self.header(Kind::Accept);
+        let quorum = membership.quorums.phase2();
+        let resend_ns = self.timing.resend_ns;
+        let check_old = now_ns >= self.resend_due_ns;
+        let unsent = self
+            .in_flight
+            .iter()
+            .rev()
+            .take_while(|slot| slot.sent_ns == 0)
+            .count();
+        let skip = if check_old {
+            0
+        } else {
+            self.in_flight.len() - unsent
+        };
+        let mut resent = 0;
+        for (offset, slot) in self.in_flight.iter_mut().enumerate().skip(skip) {
+            let fresh = slot.sent_ns == 0;
+            if !fresh {
+                let due = slot.sent_ns + (resend_ns << slot.tries.min(5));
+                if now_ns < due || slot.voters.count() >= quorum || resent >= MAX_RESENT {
+                    continue;
+                }
+                slot.tries += 1;
+                resent += 1;
+            }
+            slot.sent_ns = now_ns.max(1);
+            let header = Header {
+                slot: Slot(self.front.0 + offset as u64),
+                ..header
+            };
+            out(Order {
+                to: To::AllBut(slot.voters),
+                header,
+                value: &slot.value,
+            });
+        }
+        if check_old {
+            self.resend_due_ns = now_ns + resend_ns;
+        }
+    }
+
+    fn send_decide(
+        &mut self,
+        now_ns: u64,
+        membership: &Membership,
+        out: &mut impl FnMut(Order<'_>),
+    ) {
+        let barrier_due = self.barrier.wanted > self.barrier.number
+            && self.barrier.confirmed == self.barrier.number
+            || self.barrier.confirmed < self.barrier.number
+                && now_ns >= self.barrier.sent_ns + self.timing.resend_ns;
+        if !self.leads() && self.decided() < self.from {
+            // Heartbeats begin with the first decision or the end of phase 1.
+            return;
+        }
+        let news = self.announced < self.decided();
+        let due = now_ns >= self.decide_due_ns
+            || news
+                && now_ns + self.timing.heartbeat_ns >= self.decide_due_ns + self.timing.decide_ns;
+        if !due && !barrier_due {
+            return;
+        }
+        let mut header = Header {
+            slot: self.decided(),
+            vote_ballot: Ballot(self.from.0),
+            watermark: self.trim.0,
+            ..self.header(Kind::Decide)
+        };
+        if barrier_due && self.leads() {
+            if self.barrier.confirmed == self.barrier.number {
+                self.barrier.number = self.barrier.wanted;
+            }
+            self.barrier.voters = Voters::default();
+            self.barrier.nonce = header.nonce;
+            self.barrier.sent_ns = now_ns;
+            header.flags = Flags::ACK_WANTED;
+        }
+        self.announced = self.decided();
+        self.decide_due_ns = now_ns + self.timing.heartbeat_ns;
+        debug_assert!(membership.quorums.phase2() > 0);
+        out(Order {
+            to: To::All,
+            header,
+            value: &[],
+        });
+    }
+
+    /// When [`Leader::send`] should be called at the latest, in nanoseconds.
+    pub fn next_timer_ns(&self) -> u64 {
+        let mut due = if self.leads() {
+            self.decide_due_ns
+        } else {
+            u64::MAX
+        };
+        if self.leads() && self.announced < self.decided() {
+            due = due.min(
+                (self.decide_due_ns + self.timing.decide_ns)
+                    .saturating_sub(self.timing.heartbeat_ns),
+            );
+        }
+        if !self.in_flight.is_empty() {
+            due = due.min(self.resend_due_ns);
+        }
+        if let Some(phase1) = &self.phase1 {
+            due = due.min(phase1.sent_ns + self.timing.resend_ns);
+        }
+        if self.barrier.confirmed < self.barrier.number {
+            due = due.min(self.barrier.sent_ns + self.timing.resend_ns);
+        }
+        due
+    }
+}

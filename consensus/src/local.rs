@@ -1,0 +1,339 @@
+//! This node's own acceptor, and when it may answer.
+//!
+//! Under `sync` durability an answer waits until everything that was journalled before it is
+//! flushed. The journal holds the very packets that changed the region: replaying them through the
+//! step rebuilds it.
+
+use crate::acceptor::{Acceptor, Drop, Effect, Step};
+use crate::memory::{Buffers, Memory};
+use crate::region::{self, GroupView};
+use crate::wire::{HEADER_BYTES, Header, Kind};
+use crate::{Ballot, GroupId, Slot};
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+/// What survives what. Chosen by name in the configuration, never implied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// Votes live in memory that outlives the process, fenced by incarnation when the machine dies.
+    Volatile,
+    /// Journalled behind the reply: after a machine crash the journal speeds catch-up, but the
+    /// identity is a new incarnation.
+    Async,
+    /// Votes and promises are flushed before the reply: the identity survives a loss of power.
+    Sync,
+}
+
+impl Durability {
+    /// Its name in configurations and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Volatile => "volatile",
+            Self::Async => "async",
+            Self::Sync => "sync",
+        }
+    }
+}
+
+/// A log of records on stable storage, written by somebody else.
+pub trait Journal {
+    /// Queues a record, given in two parts, and returns its number; `None` if the queue is full.
+    /// Numbers rise.
+    fn append(&mut self, head: &[u8], body: &[u8]) -> Option<u64>;
+    /// Whether a record of so many bytes has room.
+    fn has_room(&self, bytes: usize) -> bool;
+    /// Everything up to this number is flushed.
+    fn flushed(&self) -> u64;
+}
+
+/// No journal: for `volatile` durability.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoJournal;
+
+impl Journal for NoJournal {
+    fn append(&mut self, _: &[u8], _: &[u8]) -> Option<u64> {
+        Some(0)
+    }
+
+    fn has_room(&self, _: usize) -> bool {
+        true
+    }
+
+    fn flushed(&self) -> u64 {
+        0
+    }
+}
+
+/// Who asked: a peer, or the leader on this very node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asker {
+    /// This node's own leader.
+    Own,
+    /// Whoever is reached there.
+    Peer(SocketAddr),
+}
+
+/// Most replies that may wait for a flush; past it requests are dropped.
+pub const MAX_HELD: usize = 8192;
+
+/// How long a decided record waits for a vote to share its flush, in nanoseconds.
+const DECIDE_PATIENCE_NS: u64 = 10_000_000;
+/// What a journal may add to a record, in bytes.
+const RECORD_BYTES: usize = 64;
+
+/// How often something happened, by reason. Rises for the life of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Votes stored.
+    pub voted: u64,
+    /// Promises given.
+    pub promised: u64,
+    /// Refusals sent.
+    pub refused: u64,
+    /// Requests dropped, by [`Drop`].
+    pub dropped: [u64; Drop::COUNT],
+    /// Requests dropped because the journal or the held replies were full.
+    pub no_room: u64,
+}
+
+/// The acceptor on this node.
+#[derive(Debug)]
+pub struct Local<M, J> {
+    acceptor: Acceptor,
+    memory: M,
+    journal: J,
+    durability: Durability,
+    held: VecDeque<(u64, Asker, Header)>,
+    /// The newest Decide of each group that is not journalled yet.
+    decides: Vec<(Header, u64)>,
+    appended: u64,
+    scratch: Vec<u8>,
+    counters: Counters,
+}
+
+impl<M: Memory, J: Journal> Local<M, J> {
+    /// The acceptor over `memory`, journalling as `durability` says.
+    pub fn new(acceptor: Acceptor, memory: M, journal: J, durability: Durability) -> Self {
+        let scratch = vec![0; acceptor.layout.value_bytes()];
+        Self {
+            acceptor,
+            memory,
+            journal,
+            durability,
+            held: VecDeque::with_capacity(MAX_HELD),
+            decides: Vec::new(),
+            appended: 0,
+            scratch,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Steps the region with one request. Returns the reply and its value if it may leave now;
+    /// otherwise it comes from [`Local::released`] after the flush.
+    pub fn step(
+        &mut self,
+        now_ns: u64,
+        asker: Asker,
+        request: &Header,
+        value: &[u8],
+    ) -> Option<(Header, &[u8])> {
+        let journals = self.durability != Durability::Volatile;
+        let bytes = (HEADER_BYTES + RECORD_BYTES) * (1 + self.decides.len()) + value.len();
+        if journals && (!self.journal.has_room(bytes) || self.held.len() >= MAX_HELD) {
+            self.counters.no_room += 1;
+            return None;
+        }
+        let mut payload = Buffers {
+            request: value,
+            reply: &mut self.scratch,
+        };
+        let step = self
+            .acceptor
+            .step(&self.memory, now_ns, request, &mut payload);
+        let (reply, effect) = match step {
+            Step::Reply(reply, effect) => (Some(reply), effect),
+            Step::Silent(effect) => (None, effect),
+            Step::Dropped(reason) => {
+                if let Some(count) = self.counters.dropped.get_mut(reason as usize) {
+                    *count += 1;
+                }
+                return None;
+            }
+        };
+        match effect {
+            Effect::None => {}
+            Effect::Promised => self.counters.promised += 1,
+            Effect::Voted => self.counters.voted += 1,
+            Effect::Decided => {}
+        }
+        if journals {
+            let journalled = match effect {
+                Effect::None => true,
+                Effect::Promised | Effect::Voted => {
+                    self.append_decides() && self.append(request, value)
+                }
+                Effect::Decided => self.note_decide(now_ns, request),
+            };
+            if !journalled {
+                // Room was checked above, so the journal has failed: nothing is answered any more.
+                return None;
+            }
+        }
+        let reply = reply?;
+        if self.durability == Durability::Sync && self.journal.flushed() < self.appended {
+            match reply.kind {
+                // A vote that is re-answered may still be on its way to the disk, so it waits as
+                // the first answer did.
+                Kind::Promise | Kind::Accepted => {
+                    self.held.push_back((self.appended, asker, reply));
+                    return None;
+                }
+                // These claim nothing that the loss of power could falsify: a vote is offered with
+                // the ballot that its leader chose, a refusal and an acknowledgement speak of the
+                // past. Empty and Outside only follow a flushed promise.
+                _ => {}
+            }
+        }
+        if reply.kind == Kind::Nack {
+            self.counters.refused += 1;
+        }
+        let length = usize::from(reply.length);
+        Some((reply, self.scratch.get(..length).unwrap_or_default()))
+    }
+
+    fn append(&mut self, header: &Header, value: &[u8]) -> bool {
+        match self.journal.append(&header.to_bytes(), value) {
+            Some(number) => {
+                self.appended = number;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A Decide is worth no flush of its own: nobody waits for it. It goes before the next vote, or
+    /// with [`Local::flush_decides`].
+    fn note_decide(&mut self, now_ns: u64, request: &Header) -> bool {
+        let waiting = self
+            .decides
+            .iter_mut()
+            .find(|(other, _)| other.group == request.group);
+        match waiting {
+            Some((other, _)) if other.ballot == request.ballot => {
+                let slot = other.slot.max(request.slot);
+                let watermark = other.watermark.max(request.watermark);
+                *other = Header {
+                    slot,
+                    watermark,
+                    ..*other
+                };
+                true
+            }
+            Some(_) => self.append_decides() && self.note_decide(now_ns, request),
+            None => {
+                self.decides.push((*request, now_ns));
+                true
+            }
+        }
+    }
+
+    fn append_decides(&mut self) -> bool {
+        while let Some((header, since_ns)) = self.decides.pop() {
+            if !self.append(&header, &[]) {
+                self.decides.push((header, since_ns));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Journals the decided records that have waited for company long enough. Returns when the
+    /// next one will have, in nanoseconds.
+    pub fn flush_decides(&mut self, now_ns: u64) -> u64 {
+        let due = |decides: &[(Header, u64)]| {
+            let oldest = decides.iter().map(|(_, since_ns)| *since_ns).min();
+            oldest.map_or(u64::MAX, |since_ns| {
+                since_ns.saturating_add(DECIDE_PATIENCE_NS)
+            })
+        };
+        if due(&self.decides) <= now_ns {
+            self.append_decides();
+        }
+        due(&self.decides)
+    }
+
+    /// The next reply whose journal records have been flushed meanwhile.
+    pub fn released(&mut self) -> Option<(Asker, Header)> {
+        let (number, _, _) = self.held.front()?;
+        if *number > self.journal.flushed() {
+            return None;
+        }
+        self.held
+            .pop_front()
+            .map(|(_, asker, reply)| (asker, reply))
+    }
+
+    /// Journals something that the acceptor did not do but the host must not forget.
+    pub fn record(&mut self, header: &Header, value: &[u8]) {
+        if self.durability != Durability::Volatile {
+            self.append(header, value);
+        }
+    }
+
+    /// The number of the last record appended, and of the last one flushed; `None` while a decided
+    /// record of the group still waits to be appended.
+    pub fn journalled(&self, group: GroupId) -> Option<(u64, u64)> {
+        match self.durability {
+            Durability::Volatile => Some((0, 0)),
+            Durability::Async | Durability::Sync => {
+                let waits = self.decides.iter().any(|(header, _)| header.group == group);
+                (!waits).then(|| (self.appended, self.journal.flushed()))
+            }
+        }
+    }
+
+    /// What the group's record says; `None` if there is no such group.
+    pub fn view(&self, group: GroupId) -> Option<GroupView> {
+        region::view(&self.memory, group)
+    }
+
+    /// The vote for `slot`: its ballot and value.
+    pub fn vote(&mut self, group: GroupId, slot: Slot) -> Option<(Ballot, &[u8])> {
+        let value_bytes = self.acceptor.layout.value_bytes();
+        let (ballot, length) =
+            region::vote(&self.memory, group, slot, value_bytes, &mut self.scratch)?;
+        Some((ballot, self.scratch.get(..length)?))
+    }
+
+    /// When `node` was last heard of as a leader, in nanoseconds.
+    pub fn seen_ns(&self, node: crate::NodeId) -> u64 {
+        region::seen_ns(&self.memory, node)
+    }
+
+    /// Who this acceptor is.
+    pub const fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// The region's memory.
+    pub const fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The journal.
+    pub const fn journal_mut(&mut self) -> &mut J {
+        &mut self.journal
+    }
+
+    /// What survives what.
+    pub const fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// How often what happened.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}

@@ -1,0 +1,416 @@
+//! A node: one acceptor region, and a replica for each of its groups.
+//!
+//! It parses and authenticates packets, steps the acceptor for those that ask for votes, and hands
+//! the rest to the replica of their group. Sans-IO like everything below it.
+
+use crate::acceptor::Acceptor;
+use crate::applied::Applied;
+use crate::auth::{self, Key};
+use crate::election::ElectionTiming;
+use crate::formation::{Conflict, Formation};
+use crate::leader::LeaderTiming;
+use crate::local::{Asker, Counters, Durability, Journal, Local};
+use crate::memory::Memory;
+use crate::quorum::{Member, Membership, QuorumError, Quorums};
+use crate::replica::{Config as ReplicaConfig, Io, Replica, Turn};
+use crate::state_machine::StateMachine;
+use crate::wire::{self, Header, Kind, Malformed, Parsed};
+use crate::{Epoch, GroupId, Incarnation, NodeId};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+/// Longest datagram that a node takes, as the value's length: answers on their way to a client
+/// front of this node may be as long.
+const MAX_DATAGRAM_VALUE: usize = u16::MAX as usize;
+
+/// A peer as configured: its incarnation is found out while the cluster forms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its number.
+    pub node: NodeId,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Higher ones campaign earlier.
+    pub priority: u8,
+}
+
+/// How a node is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Every member, this node included.
+    pub peers: Vec<Peer>,
+    /// The membership's number.
+    pub epoch: Epoch,
+    /// Votes for phase 1 and phase 2, or majorities.
+    pub quorums: Option<(usize, usize)>,
+    /// The cluster's key, where authentication is on.
+    pub key: Option<Key>,
+    /// How long leaders wait.
+    pub leader: LeaderTiming,
+    /// How long followers wait.
+    pub election: ElectionTiming,
+    /// For back-off and nonces.
+    pub seed: u64,
+    /// Rounds up to this one may have been used by earlier lives.
+    pub used_round: u64,
+    /// What was pinned before; this node's own incarnation is added.
+    pub pins: BTreeMap<NodeId, Incarnation>,
+    /// Whether the cluster had formed before.
+    pub formed: bool,
+}
+
+/// What a node needs of its host beyond what its replicas need.
+pub trait NodeIo: Io {
+    /// Writes down, durably, which incarnations are pinned. False if that cannot be done now.
+    fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool;
+    /// A Response or Redirect came, for a client front on this node.
+    fn client(&mut self, from: SocketAddr, header: &Header, value: &[u8]);
+    /// Somebody asks what this node is doing: a Report as JSON.
+    fn inspect(&mut self, to: SocketAddr, request: &Header);
+}
+
+/// Packets that were counted instead of served.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Refused {
+    /// Without our magic.
+    pub not_ours: u64,
+    /// By reason.
+    pub malformed: [u64; Malformed::COUNT],
+    /// For a group that this node does not have.
+    pub group: u64,
+    /// While the cluster forms.
+    pub unformed: u64,
+}
+
+/// Fills in tags on the way out.
+pub struct Signing<'a, I> {
+    /// The host.
+    pub io: &'a mut I,
+    /// The cluster's key, where authentication is on.
+    pub key: Option<Key>,
+}
+
+impl<I: Io> Io for Signing<'_, I> {
+    fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]) {
+        match self.key {
+            Some(key) => {
+                let tag = auth::tag(key, header, value);
+                self.io.send(to, &Header { tag, ..*header }, value);
+            }
+            None => self.io.send(to, header, value),
+        }
+    }
+
+    fn reserve_rounds(&mut self, round: u64) -> bool {
+        self.io.reserve_rounds(round)
+    }
+
+    fn read_snapshot(
+        &mut self,
+        group: GroupId,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Option<(crate::Slot, u64, usize)> {
+        self.io.read_snapshot(group, offset, out)
+    }
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node<M, J, S> {
+    config: Config,
+    local: Local<M, J>,
+    formation: Formation,
+    /// The state of each group until the cluster has formed, then empty.
+    waiting: Vec<Applied<S>>,
+    replicas: Vec<Replica<S>>,
+    refused: Refused,
+    conflict: Option<Conflict>,
+}
+
+impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
+    /// A node over its region and journal, with the restored state of each group.
+    ///
+    /// # Errors
+    /// The quorums do not fit the members.
+    pub fn new(
+        config: Config,
+        acceptor: Acceptor,
+        memory: M,
+        journal: J,
+        durability: Durability,
+        states: Vec<Applied<S>>,
+    ) -> Result<Self, QuorumError> {
+        quorums(&config)?;
+        let members = config.peers.iter().map(|peer| peer.node).collect();
+        let mut pins = config.pins.clone();
+        pins.insert(config.node, acceptor.incarnation);
+        let formation = Formation::new(config.node, config.epoch, members, pins, config.formed);
+        Ok(Self {
+            local: Local::new(acceptor, memory, journal, durability),
+            formation,
+            waiting: states,
+            replicas: Vec::new(),
+            refused: Refused::default(),
+            conflict: None,
+            config,
+        })
+    }
+
+    /// Takes a datagram.
+    pub fn handle<I: NodeIo>(
+        &mut self,
+        now_ns: u64,
+        unix_ms: u64,
+        from: SocketAddr,
+        datagram: &[u8],
+        io: &mut I,
+    ) {
+        let (header, value) = match wire::parse(datagram, MAX_DATAGRAM_VALUE) {
+            Parsed::Ours(header, value) => (header, value),
+            Parsed::NotOurs => {
+                self.refused.not_ours += 1;
+                return;
+            }
+            Parsed::Malformed(reason) => return self.count(reason),
+        };
+        if let Some(key) = self.config.key
+            && !auth::is_authentic(key, &header, value)
+        {
+            return self.count(Malformed::Tag);
+        }
+        self.handle_parsed(now_ns, unix_ms, from, &header, value, io);
+    }
+
+    fn count(&mut self, reason: Malformed) {
+        if let Some(count) = self.refused.malformed.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+
+    /// Takes a packet that was parsed and authenticated, or came from this very process.
+    pub fn handle_parsed<I: NodeIo>(
+        &mut self,
+        now_ns: u64,
+        unix_ms: u64,
+        from: SocketAddr,
+        header: &Header,
+        value: &[u8],
+        io: &mut I,
+    ) {
+        match header.kind {
+            Kind::Hello => return self.greeted(from, header, value, io),
+            Kind::Inspect => return io.inspect(from, header),
+            Kind::Report => return,
+            Kind::Response | Kind::Redirect => return io.client(from, header, value),
+            _ => {}
+        }
+        if value.len() > self.local.acceptor().layout.value_bytes()
+            && header.kind != Kind::SnapshotChunk
+        {
+            return self.count(Malformed::OverLong);
+        }
+        if self.replicas.is_empty() {
+            self.refused.unformed += 1;
+            return;
+        }
+        let Some(replica) = self.replicas.get_mut(usize::from(header.group.0)) else {
+            self.refused.group += 1;
+            return;
+        };
+        let mut io = Signing {
+            io,
+            key: self.config.key,
+        };
+        let asks_acceptor = matches!(
+            header.kind,
+            Kind::Prepare | Kind::Fetch | Kind::Accept | Kind::Decide | Kind::Read
+        );
+        if asks_acceptor {
+            let reply = self.local.step(now_ns, Asker::Peer(from), header, value);
+            if let Some((reply, value)) = reply {
+                io.send(from, &reply, value);
+            }
+        }
+        let mut turn = Turn {
+            now_ns,
+            unix_ms,
+            local: &mut self.local,
+            io: &mut io,
+        };
+        if asks_acceptor {
+            replica.stepped(&mut turn, header);
+        } else {
+            replica.handle(&mut turn, from, header, value);
+        }
+    }
+
+    fn greeted<I: NodeIo>(&mut self, from: SocketAddr, header: &Header, value: &[u8], io: &mut I) {
+        let before = self.formation.clone();
+        let greeted = self.formation.handle(header, value);
+        if greeted.conflict.is_some() {
+            self.conflict = greeted.conflict;
+        }
+        if greeted.pinned && !io.pin(self.formation.pins(), self.formation.is_formed()) {
+            // Not written down, so not done: the next greeting tries again.
+            self.formation = before;
+            return;
+        }
+        if greeted.answer {
+            let (header, value) = self.formation.answer();
+            Signing {
+                io,
+                key: self.config.key,
+            }
+            .send(from, &header, &value);
+        }
+    }
+
+    /// Does what is due after a batch of packets. Returns when it should be called again at the
+    /// latest, in nanoseconds of the monotonic clock.
+    pub fn turn<I: NodeIo>(&mut self, now_ns: u64, unix_ms: u64, io: &mut I) -> u64 {
+        let key = self.config.key;
+        if self.replicas.is_empty() {
+            if self.formation.is_formed() {
+                self.start(now_ns, io);
+            } else if let Some((header, value)) = self.formation.poll(now_ns) {
+                let mut io = Signing { io, key };
+                for peer in self
+                    .config
+                    .peers
+                    .iter()
+                    .filter(|peer| peer.node != self.config.node)
+                {
+                    io.send(peer.address, &header, &value);
+                }
+            }
+        }
+        let mut io = Signing { io, key };
+        while let Some((asker, reply)) = self.local.released() {
+            match asker {
+                Asker::Peer(address) => io.send(address, &reply, &[]),
+                Asker::Own => {
+                    let Some(replica) = self.replicas.get_mut(usize::from(reply.group.0)) else {
+                        continue;
+                    };
+                    let place = replica.place();
+                    let mut turn = Turn {
+                        now_ns,
+                        unix_ms,
+                        local: &mut self.local,
+                        io: &mut io,
+                    };
+                    replica.answered(&mut turn, place, &reply, &[]);
+                }
+            }
+        }
+        let mut due = self.formation.next_timer_ns();
+        for replica in &mut self.replicas {
+            let mut turn = Turn {
+                now_ns,
+                unix_ms,
+                local: &mut self.local,
+                io: &mut io,
+            };
+            replica.turn(&mut turn);
+            due = due.min(replica.next_timer_ns(now_ns, unix_ms, &self.local));
+        }
+        due.min(self.local.flush_decides(now_ns))
+    }
+
+    fn start<I: NodeIo>(&mut self, now_ns: u64, io: &mut I) {
+        if !io.pin(self.formation.pins(), true) {
+            return;
+        }
+        let Ok(quorums) = quorums(&self.config) else {
+            return;
+        };
+        let pins = self.formation.pins();
+        let members = self
+            .config
+            .peers
+            .iter()
+            .map(|peer| Member {
+                node: peer.node,
+                incarnation: pins.get(&peer.node).copied().unwrap_or_default(),
+                address: peer.address,
+                priority: peer.priority,
+            })
+            .collect();
+        let membership = Membership {
+            epoch: self.config.epoch,
+            members,
+            quorums,
+        };
+        let layout = self.local.acceptor().layout;
+        for (number, applied) in self.waiting.drain(..).enumerate() {
+            let config = ReplicaConfig {
+                node: self.config.node,
+                group: GroupId(number as u16),
+                membership: membership.clone(),
+                window: layout.window(),
+                value_bytes: layout.value_bytes(),
+                leader: self.config.leader,
+                election: self.config.election,
+                seed: self.config.seed.wrapping_add(number as u64),
+                used_round: self.config.used_round,
+            };
+            self.replicas.push(Replica::new(config, applied, now_ns));
+        }
+    }
+
+    /// The replicas, once the cluster has formed.
+    pub fn replicas(&self) -> &[Replica<S>] {
+        &self.replicas
+    }
+
+    /// The replica of a group, once the cluster has formed.
+    pub fn replica_mut(&mut self, group: GroupId) -> Option<&mut Replica<S>> {
+        self.replicas.get_mut(usize::from(group.0))
+    }
+
+    /// How the cluster forms.
+    pub const fn formation(&self) -> &Formation {
+        &self.formation
+    }
+
+    /// Somebody whose memory is not the one on record.
+    pub const fn conflict(&self) -> Option<Conflict> {
+        self.conflict
+    }
+
+    /// The acceptor.
+    pub const fn local(&self) -> &Local<M, J> {
+        &self.local
+    }
+
+    /// The acceptor, to cut its journal.
+    pub const fn local_mut(&mut self) -> &mut Local<M, J> {
+        &mut self.local
+    }
+
+    /// Packets that were not served.
+    pub const fn refused(&self) -> &Refused {
+        &self.refused
+    }
+
+    /// What the acceptor did.
+    pub const fn counters(&self) -> &Counters {
+        self.local.counters()
+    }
+
+    /// How the node is set up.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+fn quorums(config: &Config) -> Result<Quorums, QuorumError> {
+    match config.quorums {
+        Some((phase1, phase2)) => Quorums::flexible(config.peers.len(), phase1, phase2),
+        None => Quorums::majority(config.peers.len()),
+    }
+}

@@ -1,0 +1,145 @@
+//! Rebuilds a region and a state from a journal.
+//!
+//! The journal holds the packets that changed the region, in order: stepping a blank region with
+//! them makes it what it was. What the packets show to be chosen is applied on the way, so that the
+//! state reaches as far as this node could know by itself.
+
+use crate::acceptor::{Acceptor, Step};
+use crate::applied::Applied;
+use crate::memory::{Buffers, Memory, raise};
+use crate::region::group;
+use crate::state_machine::StateMachine;
+use crate::wire::{Header, Kind, Parsed, parse};
+use crate::{Ballot, Slot};
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// A record that no nearwire journal of this version holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("replay journal: a record of {bytes} bytes is not a packet of this version")]
+pub struct BadRecord {
+    /// Its length.
+    pub bytes: usize,
+}
+
+/// A replay under way, for one group.
+#[derive(Debug)]
+pub struct Recovery<S> {
+    acceptor: Acceptor,
+    applied: Applied<S>,
+    votes: BTreeMap<Slot, (Ballot, Vec<u8>)>,
+    highest_round: u64,
+    scratch: Vec<u8>,
+    records: u64,
+}
+
+impl<S: StateMachine> Recovery<S> {
+    /// Begins with the state of the newest snapshot.
+    pub fn new(acceptor: Acceptor, applied: Applied<S>) -> Self {
+        let scratch = vec![0; acceptor.layout.value_bytes()];
+        Self {
+            acceptor,
+            applied,
+            votes: BTreeMap::new(),
+            highest_round: 0,
+            scratch,
+            records: 0,
+        }
+    }
+
+    /// Takes the next record. `memory` is the region that is being rebuilt, or `None` if the
+    /// region itself survived and only the state is restored.
+    ///
+    /// # Errors
+    /// The record is no packet.
+    pub fn record<M: Memory>(
+        &mut self,
+        memory: Option<&M>,
+        now_ns: u64,
+        record: &[u8],
+    ) -> Result<(), BadRecord> {
+        let Parsed::Ours(header, value) = parse(record, self.acceptor.layout.value_bytes()) else {
+            return Err(BadRecord {
+                bytes: record.len(),
+            });
+        };
+        self.records += 1;
+        self.highest_round = self.highest_round.max(header.ballot.round());
+        if let Some(memory) = memory {
+            self.step(memory, now_ns, &header, value);
+        }
+        match header.kind {
+            Kind::Accept if header.slot > self.applied.slot() => {
+                let newer = self
+                    .votes
+                    .get(&header.slot)
+                    .is_none_or(|(b, _)| *b < header.ballot);
+                if newer {
+                    self.votes
+                        .insert(header.slot, (header.ballot, Vec::from(value)));
+                }
+            }
+            Kind::Decide => {
+                let (from, upto) = (Slot(header.vote_ballot.0), header.slot);
+                while self.applied.slot() < upto {
+                    let slot = self.applied.slot().next();
+                    match self.votes.get(&slot) {
+                        Some((ballot, _)) if slot >= from && *ballot >= header.ballot => {}
+                        _ => break,
+                    }
+                    let Some((ballot, value)) = self.votes.remove(&slot) else {
+                        break;
+                    };
+                    self.applied.apply(ballot, value, |_, _| {});
+                }
+            }
+            Kind::Learn if header.slot == self.applied.slot().next() => {
+                self.votes.remove(&header.slot);
+                self.applied
+                    .apply(header.vote_ballot, Vec::from(value), |_, _| {});
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn step<M: Memory>(&mut self, memory: &M, now_ns: u64, header: &Header, value: &[u8]) {
+        let request = Header {
+            incarnation: crate::Incarnation::ANY,
+            ..*header
+        };
+        let mut payload = Buffers {
+            request: value,
+            reply: &mut self.scratch,
+        };
+        let step = self.acceptor.step(memory, now_ns, &request, &mut payload);
+        // A journal that was cut may begin after the Decide that moved the window: the vote was
+        // stored, so the trim had come so far.
+        if header.kind == Kind::Accept
+            && let Step::Reply(
+                Header {
+                    kind: Kind::Outside,
+                    ..
+                },
+                _,
+            ) = step
+            && let Some(at) = memory.group(header.group)
+        {
+            let window = memory.load(at, group::WINDOW);
+            let trim = header
+                .slot
+                .0
+                .saturating_sub(window.saturating_sub(1))
+                .max(1);
+            if raise(memory, at, group::TRIM, trim).is_some() {
+                self.acceptor.step(memory, now_ns, &request, &mut payload);
+            }
+        }
+    }
+
+    /// The state, the highest round seen, and how many records were replayed.
+    pub fn finish(self) -> (Applied<S>, u64, u64) {
+        (self.applied, self.highest_round, self.records)
+    }
+}

@@ -1,0 +1,285 @@
+//! The loop between a datapath and a service.
+
+use crate::{Datapath, Error, Placement, Received, Stats, Transmit, clock};
+use nix::sys::prctl::set_timerslack;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+/// Time between two observations.
+const OBSERVE_NS: u64 = 100_000_000;
+
+/// What a worker drives: a replica, an acceptor, an echo server, a client.
+///
+/// Time is [`clock::monotonic_ns`], read once per batch *after* the batch was taken. A lease granted
+/// at a time read before would run out before its holder believes: the holder may have sent the
+/// renewal after that time. The sender, for its part, counts from before the flush.
+pub trait Service {
+    /// Takes one packet. Replies leave with the batch.
+    fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], tx: &mut T);
+
+    /// Does what is due after a batch, which may be empty: attached queues, timers, batching.
+    /// Returns how long the worker may sleep if nothing arrives and nobody wakes it.
+    fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration;
+
+    /// Sees what the datapath has counted, about ten times a second while there are turns.
+    fn observe(&mut self, _stats: &Stats) {}
+
+    /// Whether the loop ends after this turn. What the turn sent still leaves.
+    fn stopping(&self) -> bool;
+}
+
+/// One thread's loop: receive a batch, hand it to the service, let the service take its turn,
+/// flush, sleep unless there may be more.
+pub struct Worker<D, S> {
+    datapath: D,
+    service: S,
+    placement: Placement,
+    observed_ns: u64,
+}
+
+impl<D: Datapath, S: Service> Worker<D, S> {
+    /// A worker that runs wherever the system puts it.
+    pub fn new(datapath: D, service: S) -> Self {
+        Self {
+            datapath,
+            service,
+            placement: Placement::default(),
+            observed_ns: 0,
+        }
+    }
+
+    /// Places the thread that will run the loop.
+    #[must_use]
+    pub fn placed(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Runs until the service stops.
+    ///
+    /// # Errors
+    /// The thread cannot be placed, or the datapath is gone.
+    pub fn run(&mut self) -> Result<(), Error> {
+        self.placement.apply()?;
+        // A sleep otherwise ends up to 50 µs late. Without it everything is right, only later.
+        let _ = set_timerslack(1);
+        let batch = self.datapath.capabilities().batch;
+        while !self.service.stopping() {
+            let (received, at_most) = self.step(clock::monotonic_ns)?;
+            if received < batch && !self.service.stopping() {
+                self.datapath.wait(at_most)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes once round the loop without sleeping, so that a test can own the time. Returns how many
+    /// packets came and how long the service would sleep. `clock` is read after the receive.
+    ///
+    /// # Errors
+    /// The datapath is gone.
+    pub fn step(&mut self, clock: impl FnOnce() -> u64) -> Result<(usize, Duration), Error> {
+        let received = self.datapath.receive()?;
+        let now_ns = clock();
+        let (rx, tx) = self.datapath.halves();
+        for index in 0..received {
+            let (from, datagram) = rx.packet(index);
+            self.service.packet(now_ns, from, datagram, tx);
+        }
+        let at_most = self.service.turn(now_ns, tx);
+        self.datapath.flush()?;
+        if now_ns.saturating_sub(self.observed_ns) >= OBSERVE_NS {
+            self.observed_ns = now_ns;
+            self.service.observe(&self.datapath.stats());
+        }
+        Ok((received, at_most))
+    }
+
+    /// Runs on a thread of its own, which gives the worker back when the service has stopped.
+    ///
+    /// # Errors
+    /// The system has no thread left. What [`run`](Self::run) may answer is the thread's result.
+    pub fn spawn(mut self, name: &str) -> Result<thread::JoinHandle<Result<Self, Error>>, Error>
+    where
+        D: Send + 'static,
+        S: Send + 'static,
+    {
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(move || self.run().map(|()| self))
+            .map_err(|error| Error::system(format!("start the thread {name}"), error))
+    }
+
+    /// The datapath, for its address, waker and statistics.
+    pub fn datapath(&self) -> &D {
+        &self.datapath
+    }
+
+    /// The service.
+    pub fn service(&mut self) -> &mut S {
+        &mut self.service
+    }
+
+    /// Both parts.
+    pub fn into_parts(self) -> (D, S) {
+        (self.datapath, self.service)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::{self, Receiver};
+    use crate::{Faults, Faulty, Network, Udp, Wait};
+    use std::time::Instant;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// Answers every packet, sends what its queue says, stops when the queue ends.
+    struct Echo {
+        orders: Receiver<(SocketAddr, u8)>,
+        times: Vec<u64>,
+        stopping: bool,
+    }
+
+    impl Service for Echo {
+        fn packet<T: Transmit>(
+            &mut self,
+            now_ns: u64,
+            from: SocketAddr,
+            datagram: &[u8],
+            tx: &mut T,
+        ) {
+            self.times.push(now_ns);
+            tx.send(from, b"echo ", datagram);
+        }
+
+        fn turn<T: Transmit>(&mut self, _now_ns: u64, tx: &mut T) -> Duration {
+            self.stopping = self.orders.is_abandoned();
+            while let Some((to, byte)) = self.orders.pop() {
+                tx.send(to, &[byte], b"");
+            }
+            SOON
+        }
+
+        fn stopping(&self) -> bool {
+            self.stopping
+        }
+    }
+
+    fn echo(orders: Receiver<(SocketAddr, u8)>) -> Echo {
+        Echo {
+            orders,
+            times: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn a_batch_has_one_time_and_its_replies_one_flush() {
+        let network = Network::new();
+        let mut client = network.endpoint(address(1)).unwrap();
+        let server = network.endpoint(address(2)).unwrap();
+        let (_sender, orders) = queue::channel(8, server.waker());
+        let mut worker = Worker::new(server, echo(orders));
+        for number in 0..3u8 {
+            client.halves().1.send(address(2), &[number], b"");
+        }
+        client.flush().unwrap();
+        assert_eq!(worker.step(|| 77).unwrap(), (3, SOON));
+        assert_eq!(worker.service().times, [77; 3]);
+        assert_eq!(client.receive().unwrap(), 3);
+        assert_eq!(client.halves().0.packet(2), (address(2), &b"echo \x02"[..]));
+    }
+
+    /// An order wakes a sleeping worker; its end stops it.
+    fn serves_orders_and_packets(wait: Wait) {
+        let mut client = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let server = Udp::bind(address(0), wait).unwrap();
+        let to = server.local_addr();
+        let (mut sender, orders) = queue::channel(8, server.waker());
+        let thread = Worker::new(server, echo(orders)).spawn("echo").unwrap();
+        let start = Instant::now();
+        for round in 0..200u8 {
+            let expected = if round % 2 == 0 {
+                sender.push((client.local_addr(), round)).unwrap();
+                vec![round]
+            } else {
+                client.halves().1.send(to, &[round], b"");
+                client.flush().unwrap();
+                [b"echo ", &[round][..]].concat()
+            };
+            while client.receive().unwrap() == 0 {
+                client.wait(Duration::from_secs(1)).unwrap();
+                assert!(start.elapsed() < SOON, "round {round} was not answered");
+            }
+            assert_eq!(client.halves().0.packet(0), (to, &expected[..]));
+        }
+        drop(sender);
+        let (datapath, _) = thread.join().unwrap().unwrap().into_parts();
+        assert_eq!(datapath.stats().sent, 200);
+        assert!(start.elapsed() < SOON, "a wake-up was lost");
+    }
+
+    #[test]
+    fn a_blocking_worker_serves_orders_and_packets() {
+        serves_orders_and_packets(Wait::Blocking);
+    }
+
+    #[test]
+    fn a_polling_worker_serves_orders_and_packets() {
+        serves_orders_and_packets(Wait::Polling);
+    }
+
+    #[test]
+    fn a_worker_behind_a_bad_network_does_not_oversleep_a_late_packet() {
+        let mut client = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let late = Faults {
+            delay: 1.0,
+            longest_delay: Duration::from_millis(2),
+            ..Faults::default()
+        };
+        let server = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let server = Faulty::new(server, late, late, 1);
+        let to = server.local_addr();
+        let (sender, orders) = queue::channel(8, server.waker());
+        let thread = Worker::new(server, echo(orders))
+            .spawn("late echo")
+            .unwrap();
+        let start = Instant::now();
+        for round in 0..20 {
+            client.halves().1.send(to, &[round], b"");
+            client.flush().unwrap();
+            while client.receive().unwrap() == 0 {
+                client.wait(Duration::from_secs(1)).unwrap();
+                assert!(start.elapsed() < SOON, "round {round} was not answered");
+            }
+        }
+        drop(sender);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_placed_says_so() {
+        let network = Network::new();
+        let (_sender, orders) = queue::channel(8, || {});
+        let nowhere = Placement {
+            cpu: Some(100_000),
+            ..Placement::default()
+        };
+        let mut worker =
+            Worker::new(network.endpoint(address(1)).unwrap(), echo(orders)).placed(nowhere);
+        let error = thread::scope(|scope| scope.spawn(|| worker.run()).join().unwrap());
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .starts_with("pin to CPU 100000")
+        );
+    }
+}
