@@ -7,11 +7,13 @@ mod command;
 mod libtest;
 mod packages;
 mod plain_build;
+mod scratch;
 mod stage;
 mod step;
 mod summary;
 mod test;
 mod tools;
+mod tree;
 mod workspace;
 
 use std::process::ExitCode;

@@ -7,21 +7,23 @@
 
 use std::collections::HashSet;
 use std::env;
-use std::fs::{self, Permissions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::packages::find;
+use crate::scratch::Scratch;
 use crate::stage::Stage;
 use crate::step::{Bench, Verdict};
+use crate::tree::{bring, copy, files_below, give, is_open_to_all};
 
 /// The system programs in the user's PATH, beside cargo and rustc.
 const LINKER_PROGRAMS: [&str; 3] = ["cc", "ld", "ar"];
@@ -47,14 +49,14 @@ const DEMO_MEMBERS: [&str; 6] = [
     "acknowledged_lost",
     "replicas",
 ];
-/// A directory left by a killed run is known by this name and the number of a dead process.
-const SCRATCH_PREFIX: &str = "nearwire-plain-build-";
 
 /// Builds in release mode, and runs the demo once `nearwire --help` lists it.
 pub(crate) fn prove(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
     let root = &bench.workspace.root;
+    // What root lays out, the user must be able to read.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let scratch = Scratch::create()?;
-    let plain = Plain::lay_out(scratch.0.clone(), root, stage)?;
+    let plain = Plain::lay_out(scratch.path(), root, stage)?;
     stage.run(
         plain
             .command("cargo")
@@ -116,9 +118,9 @@ struct Plain {
 }
 
 impl Plain {
-    fn lay_out(directory: PathBuf, root: &Path, stage: &mut Stage<'_>) -> anyhow::Result<Self> {
+    fn lay_out(directory: &Path, root: &Path, stage: &mut Stage<'_>) -> anyhow::Result<Self> {
         let plain = Self {
-            directory,
+            directory: directory.to_owned(),
             user: geteuid().is_root().then_some(NOBODY),
         };
         let sysroot = stage.read(
@@ -254,48 +256,6 @@ impl Plain {
     }
 }
 
-/// A fresh directory on disk, removed with what is in it.
-///
-/// It is not under `target/`: a checkout in root's home cannot be reached by anybody else.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn create() -> anyhow::Result<Self> {
-        let on_disk = Path::new("/var/tmp");
-        let parent = if on_disk.is_dir() {
-            on_disk.to_owned()
-        } else {
-            env::temp_dir()
-        };
-        remove_abandoned(&parent);
-        let path = parent.join(format!("{SCRATCH_PREFIX}{}", process::id()));
-        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        let scratch = Self(path);
-        fs::set_permissions(&scratch.0, Permissions::from_mode(0o755))
-            .with_context(|| format!("open {} to the user", scratch.0.display()))?;
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Removes what killed runs left; another user's cannot be removed and stays.
-fn remove_abandoned(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(SCRATCH_PREFIX));
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 /// File names of the registry that belong to the lock's crates: `name-version.crate` in the cache,
 /// `name` and `config.json` in the index.
 fn registry_files(lock: &str) -> HashSet<String> {
@@ -321,86 +281,6 @@ fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
-}
-
-/// Whether every directory on the way may be passed by others.
-fn is_open_to_all(path: &Path) -> bool {
-    path.ancestors().all(|directory| {
-        fs::metadata(directory).is_ok_and(|found| found.permissions().mode() & 0o001 != 0)
-    })
-}
-
-/// Files below `directory`, relative to it; none if it does not exist.
-fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut open = vec![PathBuf::new()];
-    while let Some(relative) = open.pop() {
-        let entries = match fs::read_dir(directory.join(&relative)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => {
-                return Err(error).with_context(|| format!("list {}", directory.display()));
-            }
-        };
-        for entry in entries {
-            let entry = entry.with_context(|| format!("list {}", directory.display()))?;
-            let kind = entry
-                .file_type()
-                .with_context(|| format!("list {}", directory.display()))?;
-            let path = relative.join(entry.file_name());
-            if kind.is_dir() {
-                open.push(path);
-            } else {
-                files.push(path);
-            }
-        }
-    }
-    Ok(files)
-}
-
-fn make_way(to: &Path) -> anyhow::Result<()> {
-    let directory = to.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    make_way(to)?;
-    fs::copy(from, to).with_context(|| format!("copy {}", from.display()))?;
-    Ok(())
-}
-
-/// Links a file or a tree of files, or copies it to another file system.
-fn bring(from: &Path, to: &Path) -> anyhow::Result<()> {
-    if !from.is_dir() {
-        make_way(to)?;
-        return fs::hard_link(from, to)
-            .or_else(|_| fs::copy(from, to).map(drop))
-            .with_context(|| format!("copy {}", from.display()));
-    }
-    for file in files_below(from)? {
-        bring(&from.join(&file), &to.join(&file))?;
-    }
-    Ok(())
-}
-
-/// Hands a tree to the user; nothing in it is a link to a file elsewhere.
-fn give(tree: &Path, user: Option<u32>) -> anyhow::Result<()> {
-    let Some(user) = user else { return Ok(()) };
-    let mut open = vec![tree.to_owned()];
-    while let Some(path) = open.pop() {
-        chown(&path, Some(user), Some(user))
-            .with_context(|| format!("give {} to the user", path.display()))?;
-        if path.is_dir() {
-            for entry in fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
-                open.push(
-                    entry
-                        .with_context(|| format!("list {}", path.display()))?
-                        .path(),
-                );
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
