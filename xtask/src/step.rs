@@ -165,6 +165,7 @@ fn lints(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict
     stage.run(&mut bench.workspace.cargo([
         "clippy",
         "--locked",
+        "--keep-going",
         "--workspace",
         "--all-targets",
         "--",
