@@ -275,6 +275,27 @@ impl<M: Memory, J: Journal> Local<M, J> {
             .map(|(_, asker, reply)| (asker, reply))
     }
 
+    /// Journals what a journal that is cut before now would forget: the promise, the decided record
+    /// and the trim. Returns the number that must be flushed before the cut.
+    pub fn checkpoint(&mut self, group: GroupId) -> Option<u64> {
+        let view = self.view(group)?;
+        let epoch = region::epoch(&self.memory, group);
+        let record = |kind, ballot: Ballot| Header {
+            ballot,
+            epoch,
+            ..Header::new(kind, group, ballot.node())
+        };
+        let decided = Header {
+            slot: view.decided.upto,
+            vote_ballot: Ballot(view.decided.from.0),
+            watermark: view.trim.0,
+            ..record(Kind::Decide, view.decided.ballot)
+        };
+        let promised = record(Kind::Prepare, view.promised);
+        (self.append_decides() && self.append(&decided, &[]) && self.append(&promised, &[]))
+            .then_some(self.appended)
+    }
+
     /// Journals something that the acceptor did not do but the host must not forget.
     pub fn record(&mut self, header: &Header, value: &[u8]) {
         if self.durability != Durability::Volatile {

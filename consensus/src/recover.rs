@@ -114,6 +114,13 @@ impl<S: StateMachine> Recovery<S> {
             reply: &mut self.scratch,
         };
         let step = self.acceptor.step(memory, now_ns, &request, &mut payload);
+        // A trim stays true whatever was promised since: a checkpoint's Decide may be of a ballot
+        // below the promise.
+        if header.kind == Kind::Decide
+            && let Some(at) = memory.group(header.group)
+        {
+            let _ = raise(memory, at, group::TRIM, header.watermark);
+        }
         // A journal that was cut may begin after the Decide that moved the window: the vote was
         // stored, so the trim had come so far.
         if header.kind == Kind::Accept

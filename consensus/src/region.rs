@@ -688,6 +688,12 @@ pub fn view<M: Memory>(memory: &M, group: GroupId) -> Option<GroupView> {
     (memory.load(at, group::LOCK) & !1 == sequence & !1).then_some(view)
 }
 
+/// The membership that a group believes in.
+pub fn epoch<M: Memory>(memory: &M, group: GroupId) -> Epoch {
+    let state = memory.group(group).map_or(0, |at| memory.load(at, group::STATE));
+    Epoch((state >> 32) as u32)
+}
+
 /// When `node` was last heard of as a leader, in nanoseconds of the engine's monotonic clock.
 pub fn seen_ns<M: Memory>(memory: &M, node: NodeId) -> u64 {
     memory.peer(node).map_or(0, |at| memory.load(at, 0))

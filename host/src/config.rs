@@ -1,6 +1,6 @@
 //! A node's configuration: one TOML file.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -37,7 +37,7 @@ pub struct Config {
 }
 
 /// What survives what; see `docs/protocol.md`, "Durability".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Votes outlive the process, not the machine.

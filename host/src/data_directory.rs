@@ -7,6 +7,7 @@
 //! snapshots/ one directory for each group, see [`crate::snapshot_file`]
 //! ```
 
+use crate::config::Durability;
 use crate::kill_point::kill_point;
 use consensus::{Epoch, GroupId, Incarnation, NodeId};
 use crc_fast::crc32_iscsi;
@@ -126,20 +127,6 @@ fn refused(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDi
     }
 }
 
-/// What a vote of this node outlives; fixed when the directory is made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// Nothing: memory, fenced by its incarnation.
-    Volatile,
-    /// The process; after a machine crash the journal speeds catch-up.
-    Async,
-    /// A power loss.
-    Sync,
-    /// A power loss, because the region is in persistent memory.
-    Pmem,
-}
-
 /// Who a node is, and what binds all its lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -156,8 +143,10 @@ pub struct Identity {
     /// No life of this node may use a ballot whose round is at or above this one before raising it
     /// here: a round below it may have been used.
     pub reserved_round: u64,
-    /// The membership last known, if the cluster has been formed.
-    pub members: Option<BTreeMap<NodeId, Incarnation>>,
+    /// The incarnation first seen of each member; see [`consensus::formation`].
+    pub pins: BTreeMap<NodeId, Incarnation>,
+    /// Every member has pinned the same: from then on this node votes.
+    pub formed: bool,
     /// That membership's number.
     pub epoch: Epoch,
 }
@@ -187,8 +176,8 @@ struct Text {
     durability: Durability,
     reserved_round: u64,
     epoch: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    members: Option<BTreeMap<String, u32>>,
+    formed: bool,
+    pins: BTreeMap<String, u32>,
 }
 
 /// An open data directory. The lock is released when this is dropped.
@@ -415,18 +404,18 @@ fn new_identity(
         boot_id: boot_id()?,
         durability: expectation.durability,
         reserved_round: 0,
-        members: None,
+        pins: BTreeMap::new(),
+        formed: false,
         epoch: Epoch::default(),
     })
 }
 
 fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
-    let members = identity.members.as_ref().map(|members| {
-        members
-            .iter()
-            .map(|(node, incarnation)| (node.to_string(), incarnation.0))
-            .collect()
-    });
+    let pins = identity
+        .pins
+        .iter()
+        .map(|(node, incarnation)| (node.to_string(), incarnation.0))
+        .collect();
     let text = toml::to_string(&Text {
         version: VERSION,
         cluster: identity.cluster.clone(),
@@ -436,7 +425,8 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         durability: identity.durability,
         reserved_round: identity.reserved_round,
         epoch: identity.epoch.0,
-        members,
+        formed: identity.formed,
+        pins,
     })?;
     Ok(format!(
         "# crc32c {:08x}\n{text}",
@@ -476,16 +466,12 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
     let text: Text = table
         .try_into()
         .map_err(|error| damaged(format!("{error}")))?;
-    let members = match text.members {
-        Some(members) => Some(
-            members
-                .into_iter()
-                .map(|(node, incarnation)| Ok((NodeId(node.parse()?), Incarnation(incarnation))))
-                .collect::<Result<_, std::num::ParseIntError>>()
-                .map_err(|error| damaged(format!("members: {error}")))?,
-        ),
-        None => None,
-    };
+    let pins = text
+        .pins
+        .into_iter()
+        .map(|(node, incarnation)| Ok((NodeId(node.parse()?), Incarnation(incarnation))))
+        .collect::<Result<_, std::num::ParseIntError>>()
+        .map_err(|error| damaged(format!("pins: {error}")))?;
     Ok(Identity {
         cluster: text.cluster,
         node: NodeId(text.node),
@@ -494,7 +480,8 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         boot_id: text.boot_id,
         durability: text.durability,
         reserved_round: text.reserved_round,
-        members,
+        pins,
+        formed: text.formed,
         epoch: Epoch(text.epoch),
     })
 }
@@ -539,7 +526,7 @@ mod tests {
             .update(|identity| {
                 identity.reserved_round = consensus::Ballot::MAX_ROUND;
                 identity.epoch = Epoch(3);
-                identity.members = Some(
+                identity.pins = (
                     [
                         (NodeId(10), Incarnation(u32::MAX)),
                         (NodeId(2), Incarnation(7)),
