@@ -703,9 +703,15 @@ pub fn vote<M: Memory>(
     value_bytes: usize,
     out: &mut [u8],
 ) -> Option<(Ballot, usize)> {
+    if slot == Slot::NONE {
+        // An entry that was never used says slot zero, too.
+        return None;
+    }
     let at = memory.group(group)?;
     let window = memory.load(at, group::WINDOW);
-    let index = memory.load(at, group::BASE) + (slot.0 & window.wrapping_sub(1));
+    let index = memory
+        .load(at, group::BASE)
+        .wrapping_add(slot.0 & window.wrapping_sub(1));
     let at = memory.entry(index)?;
     let sequence = memory.load(at, entry::LOCK);
     let body = entry::BODIES + published(sequence) * (entry::VALUE + value_bytes / 8);
