@@ -528,9 +528,8 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
             if self.word(at + group::LEASE_NS) != self.word(header::LEASE_NS) {
                 return damaged("group", at);
             }
-            let body = at
-                + group::BODIES
-                + published(self.word(at + group::LOCK)) * group::BODY_WORDS;
+            let body =
+                at + group::BODIES + published(self.word(at + group::LOCK)) * group::BODY_WORDS;
             if self.word(body + group::BALLOT) > promised
                 || self.word(body + group::LEASE_BALLOT) > promised
                 || self.word(body + group::FROM) > self.word(body + group::UPTO).saturating_add(1)
