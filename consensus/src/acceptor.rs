@@ -457,9 +457,8 @@ impl<M: Memory> Call<'_, M> {
     fn record(&self, now_ns: u64, sequence: u64, upto: u64, trim: u64) -> Step {
         let ballot = self.request.ballot;
         let wants_ack = self.request.flags.has(Flags::ACK_WANTED);
-        let promised = match raise(self.memory, self.at, group::PROMISED, ballot.0) {
-            None => return Step::Dropped(Drop::Busy),
-            Some(promised) => promised,
+        let Some(promised) = raise(self.memory, self.at, group::PROMISED, ballot.0) else {
+            return Step::Dropped(Drop::Busy);
         };
         if promised > ballot.0 {
             return if wants_ack || promised == Ballot::SEALED.0 {

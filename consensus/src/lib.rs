@@ -16,6 +16,7 @@ extern crate std;
 pub mod acceptor;
 pub mod auth;
 pub mod envelope;
+pub mod frame;
 mod ident;
 pub mod memory;
 pub mod region;

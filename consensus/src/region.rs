@@ -146,7 +146,8 @@ impl Layout {
         if !window.is_power_of_two() || window < 2 || window > 1 << 20 {
             return Err(LayoutError::Window(window));
         }
-        if value_bytes < 64 || value_bytes > wire::MAX_VALUE_BYTES || value_bytes % 8 != 0 {
+        if value_bytes < 64 || value_bytes > wire::MAX_VALUE_BYTES || !value_bytes.is_multiple_of(8)
+        {
             return Err(LayoutError::Value(value_bytes));
         }
         Ok(Self {

@@ -400,12 +400,11 @@ impl Search<'_> {
         }
         let mut is_end = true;
         for index in 0..state.actors.len() {
-            for next in [self.flush(&state, index), self.access(&state, index)] {
-                if let Some(next) = next {
-                    is_end = false;
-                    self.check_rise(&state, &next)?;
-                    self.visit(next)?;
-                }
+            let moves = [self.flush(&state, index), self.access(&state, index)];
+            for next in moves.into_iter().flatten() {
+                is_end = false;
+                self.check_rise(&state, &next)?;
+                self.visit(next)?;
             }
         }
         if is_end {

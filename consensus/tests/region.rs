@@ -137,7 +137,7 @@ fn a_boot_id_that_differs_behind_an_equal_incarnation_is_noticed() {
     let mut words = fresh();
     let old = atomics(&vec![0; words.len()]);
     let past = Birth { boot: 1, ..BIRTH };
-    drop(Region::create(&old[..], layout(), past, Epoch(1), LEASE_NS).expect("blank"));
+    Region::create(&old[..], layout(), past, Epoch(1), LEASE_NS).expect("blank");
     for word in [header::BOOT_HIGH, header::BOOT_LOW] {
         words[word] = old[word].load(std::sync::atomic::Ordering::SeqCst);
     }

@@ -41,9 +41,7 @@ pub(crate) fn atomics(words: &[u64]) -> Vec<AtomicU64> {
 /// The words of a region that nothing has happened to yet.
 pub(crate) fn fresh() -> Vec<u64> {
     let blank = atomics(&vec![0; layout().words()]);
-    let region =
-        Region::create(&blank[..], layout(), BIRTH, Epoch(1), LEASE_NS).expect("blank words");
-    drop(region);
+    Region::create(&blank[..], layout(), BIRTH, Epoch(1), LEASE_NS).expect("blank words");
     blank
         .iter()
         .map(|word| word.load(Ordering::SeqCst))
