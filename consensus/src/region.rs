@@ -21,7 +21,12 @@ pub const VERSION: u64 = 1;
 /// Words in a page: sections begin on pages.
 const PAGE_WORDS: usize = 512;
 /// Words of the header that its checksum covers.
-const SEALED_WORDS: usize = 12;
+const SEALED_WORDS: usize = header::CHECKSUM;
+
+const _: () = assert!(header::GENERATION < PAGE_WORDS);
+const _: () = assert!(group::LEASE_UNTIL < group::BODY_WORDS);
+const _: () = assert!(group::BODIES + 2 * group::BODY_WORDS <= group::WORDS);
+const _: () = assert!(Layout::groups_start().is_multiple_of(PAGE_WORDS));
 
 /// Words of the header.
 pub mod header {
