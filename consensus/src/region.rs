@@ -11,8 +11,12 @@
 
 use crate::auth::SipHash;
 use crate::memory::{Memory, published};
-use crate::sync::{AtomicU64, Ordering};
-use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, wire};
+use crate::{Ballot, GroupId, Incarnation, NodeId, Slot, wire};
+#[cfg(target_has_atomic = "64")]
+use crate::{
+    Epoch,
+    sync::{AtomicU64, Ordering},
+};
 
 /// First word of every region: "NWREGION" in the machine's byte order.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"NWREGION");
@@ -21,6 +25,7 @@ pub const VERSION: u64 = 1;
 /// Words in a page: sections begin on pages.
 const PAGE_WORDS: usize = 512;
 /// Words of the header that its checksum covers.
+#[cfg(target_has_atomic = "64")]
 const SEALED_WORDS: usize = header::CHECKSUM;
 
 const _: () = assert!(header::GENERATION < PAGE_WORDS);
@@ -327,7 +332,9 @@ pub enum OpenError {
     },
 }
 
-/// A region over words in ordinary memory: a mapped file, a vector.
+/// A region over words in ordinary memory: a mapped file, a vector. BPF programs, whose target has
+/// no such atomics, reach theirs by map lookup.
+#[cfg(target_has_atomic = "64")]
 #[derive(Debug)]
 pub struct Region<W> {
     words: W,
@@ -335,6 +342,7 @@ pub struct Region<W> {
     birth: Birth,
 }
 
+#[cfg(target_has_atomic = "64")]
 fn checksum(words: &[AtomicU64]) -> u64 {
     let mut hash = SipHash::new([0, 0]);
     for word in words.iter().take(SEALED_WORDS) {
@@ -343,6 +351,7 @@ fn checksum(words: &[AtomicU64]) -> u64 {
     hash.finish()
 }
 
+#[cfg(target_has_atomic = "64")]
 impl<W: AsRef<[AtomicU64]>> Region<W> {
     /// Writes a fresh region over `words`, which must be blank: all zero, or what a maker left that
     /// died before it wrote the magic number.
@@ -632,6 +641,7 @@ pub struct Restored {
     pub entries: u64,
 }
 
+#[cfg(target_has_atomic = "64")]
 impl<W: AsRef<[AtomicU64]>> Memory for Region<W> {
     type At = usize;
 
