@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use consensus::{GroupId, NodeId, Slot};
-use nearwire::data_directory::{DataDirectory, Durability, Expectation};
+use nearwire::config::Durability;
+use nearwire::data_directory::{DataDirectory, Expectation};
 use nearwire::kill_point;
 use nearwire::snapshot_file::SnapshotDirectory;
 use nix::sys::resource::{Resource, setrlimit};

@@ -22,14 +22,18 @@ pub struct Acceptor {
     pub layout: Layout,
 }
 
-/// What a step did to the region beyond answering: what `sync` durability must journal.
+/// What the answer claims of the region: what `sync` durability must have on disk before it leaves.
+///
+/// A repeated request is answered with the effect of the first, which may still wait for its
+/// flush. Replaying a journal keeps the first of two votes of one ballot, as the step does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Effect {
-    /// Nothing that a later answer could contradict.
+    /// Nothing that a later answer could contradict. A Vote that answers Read may tell of a vote
+    /// whose flush is pending: whoever counts such votes holds the answer behind the journal.
     None,
-    /// The promise of the request's ballot stands now.
+    /// The promise of the request's ballot stands.
     Promised,
-    /// The request's value was voted for.
+    /// The vote in the request's ballot stands.
     Voted,
     /// The decided record, the trim or the lease moved.
     Decided,
@@ -137,6 +141,7 @@ impl Acceptor {
         match request.kind {
             Kind::Prepare | Kind::Fetch | Kind::Accept | Kind::Decide
                 if request.ballot == Ballot::NONE
+                    || request.sender == NodeId::NONE
                     || request.ballot.node() != request.sender
                     || request.slot.0 > MAX_SLOT =>
             {
@@ -184,8 +189,12 @@ impl<M: Memory> Call<'_, M> {
         }
     }
 
+    /// The sealed promise stays here: a leader that heard of it would look for a higher ballot.
     #[inline(always)]
     fn nack(&self, promised: u64) -> Step {
+        if promised == Ballot::SEALED.0 {
+            return Step::Dropped(Drop::Sealed);
+        }
         let header = Header {
             vote_ballot: Ballot(promised),
             ..self.reply(Kind::Nack)
@@ -302,12 +311,16 @@ impl<M: Memory> Call<'_, M> {
             return Step::Dropped(Drop::Busy);
         };
         let trim = self.load(group::TRIM);
-        let step = match self.vote(&held, payload, trim, self.load(group::HIGHEST)) {
-            Step::Reply(header, effect) => {
-                let ballot = Ballot(self.load(group::PROMISED));
+        let highest = self.load(group::HIGHEST);
+        let step = match (
+            self.vote(&held, payload, trim, highest),
+            Ballot(self.load(group::PROMISED)),
+        ) {
+            (_, Ballot::SEALED) => Step::Dropped(Drop::Sealed),
+            (Step::Reply(header, effect), ballot) => {
                 Step::Reply(Header { ballot, ..header }, effect)
             }
-            other => other,
+            (other, _) => other,
         };
         self.let_go(&held);
         step
@@ -365,41 +378,43 @@ impl<M: Memory> Call<'_, M> {
         let Some(held) = self.hold() else {
             return Step::Dropped(Drop::Busy);
         };
-        let step = self.accept_held(&held, payload);
-        // The releasing exchange publishes the new body; the value was stored *before* it, and the
-        // reply exists only after it.
-        match step {
-            Step::Reply(_, Effect::Voted) => {
+        match self.store_vote(&held, payload) {
+            // The releasing exchange publishes the new body; the value was stored *before* it, and
+            // the reply exists only after it.
+            None => {
                 publish(self.memory, held.at, entry::LOCK, held.sequence);
+                Step::Reply(self.reply(Kind::Accepted), Effect::Voted)
             }
-            _ => self.let_go(&held),
+            Some(step) => {
+                self.let_go(&held);
+                step
+            }
         }
-        step
     }
 
+    /// Writes the vote into the unpublished body, or says why there is nothing to publish.
     #[inline(always)]
-    fn accept_held<P: Payload>(&self, held: &Held<M::At>, payload: &P) -> Step {
+    fn store_vote<P: Payload>(&self, held: &Held<M::At>, payload: &P) -> Option<Step> {
         let (slot, ballot) = (self.request.slot.0, self.request.ballot.0);
         let trim = self.load(group::TRIM);
         if slot < trim || slot - trim >= self.load(group::WINDOW) || held.slot > slot {
-            return self.outside(trim);
+            return Some(self.outside(trim));
         }
         // Highest is raised *before* promised is read: see `promise`.
         if raise(self.memory, self.at, group::HIGHEST, slot).is_none() {
-            return Step::Dropped(Drop::Busy);
+            return Some(Step::Dropped(Drop::Busy));
         }
         let promised = self.load(group::PROMISED);
         if ballot < promised {
-            return self.nack(promised);
+            return Some(self.nack(promised));
         }
-        let accepted = self.reply(Kind::Accepted);
         if held.slot == slot && held.ballot >= ballot {
             if held.ballot > ballot {
-                return self.nack(held.ballot);
+                return Some(self.nack(held.ballot));
             }
             // The vote of this very ballot is answered again, never stored again: a second value
             // under one ballot would be a forger's.
-            return Step::Reply(accepted, Effect::None);
+            return Some(Step::Reply(self.reply(Kind::Accepted), Effect::Voted));
         }
         let body = self.acceptor.layout.body(published(held.sequence) ^ 1);
         let length = usize::from(self.request.length);
@@ -413,9 +428,9 @@ impl<M: Memory> Call<'_, M> {
         }
         // Promised is raised *before* the vote is published, so that no vote is above the promise.
         if raise(self.memory, self.at, group::PROMISED, ballot).is_none() {
-            return Step::Dropped(Drop::Busy);
+            return Some(Step::Dropped(Drop::Busy));
         }
-        Step::Reply(accepted, Effect::Voted)
+        None
     }
 
     /// Takes note of what is chosen, of the trim, and of a live leader.
@@ -442,12 +457,11 @@ impl<M: Memory> Call<'_, M> {
     fn record(&self, now_ns: u64, sequence: u64, upto: u64, trim: u64) -> Step {
         let ballot = self.request.ballot;
         let wants_ack = self.request.flags.has(Flags::ACK_WANTED);
-        let promised = match raise(self.memory, self.at, group::PROMISED, ballot.0) {
-            None => return Step::Dropped(Drop::Busy),
-            Some(promised) => promised,
+        let Some(promised) = raise(self.memory, self.at, group::PROMISED, ballot.0) else {
+            return Step::Dropped(Drop::Busy);
         };
         if promised > ballot.0 {
-            return if wants_ack {
+            return if wants_ack || promised == Ballot::SEALED.0 {
                 self.nack(promised)
             } else {
                 Step::Silent(Effect::None)
@@ -464,7 +478,7 @@ impl<M: Memory> Call<'_, M> {
         let mut lease_until = self.load(old + group::LEASE_UNTIL);
         if self.request.flags.has(Flags::LEASE) {
             lease_ballot = ballot.0;
-            lease_until = now_ns.wrapping_add(self.load(group::LEASE_NS));
+            lease_until = now_ns.saturating_add(self.load(group::LEASE_NS));
         }
         if self.request.flags.has(Flags::RELEASE) {
             lease_until = 0;
@@ -771,6 +785,91 @@ mod tests {
             let step = w.acceptor.step(&w.region, 0, &header, &mut payload);
             assert_eq!(step, Step::Dropped(reason), "{header:?}");
         }
+    }
+
+    #[test]
+    fn a_sealed_promise_is_never_spoken_of() {
+        for kind in [Kind::Prepare, Kind::Accept, Kind::Fetch, Kind::Read] {
+            let mut w = world();
+            let at = w.region.group(GROUP).expect("group 0");
+            w.region.exchange(at, group::PROMISED, Ballot::SEALED.0);
+            let header = Header {
+                ballot: ballot(1, 1),
+                slot: Slot(1),
+                ..Header::new(kind, GROUP, NodeId(0))
+            };
+            assert_eq!(w.send(header, &[]), Step::Dropped(Drop::Sealed), "{kind:?}");
+        }
+        let mut w = world();
+        let at = w.region.group(GROUP).expect("group 0");
+        w.region.exchange(at, group::PROMISED, Ballot::SEALED.0);
+        let step = w.decide(ballot(1, 1), 1, 0, 1, Flags::ACK_WANTED);
+        assert_eq!(step, Step::Dropped(Drop::Sealed));
+    }
+
+    /// Under `sync` the first answer may still wait for its flush when the second is asked for: an
+    /// answer that skips the journal would acknowledge a vote that a crash can take back.
+    #[test]
+    fn an_answer_given_again_waits_for_the_journal_again() {
+        let mut w = world();
+        let header = Header {
+            ballot: ballot(1, 1),
+            slot: Slot(1),
+            ..Header::new(Kind::Accept, GROUP, NodeId(0))
+        };
+        for _ in 0..2 {
+            let Step::Reply(_, effect) = w.send(header, b"v") else {
+                panic!("no reply")
+            };
+            assert_eq!(effect, Effect::Voted);
+        }
+        assert_eq!(w.reply(Kind::Fetch, ballot(1, 1), 1, b"").length, 1);
+    }
+
+    #[test]
+    fn nobody_leads_nothing() {
+        let mut w = world();
+        let header = Header {
+            ballot: ballot(1, 0),
+            ..Header::new(Kind::Prepare, GROUP, NodeId(0))
+        };
+        assert_eq!(w.send(header, &[]), Step::Dropped(Drop::Inconsistent));
+    }
+
+    #[test]
+    fn an_endless_lease_does_not_end_at_once() {
+        let mut w = world();
+        let at = w.region.group(GROUP).expect("group 0");
+        w.region.exchange(at, group::LEASE_NS, u64::MAX);
+        w.decide(ballot(1, 1), 1, 0, 1, Flags::LEASE);
+        let nack = w.reply(Kind::Prepare, ballot(2, 2), 0, b"");
+        assert_eq!((nack.kind, nack.flags), (Kind::Nack, Flags::LEASE));
+    }
+
+    #[test]
+    fn a_sequence_word_that_wraps_publishes_as_before() {
+        let mut w = world();
+        let at = w.region.entry(1).expect("entry 1");
+        // Bit 1 of the last even value is set, so that body 1 is published, and zero has body 0.
+        w.region.exchange(at, entry::LOCK, u64::MAX - 1);
+        for (round, value) in [(1, b"before"), (2, b"behind"), (3, b"beyond")] {
+            let b = ballot(round, 1);
+            assert_eq!(w.reply(Kind::Accept, b, 1, value).kind, Kind::Accepted);
+            let vote = w.reply(Kind::Fetch, b, 1, b"");
+            assert_eq!((vote.kind, vote.vote_ballot), (Kind::Vote, b));
+            assert_eq!(&w.out[..6], value);
+        }
+        assert_eq!(w.region.load(at, entry::LOCK), 4);
+    }
+
+    #[test]
+    fn no_slot_has_no_vote() {
+        let w = world();
+        let mut out = [0; 64];
+        assert_eq!(
+            crate::region::vote(&w.region, GROUP, Slot::NONE, 64, &mut out),
+            None
+        );
     }
 
     proptest! {

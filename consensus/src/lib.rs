@@ -26,6 +26,7 @@ pub mod election;
 pub mod envelope;
 #[cfg(feature = "alloc")]
 pub mod formation;
+pub mod frame;
 mod ident;
 #[cfg(feature = "alloc")]
 pub mod leader;

@@ -9,8 +9,18 @@ use crate::{GroupId, NodeId};
 
 /// Aligned 64-bit words in records that are reached by lookup.
 ///
-/// Every read-modify-write is a full barrier; [`Memory::load`] acquires; [`Memory::store`] orders
-/// nothing by itself.
+/// What the step counts on, whatever the machine:
+///
+/// - every read-modify-write is a full barrier, towards a later [`Memory::load`] as well;
+/// - a load stays before everything that follows it;
+/// - a [`Memory::store`] is seen by nobody who has not got every earlier read-modify-write of its
+///   thread to see. Readers without the lock depend on it: whoever reads a word of a body that is
+///   being written again must find the sequence word changed.
+///
+/// In Rust's terms that is SeqCst for loads and read-modify-writes, and Release for stores: a
+/// SeqCst exchange and an Acquire load of another word may change places. On x86 this costs
+/// nothing; on arm64 the loads are `ldar`, the stores `stlr`. A BPF program has plain loads and
+/// stores, and atomics that the kernel compiles to full barriers.
 pub trait Memory {
     /// A record that a lookup found.
     type At: Copy;

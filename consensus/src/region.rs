@@ -11,8 +11,12 @@
 
 use crate::auth::SipHash;
 use crate::memory::{Memory, published};
-use crate::sync::{AtomicU64, Ordering};
-use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, wire};
+use crate::{Ballot, GroupId, Incarnation, NodeId, Slot, wire};
+#[cfg(target_has_atomic = "64")]
+use crate::{
+    Epoch,
+    sync::{AtomicU64, Ordering},
+};
 
 /// First word of every region: "NWREGION" in the machine's byte order.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"NWREGION");
@@ -21,7 +25,13 @@ pub const VERSION: u64 = 1;
 /// Words in a page: sections begin on pages.
 const PAGE_WORDS: usize = 512;
 /// Words of the header that its checksum covers.
-const SEALED_WORDS: usize = 12;
+#[cfg(target_has_atomic = "64")]
+const SEALED_WORDS: usize = header::CHECKSUM;
+
+const _: () = assert!(header::GENERATION < PAGE_WORDS);
+const _: () = assert!(group::LEASE_UNTIL < group::BODY_WORDS);
+const _: () = assert!(group::BODIES + 2 * group::BODY_WORDS <= group::WORDS);
+const _: () = assert!(Layout::groups_start().is_multiple_of(PAGE_WORDS));
 
 /// Words of the header.
 pub mod header {
@@ -146,7 +156,8 @@ impl Layout {
         if !window.is_power_of_two() || window < 2 || window > 1 << 20 {
             return Err(LayoutError::Window(window));
         }
-        if value_bytes < 64 || value_bytes > wire::MAX_VALUE_BYTES || value_bytes % 8 != 0 {
+        if value_bytes < 64 || value_bytes > wire::MAX_VALUE_BYTES || !value_bytes.is_multiple_of(8)
+        {
             return Err(LayoutError::Value(value_bytes));
         }
         Ok(Self {
@@ -183,6 +194,10 @@ impl Layout {
         (Self::groups_start() + self.groups as usize * group::WORDS).next_multiple_of(PAGE_WORDS)
     }
 
+    const fn entries(&self) -> u64 {
+        self.groups as u64 * self.window
+    }
+
     const fn body_words(&self) -> usize {
         entry::VALUE + self.value_bytes / 8
     }
@@ -215,7 +230,7 @@ impl Layout {
     /// Where ring entry `index` of the region starts.
     #[inline]
     pub const fn entry_at(&self, index: u64) -> Option<usize> {
-        if index >= self.groups as u64 * self.window {
+        if index >= self.entries() {
             return None;
         }
         Some(self.entries_start() + index as usize * self.entry_words())
@@ -317,7 +332,9 @@ pub enum OpenError {
     },
 }
 
-/// A region over words in ordinary memory: a mapped file, a vector.
+/// A region over words in ordinary memory: a mapped file, a vector. BPF programs, whose target has
+/// no such atomics, reach theirs by map lookup.
+#[cfg(target_has_atomic = "64")]
 #[derive(Debug)]
 pub struct Region<W> {
     words: W,
@@ -325,6 +342,7 @@ pub struct Region<W> {
     birth: Birth,
 }
 
+#[cfg(target_has_atomic = "64")]
 fn checksum(words: &[AtomicU64]) -> u64 {
     let mut hash = SipHash::new([0, 0]);
     for word in words.iter().take(SEALED_WORDS) {
@@ -333,12 +351,15 @@ fn checksum(words: &[AtomicU64]) -> u64 {
     hash.finish()
 }
 
+#[cfg(target_has_atomic = "64")]
 impl<W: AsRef<[AtomicU64]>> Region<W> {
-    /// Writes a fresh region over `words`, which must all be zero.
+    /// Writes a fresh region over `words`, which must be blank: all zero, or what a maker left that
+    /// died before it wrote the magic number.
     ///
     /// # Errors
     /// [`OpenError::Size`] if `words` is not [`Layout::words`] long, [`OpenError::Damaged`] if it
-    /// is not blank.
+    /// has a magic number or a record that some step has touched. It is then unchanged: votes that
+    /// lost their header must not turn up under another incarnation.
     pub fn create(
         words: W,
         layout: Layout,
@@ -353,15 +374,24 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
                 wanted: layout.bytes(),
             });
         }
-        if all
-            .iter()
-            .take(PAGE_WORDS)
-            .any(|word| word.load(Ordering::Acquire) != 0)
-        {
-            return Err(OpenError::Damaged {
-                what: "blank header",
-                at: 0,
-            });
+        let used = |at: usize| {
+            all.get(at)
+                .is_some_and(|word| word.load(Ordering::Acquire) != 0)
+        };
+        let not_blank = |what, at: usize| Err(OpenError::Damaged { what, at: at * 8 });
+        if used(header::MAGIC) {
+            return not_blank("blank header", header::MAGIC);
+        }
+        for at in (0..layout.groups).filter_map(|number| layout.group_at(GroupId(number))) {
+            let touched = [group::LOCK, group::PROMISED, group::HIGHEST];
+            if touched.iter().any(|word| used(at + word)) {
+                return not_blank("blank group", at);
+            }
+        }
+        for at in (0..layout.entries()).filter_map(|index| layout.entry_at(index)) {
+            if used(at + entry::LOCK) {
+                return not_blank("blank ring entry", at);
+            }
         }
         let set = |at: usize, value: u64| {
             if let Some(word) = all.get(at) {
@@ -389,6 +419,7 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
         set(header::BOOT_LOW, birth.boot as u64);
         set(header::INCARNATION, u64::from(birth.incarnation().0));
         set(header::LEASE_NS, lease_ns);
+        set(header::GENERATION, 0);
         // The magic comes last: a region whose maker died half-way is blank, not damaged.
         let sealed = {
             let mut hash = SipHash::new([0, 0]);
@@ -440,8 +471,11 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
             });
         }
         let incarnation = birth.incarnation();
+        // The incarnation is 32 bits of nonce and boot id: these decide.
         if word(header::INCARNATION) != u64::from(incarnation.0)
             || word(header::NONCE) != birth.nonce
+            || word(header::BOOT_HIGH) != (birth.boot >> 64) as u64
+            || word(header::BOOT_LOW) != birth.boot as u64
         {
             return Err(OpenError::OtherIncarnation {
                 found: Incarnation(word(header::INCARNATION) as u32),
@@ -501,16 +535,34 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
             if trim == 0 || highest >= trim.saturating_add(window) {
                 return damaged("group", at);
             }
+            let state = self.word(at + group::STATE) & 0xffff_ffff;
+            if state != group::ACTIVE && state != group::SEALED {
+                return damaged("group", at);
+            }
+            // A lease that ran shorter than its leader counts on would be no lease.
+            if self.word(at + group::LEASE_NS) != self.word(header::LEASE_NS) {
+                return damaged("group", at);
+            }
+            let body =
+                at + group::BODIES + published(self.word(at + group::LOCK)) * group::BODY_WORDS;
+            if self.word(body + group::BALLOT) > promised
+                || self.word(body + group::LEASE_BALLOT) > promised
+                || self.word(body + group::FROM) > self.word(body + group::UPTO).saturating_add(1)
+            {
+                return damaged("decided record", body);
+            }
             for index in base..base + window {
                 let Some(at) = self.layout.entry_at(index) else {
                     continue;
                 };
                 let (slot, ballot, length) = self.vote_head(at);
-                if slot == 0 && ballot == 0 {
+                if (slot, ballot, length) == (0, 0, 0) {
                     continue;
                 }
-                if slot & (window - 1) != index - base
+                if slot == 0
+                    || slot & (window - 1) != index - base
                     || slot > highest
+                    || ballot == 0
                     || ballot > promised
                     || length > self.layout.value_bytes as u64
                 {
@@ -546,7 +598,7 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
                 restored.groups += untear(at + group::LOCK);
             }
         }
-        for index in 0..u64::from(self.layout.groups) * self.layout.window {
+        for index in 0..self.layout.entries() {
             if let Some(at) = self.layout.entry_at(index) {
                 restored.entries += untear(at + entry::LOCK);
             }
@@ -589,6 +641,7 @@ pub struct Restored {
     pub entries: u64,
 }
 
+#[cfg(target_has_atomic = "64")]
 impl<W: AsRef<[AtomicU64]>> Memory for Region<W> {
     type At = usize;
 
@@ -609,13 +662,19 @@ impl<W: AsRef<[AtomicU64]>> Memory for Region<W> {
 
     #[inline]
     fn load(&self, at: usize, word: usize) -> u64 {
-        self.word(at + word)
+        // SeqCst, as in "write mine, full barrier, read yours": an Acquire load may be taken before
+        // the write of an exchange on another word.
+        self.words
+            .as_ref()
+            .get(at + word)
+            .map_or(0, |place| place.load(Ordering::SeqCst))
     }
 
     #[inline]
     fn store(&self, at: usize, word: usize, value: u64) {
         if let Some(place) = self.words.as_ref().get(at + word) {
-            place.store(value, Ordering::Relaxed);
+            // Release: see `view` and `vote`.
+            place.store(value, Ordering::Release);
         }
     }
 
@@ -668,7 +727,11 @@ pub struct Decided {
     pub upto: Slot,
 }
 
-/// Reads a group's record. `None` if there is no such group, or a writer is at work just now.
+/// Reads a group's record without its lock. `None` if there is no such group, or if the record was
+/// published anew meanwhile: read it again. A writer at work, or one that died, is in nobody's way.
+///
+/// The decided record is whole; promised, highest and trim are each as new as the call, and may be
+/// newer than it.
 pub fn view<M: Memory>(memory: &M, group: GroupId) -> Option<GroupView> {
     let at = memory.group(group)?;
     let sequence = memory.load(at, group::LOCK);
@@ -684,7 +747,9 @@ pub fn view<M: Memory>(memory: &M, group: GroupId) -> Option<GroupView> {
         trim: Slot(memory.load(at, group::TRIM)),
         decided,
     };
-    // The other body may be written while we read ours, but ours only after another publication.
+    // While we read, the other body may be written, but ours only by someone who has taken the
+    // sequence word after it was published anew. His stores release, our loads acquire: had we read
+    // one of them, we should find the sequence word changed. It never returns to an old value.
     (memory.load(at, group::LOCK) & !1 == sequence & !1).then_some(view)
 }
 
@@ -701,7 +766,7 @@ pub fn seen_ns<M: Memory>(memory: &M, node: NodeId) -> u64 {
 
 /// Copies the vote of `slot` into `out` (whose length is a multiple of eight at least as long as
 /// the value) and returns its ballot and length. `None` if there is no vote for exactly this slot,
-/// or it changed while it was read.
+/// or the entry was published anew while it was read; the argument is that of [`view`].
 pub fn vote<M: Memory>(
     memory: &M,
     group: GroupId,
@@ -709,9 +774,15 @@ pub fn vote<M: Memory>(
     value_bytes: usize,
     out: &mut [u8],
 ) -> Option<(Ballot, usize)> {
+    if slot == Slot::NONE {
+        // An entry that was never used says slot zero, too.
+        return None;
+    }
     let at = memory.group(group)?;
     let window = memory.load(at, group::WINDOW);
-    let index = memory.load(at, group::BASE) + (slot.0 & window.wrapping_sub(1));
+    let index = memory
+        .load(at, group::BASE)
+        .wrapping_add(slot.0 & window.wrapping_sub(1));
     let at = memory.entry(index)?;
     let sequence = memory.load(at, entry::LOCK);
     let body = entry::BODIES + published(sequence) * (entry::VALUE + value_bytes / 8);

@@ -526,13 +526,12 @@ mod tests {
             .update(|identity| {
                 identity.reserved_round = consensus::Ballot::MAX_ROUND;
                 identity.epoch = Epoch(3);
-                identity.pins = (
-                    [
-                        (NodeId(10), Incarnation(u32::MAX)),
-                        (NodeId(2), Incarnation(7)),
-                    ]
-                    .into(),
-                );
+                identity.pins = [
+                    (NodeId(10), Incarnation(u32::MAX)),
+                    (NodeId(2), Incarnation(7)),
+                ]
+                .into();
+                identity.formed = true;
             })
             .unwrap();
         let before = directory.identity().clone();

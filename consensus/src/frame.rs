@@ -1,0 +1,767 @@
+//! Ethernet, IPv4, IPv6 and UDP around our packets, for engines that see whole frames.
+//!
+//! [`parse`] answers three ways, as [`crate::wire::parse`] does. The stack gets whatever we would
+//! have to work on before we knew that it is ours: fragments, IPv4 options, IPv6 extension
+//! headers, more than one VLAN tag. So headers have a fixed length, and an answer is written over
+//! its request: [`Path::reversed`], [`Path::write`].
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+use core::ops::Range;
+use zerocopy::byteorder::big_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Length of an Ethernet header without tag in bytes.
+pub const ETHERNET_BYTES: usize = 14;
+/// Length of an 802.1Q tag in bytes.
+pub const VLAN_BYTES: usize = 4;
+/// Length of an IPv4 header without options in bytes.
+pub const IPV4_BYTES: usize = 20;
+/// Length of an IPv6 header in bytes.
+pub const IPV6_BYTES: usize = 40;
+/// Length of a UDP header in bytes.
+pub const UDP_BYTES: usize = 8;
+/// Longest headers in front of a payload in bytes.
+pub const MAX_HEADERS_BYTES: usize = ETHERNET_BYTES + VLAN_BYTES + IPV6_BYTES + UDP_BYTES;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const PROTOCOL_UDP: u8 = 17;
+const HOPS: u8 = 64;
+/// Version 4, five words.
+const IPV4_VERSION_AND_LENGTH: u8 = 0x45;
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawEthernet {
+    destination: Mac,
+    source: Mac,
+    ethertype: U16,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawVlan {
+    control: U16,
+    ethertype: U16,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawIpv4 {
+    version_and_length: u8,
+    service: u8,
+    total_length: U16,
+    identification: U16,
+    fragment: U16,
+    hops: u8,
+    protocol: u8,
+    checksum: U16,
+    source: [u8; 4],
+    destination: [u8; 4],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawIpv6 {
+    version_and_class: u8,
+    class_and_flow: u8,
+    flow: U16,
+    payload_length: U16,
+    next_header: u8,
+    hops: u8,
+    source: [u8; 16],
+    destination: [u8; 16],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawUdp {
+    source: U16,
+    destination: U16,
+    length: U16,
+    checksum: U16,
+}
+
+const _: () = assert!(size_of::<RawEthernet>() == ETHERNET_BYTES);
+const _: () = assert!(size_of::<RawVlan>() == VLAN_BYTES);
+const _: () = assert!(size_of::<RawIpv4>() == IPV4_BYTES);
+const _: () = assert!(size_of::<RawIpv6>() == IPV6_BYTES);
+const _: () = assert!(size_of::<RawUdp>() == UDP_BYTES);
+
+/// An Ethernet address.
+#[derive(
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+)]
+#[repr(transparent)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Whether it names a group of stations.
+    #[inline]
+    pub const fn is_multicast(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+}
+
+/// The two ends of an IP packet, of one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Addresses {
+    /// IPv4.
+    V4 {
+        /// Who sends.
+        source: Ipv4Addr,
+        /// Who receives.
+        destination: Ipv4Addr,
+    },
+    /// IPv6.
+    V6 {
+        /// Who sends.
+        source: Ipv6Addr,
+        /// Who receives.
+        destination: Ipv6Addr,
+    },
+}
+
+/// Between whom a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// The station that sends.
+    pub source_mac: Mac,
+    /// The station or stations that receive.
+    pub destination_mac: Mac,
+    /// The 802.1Q control field (priority and VLAN), if the frame is tagged.
+    pub vlan: Option<u16>,
+    /// The IP addresses.
+    pub addresses: Addresses,
+    /// The UDP port that sends.
+    pub source_port: u16,
+    /// The UDP port that receives.
+    pub destination_port: u16,
+}
+
+/// Why a frame to our port was refused. The discriminant indexes counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Malformed {
+    /// The frame ends before the IP packet does.
+    Truncated = 0,
+    /// The lengths of IP and UDP disagree.
+    Length = 1,
+    /// The checksum of the IPv4 header is wrong.
+    HeaderChecksum = 2,
+    /// The UDP checksum is wrong, or missing over IPv6.
+    Checksum = 3,
+    /// It claims to come from several: nobody could be answered.
+    Source = 4,
+}
+
+impl Malformed {
+    /// How many reasons there are.
+    pub const COUNT: usize = 5;
+    /// Every reason, in the order of the discriminants.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Truncated,
+        Self::Length,
+        Self::HeaderChecksum,
+        Self::Checksum,
+        Self::Source,
+    ];
+
+    /// A stable name for metrics and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "frame_truncated",
+            Self::Length => "frame_length",
+            Self::HeaderChecksum => "frame_header_checksum",
+            Self::Checksum => "frame_checksum",
+            Self::Source => "frame_source",
+        }
+    }
+}
+
+/// What [`parse`] makes of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Parsed {
+    /// A datagram to our port, and where its payload stands in the frame.
+    Ours(Path, Range<usize>),
+    /// Something else: the stack's business.
+    NotOurs,
+    /// To our port, but unusable: counted by reason and dropped.
+    Malformed(Malformed),
+}
+
+/// What IP says of the datagram that it carries.
+struct Carried {
+    addresses: Addresses,
+    from_many: bool,
+    header_is_right: bool,
+    bytes: usize,
+}
+
+/// Parses a frame that may hold a datagram to UDP port `port`. The UDP checksum is not looked at:
+/// between virtual interfaces it is left to hardware that does not exist. See [`is_intact`].
+#[inline]
+pub fn parse(frame: &[u8], port: u16) -> Parsed {
+    let Ok((ethernet, rest)) = RawEthernet::ref_from_prefix(frame) else {
+        return Parsed::NotOurs;
+    };
+    let (vlan, ethertype, packet) = match (ethernet.ethertype.get(), RawVlan::ref_from_prefix(rest))
+    {
+        (ETHERTYPE_VLAN, Ok((vlan, rest))) => {
+            (Some(vlan.control.get()), vlan.ethertype.get(), rest)
+        }
+        (ethertype, _) => (None, ethertype, rest),
+    };
+    let carried = match ethertype {
+        ETHERTYPE_IPV4 => ipv4(packet),
+        ETHERTYPE_IPV6 => ipv6(packet),
+        _ => None,
+    };
+    let Some((carried, rest)) = carried else {
+        return Parsed::NotOurs;
+    };
+    let Ok((udp, behind)) = RawUdp::ref_from_prefix(rest) else {
+        return Parsed::NotOurs;
+    };
+    if udp.destination.get() != port {
+        return Parsed::NotOurs;
+    }
+    if !carried.header_is_right {
+        return Parsed::Malformed(Malformed::HeaderChecksum);
+    }
+    let length = usize::from(udp.length.get());
+    if length < UDP_BYTES || length > carried.bytes {
+        return Parsed::Malformed(Malformed::Length);
+    }
+    if carried.bytes > rest.len() {
+        return Parsed::Malformed(Malformed::Truncated);
+    }
+    if ethernet.source.is_multicast() || carried.from_many {
+        return Parsed::Malformed(Malformed::Source);
+    }
+    let path = Path {
+        source_mac: ethernet.source,
+        destination_mac: ethernet.destination,
+        vlan,
+        addresses: carried.addresses,
+        source_port: udp.source.get(),
+        destination_port: port,
+    };
+    let start = frame.len() - behind.len();
+    Parsed::Ours(path, start..start + (length - UDP_BYTES))
+}
+
+/// A whole UDP datagram without options, or `None`.
+#[inline(always)]
+fn ipv4(packet: &[u8]) -> Option<(Carried, &[u8])> {
+    let (header, rest) = RawIpv4::ref_from_prefix(packet).ok()?;
+    if header.version_and_length != IPV4_VERSION_AND_LENGTH
+        || header.protocol != PROTOCOL_UDP
+        || header.fragment.get() & MORE_FRAGMENTS_AND_OFFSET != 0
+    {
+        return None;
+    }
+    let source = Ipv4Addr::from(header.source);
+    let carried = Carried {
+        addresses: Addresses::V4 {
+            source,
+            destination: Ipv4Addr::from(header.destination),
+        },
+        from_many: source.is_multicast() || source.is_broadcast(),
+        header_is_right: Sum::default().bytes(header.as_bytes()).finish() == 0,
+        bytes: usize::from(header.total_length.get()).saturating_sub(IPV4_BYTES),
+    };
+    Some((carried, rest))
+}
+
+/// A UDP datagram right behind the header, or `None`.
+#[inline(always)]
+fn ipv6(packet: &[u8]) -> Option<(Carried, &[u8])> {
+    let (header, rest) = RawIpv6::ref_from_prefix(packet).ok()?;
+    if header.version_and_class >> 4 != 6 || header.next_header != PROTOCOL_UDP {
+        return None;
+    }
+    let source = Ipv6Addr::from(header.source);
+    let carried = Carried {
+        addresses: Addresses::V6 {
+            source,
+            destination: Ipv6Addr::from(header.destination),
+        },
+        from_many: source.is_multicast(),
+        header_is_right: true,
+        bytes: usize::from(header.payload_length.get()),
+    };
+    Some((carried, rest))
+}
+
+/// Whether the UDP checksum of a frame that [`parse`] called ours is right. Over IPv4 none (zero)
+/// is right; over IPv6 it is not (RFC 8200, section 8.1).
+pub fn is_intact(frame: &[u8], path: &Path, payload: &Range<usize>) -> bool {
+    let datagram = payload
+        .start
+        .checked_sub(UDP_BYTES)
+        .and_then(|start| frame.get(start..payload.end));
+    let Some(datagram) = datagram else {
+        return false;
+    };
+    let Ok((udp, _)) = RawUdp::ref_from_prefix(datagram) else {
+        return false;
+    };
+    if udp.checksum.get() == 0 {
+        return matches!(path.addresses, Addresses::V4 { .. });
+    }
+    path.addresses.sum(datagram.len()).bytes(datagram).finish() == 0
+}
+
+/// A ones' complement sum of big-endian 16-bit words (RFC 1071).
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Adds bytes; an odd last one is followed by a zero. Only the last piece may be odd.
+    #[must_use]
+    #[inline]
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        let (words, rest) = bytes.as_chunks::<4>();
+        for word in words {
+            // Four bytes at once: 2^16 = 1 modulo 2^16 - 1. A frame is far too short to overflow.
+            self.0 = self.0.wrapping_add(u64::from(u32::from_be_bytes(*word)));
+        }
+        let mut last = [0; 4];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        self.0 = self.0.wrapping_add(u64::from(u32::from_be_bytes(last)));
+        self
+    }
+
+    /// Adds a number below 2^32.
+    #[must_use]
+    #[inline]
+    pub const fn number(mut self, number: u32) -> Self {
+        self.0 = self.0.wrapping_add(number as u64);
+        self
+    }
+
+    /// The checksum: zero over data that holds its own right checksum.
+    #[inline]
+    pub const fn finish(self) -> u16 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        !(sum as u16)
+    }
+}
+
+impl Addresses {
+    /// The sum over the pseudo-header of a UDP datagram of `bytes` bytes.
+    #[inline]
+    fn sum(&self, bytes: usize) -> Sum {
+        let sum = Sum::default()
+            .number(u32::from(PROTOCOL_UDP))
+            .number(bytes as u32);
+        match self {
+            Self::V4 {
+                source,
+                destination,
+            } => sum.bytes(&source.octets()).bytes(&destination.octets()),
+            Self::V6 {
+                source,
+                destination,
+            } => sum.bytes(&source.octets()).bytes(&destination.octets()),
+        }
+    }
+
+    const fn header_bytes(&self) -> usize {
+        match self {
+            Self::V4 { .. } => IPV4_BYTES,
+            Self::V6 { .. } => IPV6_BYTES,
+        }
+    }
+
+    const fn is_to_many(&self) -> bool {
+        match self {
+            Self::V4 { destination, .. } => {
+                destination.is_multicast() || destination.is_broadcast()
+            }
+            Self::V6 { destination, .. } => destination.is_multicast(),
+        }
+    }
+}
+
+impl Path {
+    /// Length of the headers in front of the payload in bytes.
+    #[inline]
+    pub const fn header_bytes(&self) -> usize {
+        let vlan = if self.vlan.is_some() { VLAN_BYTES } else { 0 };
+        ETHERNET_BYTES + vlan + self.addresses.header_bytes() + UDP_BYTES
+    }
+
+    /// The way back, or `None` if the packet went to several: the answer then needs an address of
+    /// our own.
+    #[must_use]
+    #[inline]
+    pub const fn reversed(&self) -> Option<Self> {
+        if self.destination_mac.is_multicast() || self.addresses.is_to_many() {
+            return None;
+        }
+        let addresses = match self.addresses {
+            Addresses::V4 {
+                source,
+                destination,
+            } => Addresses::V4 {
+                source: destination,
+                destination: source,
+            },
+            Addresses::V6 {
+                source,
+                destination,
+            } => Addresses::V6 {
+                source: destination,
+                destination: source,
+            },
+        };
+        Some(Self {
+            source_mac: self.destination_mac,
+            destination_mac: self.source_mac,
+            vlan: self.vlan,
+            addresses,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+        })
+    }
+
+    /// Writes the headers and both checksums in front of `payload_bytes` bytes of payload, which
+    /// already stand behind [`Path::header_bytes`]. Gives the length of the frame in bytes, or
+    /// `None` if `frame` or the IP packet has no room for it.
+    #[inline]
+    pub fn write(&self, frame: &mut [u8], payload_bytes: usize) -> Option<usize> {
+        let udp_bytes = u16::try_from(payload_bytes.checked_add(UDP_BYTES)?).ok()?;
+        let total = self.header_bytes().checked_add(payload_bytes)?;
+        let frame = frame.get_mut(..total)?;
+
+        let ethertype = match self.addresses {
+            Addresses::V4 { .. } => ETHERTYPE_IPV4,
+            Addresses::V6 { .. } => ETHERTYPE_IPV6,
+        };
+        let (ethernet, mut rest) = RawEthernet::mut_from_prefix(frame).ok()?;
+        *ethernet = RawEthernet {
+            destination: self.destination_mac,
+            source: self.source_mac,
+            ethertype: U16::new(ethertype),
+        };
+        if let Some(control) = self.vlan {
+            ethernet.ethertype = U16::new(ETHERTYPE_VLAN);
+            let (vlan, behind) = RawVlan::mut_from_prefix(rest).ok()?;
+            *vlan = RawVlan {
+                control: U16::new(control),
+                ethertype: U16::new(ethertype),
+            };
+            rest = behind;
+        }
+        let datagram = self.addresses.write(rest, udp_bytes)?;
+        let (udp, _) = RawUdp::mut_from_prefix(datagram).ok()?;
+        *udp = RawUdp {
+            source: U16::new(self.source_port),
+            destination: U16::new(self.destination_port),
+            length: U16::new(udp_bytes),
+            checksum: U16::new(0),
+        };
+        let sum = self.addresses.sum(datagram.len()).bytes(datagram).finish();
+        let (udp, _) = RawUdp::mut_from_prefix(datagram).ok()?;
+        // Zero would mean "no checksum" (RFC 768); both are zero modulo 2^16 - 1.
+        udp.checksum = U16::new(if sum == 0 { 0xffff } else { sum });
+        Some(total)
+    }
+}
+
+impl Addresses {
+    /// Writes the IP header of a datagram of `udp_bytes` bytes and gives what is behind it.
+    #[inline(always)]
+    fn write<'a>(&self, packet: &'a mut [u8], udp_bytes: u16) -> Option<&'a mut [u8]> {
+        match self {
+            Self::V4 {
+                source,
+                destination,
+            } => {
+                let (header, rest) = RawIpv4::mut_from_prefix(packet).ok()?;
+                *header = RawIpv4 {
+                    version_and_length: IPV4_VERSION_AND_LENGTH,
+                    service: 0,
+                    total_length: U16::new(udp_bytes.checked_add(IPV4_BYTES as u16)?),
+                    // Never fragmented, so never put together (RFC 6864, section 4.1).
+                    identification: U16::new(0),
+                    fragment: U16::new(DONT_FRAGMENT),
+                    hops: HOPS,
+                    protocol: PROTOCOL_UDP,
+                    checksum: U16::new(0),
+                    source: source.octets(),
+                    destination: destination.octets(),
+                };
+                header.checksum = U16::new(Sum::default().bytes(header.as_bytes()).finish());
+                Some(rest)
+            }
+            Self::V6 {
+                source,
+                destination,
+            } => {
+                let (header, rest) = RawIpv6::mut_from_prefix(packet).ok()?;
+                *header = RawIpv6 {
+                    version_and_class: 6 << 4,
+                    class_and_flow: 0,
+                    flow: U16::new(0),
+                    payload_length: U16::new(udp_bytes),
+                    next_header: PROTOCOL_UDP,
+                    hops: HOPS,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                };
+                Some(rest)
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice, VlanId};
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    const PORT: u16 = 4747;
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const US: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    /// A frame made by someone else's code.
+    fn foreign(v6: bool, vlan: Option<u16>, payload: &[u8]) -> Vec<u8> {
+        let link = PacketBuilder::ethernet2(OTHER, US);
+        let vlan = vlan.map(|vlan| VlanId::try_new(vlan).expect("12 bits"));
+        let net = match (v6, vlan) {
+            (false, None) => link.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9),
+            (false, Some(vlan)) => link.single_vlan(vlan).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9),
+            (true, None) => link.ipv6([0xfd; 16], [0xfc; 16], 9),
+            (true, Some(vlan)) => link.single_vlan(vlan).ipv6([0xfd; 16], [0xfc; 16], 9),
+        };
+        let mut frame = Vec::new();
+        net.udp(999, PORT)
+            .write(&mut frame, payload)
+            .expect("a vector has room");
+        frame
+    }
+
+    fn ours(frame: &[u8]) -> (Path, Range<usize>) {
+        match parse(frame, PORT) {
+            Parsed::Ours(path, payload) => (path, payload),
+            other => panic!("not ours but {other:?}"),
+        }
+    }
+
+    /// What someone else's code reads in a frame, all checksums checked.
+    fn judged(frame: &[u8]) -> (u16, u16, Vec<u8>) {
+        let packet = SlicedPacket::from_ethernet(frame).expect("well-formed");
+        let Some(TransportSlice::Udp(udp)) = packet.transport else {
+            panic!("no UDP");
+        };
+        let header = udp.to_header();
+        let sum = match packet.net.expect("IP") {
+            etherparse::NetSlice::Ipv4(ip) => {
+                let ip = ip.header().to_header();
+                assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+                header.calc_checksum_ipv4(&ip, udp.payload())
+            }
+            etherparse::NetSlice::Ipv6(ip) => {
+                header.calc_checksum_ipv6(&ip.header().to_header(), udp.payload())
+            }
+            etherparse::NetSlice::Arp(_) => panic!("ARP"),
+        };
+        assert_eq!(header.checksum, sum.expect("short enough"));
+        (
+            header.source_port,
+            header.destination_port,
+            udp.payload().to_vec(),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_foreign_frame_is_read_and_answered_over_itself(
+            v6: bool,
+            vlan in proptest::option::of(0u16..4096),
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+            padding in 0usize..40,
+            answer in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut frame = foreign(v6, vlan, &payload);
+            frame.resize(frame.len() + padding, 0xee);
+            let (path, at) = ours(&frame);
+            prop_assert_eq!(&frame[at.clone()], &payload[..]);
+            prop_assert_eq!((path.vlan, path.source_port), (vlan, 999));
+            prop_assert_eq!((path.source_mac, path.destination_mac), (Mac(OTHER), Mac(US)));
+            prop_assert_eq!(at.start, path.header_bytes());
+            prop_assert!(is_intact(&frame, &path, &at));
+
+            frame.resize(at.start + 200, 0);
+            frame[at.start..at.start + answer.len()].copy_from_slice(&answer);
+            let back = path.reversed().expect("one receiver");
+            let length = back.write(&mut frame, answer.len()).expect("room");
+            frame.truncate(length);
+            prop_assert_eq!(judged(&frame), (PORT, 999, answer));
+            let Parsed::Ours(read, at) = parse(&frame, 999) else { panic!("unread") };
+            prop_assert_eq!(read, back);
+            prop_assert!(is_intact(&frame, &read, &at));
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(
+            v6: bool,
+            vlan in proptest::option::of(0u16..4096),
+            changes in proptest::collection::vec((0usize..62, any::<u8>()), 0..4),
+            cut in 0usize..120,
+        ) {
+            let mut frame = foreign(v6, vlan, &[7; 40]);
+            for (at, byte) in changes {
+                if let Some(place) = frame.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            frame.truncate(cut);
+            if let Parsed::Ours(path, at) = parse(&frame, PORT) {
+                prop_assert!(frame.get(at.clone()).is_some());
+                let _ = is_intact(&frame, &path, &at);
+                if let Some(back) = path.reversed() {
+                    prop_assert_eq!(back.write(&mut frame, at.len()), Some(at.end));
+                }
+            }
+        }
+
+        #[test]
+        fn random_bytes_are_not_ours(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = parse(&bytes, PORT);
+        }
+
+        #[test]
+        fn a_flipped_payload_bit_breaks_the_checksum(v6: bool, at in 0usize..33, bit in 0u8..8) {
+            let mut frame = foreign(v6, None, &[7; 33]);
+            let (path, payload) = ours(&frame);
+            frame[payload.start + at] ^= 1 << bit;
+            prop_assert!(!is_intact(&frame, &path, &payload));
+        }
+    }
+
+    #[test]
+    fn what_the_stack_has_to_look_at_is_not_ours() {
+        let (v4, v6) = (foreign(false, None, b"p"), foreign(true, None, b"p"));
+        let change = |frame: &[u8], at: usize, byte: u8| {
+            let mut frame = frame.to_vec();
+            frame[at] = byte;
+            parse(&frame, PORT)
+        };
+        let cases = [
+            ("another ethertype", change(&v4, 13, 6)),
+            ("two tags", change(&foreign(false, Some(1), b"p"), 16, 0x81)),
+            ("options", change(&v4, 14, 0x46)),
+            ("a first fragment", change(&v4, 20, 0x20)),
+            ("a later fragment", change(&v4, 21, 1)),
+            ("TCP", change(&v4, 23, 6)),
+            ("another port", change(&v4, 37, 1)),
+            ("an extension header", change(&v6, 20, 44)),
+            ("version 5", change(&v6, 14, 0x50)),
+            ("half a header", parse(&v4[..41], PORT)),
+            ("nothing", parse(&[], PORT)),
+        ];
+        for (what, parsed) in cases {
+            assert_eq!(parsed, Parsed::NotOurs, "{what}");
+        }
+    }
+
+    #[test]
+    fn each_defect_has_its_reason() {
+        let (v4, v6) = (foreign(false, None, b"pay"), foreign(true, None, b"pay"));
+        let change = |frame: &[u8], at: usize, byte: u8| {
+            let mut frame = frame.to_vec();
+            frame[at] = byte;
+            parse(&frame, PORT)
+        };
+        let cases = [
+            (parse(&v4[..44], PORT), Malformed::Truncated),
+            (parse(&v6[..64], PORT), Malformed::Truncated),
+            (change(&v4, 39, 7), Malformed::Length),
+            (change(&v4, 39, 12), Malformed::Length),
+            (change(&v6, 19, 10), Malformed::Length),
+            (change(&v4, 22, 8), Malformed::HeaderChecksum),
+            (change(&v4, 6, 3), Malformed::Source),
+            (change(&v6, 22, 0xff), Malformed::Source),
+        ];
+        for (parsed, reason) in cases {
+            assert_eq!(parsed, Parsed::Malformed(reason));
+        }
+    }
+
+    #[test]
+    fn no_checksum_is_right_over_ipv4_only() {
+        for v6 in [false, true] {
+            let mut frame = foreign(v6, None, b"pay");
+            let (path, payload) = ours(&frame);
+            frame[payload.start - 2..payload.start].fill(0);
+            assert_eq!(is_intact(&frame, &path, &payload), !v6);
+        }
+    }
+
+    #[test]
+    fn a_checksum_of_zero_is_written_as_all_ones() {
+        let (path, _) = ours(&foreign(false, None, b""));
+        let mut frame = [0; 64];
+        let at = path.header_bytes();
+        path.write(&mut frame, 2).expect("room");
+        let (sum, end) = (frame[at - 2..at].to_vec(), at + 2);
+        // The payload takes the checksum's place: what is left to complement is zero.
+        frame[at..end].copy_from_slice(&sum);
+        path.write(&mut frame, 2).expect("room");
+        assert_eq!(frame[at - 2..at], [0xff, 0xff]);
+        assert!(is_intact(&frame, &path, &(at..end)));
+    }
+
+    #[test]
+    fn what_went_to_many_has_no_way_back() {
+        let (path, _) = ours(&foreign(false, None, b""));
+        let many = Path {
+            destination_mac: Mac([0xff; 6]),
+            ..path
+        };
+        assert_eq!(many.reversed(), None);
+        let many = Path {
+            addresses: Addresses::V4 {
+                source: Ipv4Addr::new(10, 0, 0, 1),
+                destination: Ipv4Addr::new(239, 1, 1, 1),
+            },
+            ..path
+        };
+        assert_eq!(many.reversed(), None);
+    }
+
+    #[test]
+    fn a_frame_without_room_is_not_written() {
+        let (path, _) = ours(&foreign(false, None, b""));
+        assert_eq!(path.write(&mut [0; 41], 0), None);
+        let mut long = std::vec![0; 70_000];
+        assert_eq!(path.write(&mut long, 65_536), None);
+        assert_eq!(path.write(&mut long, 65_535 - 27), None);
+        assert!(path.write(&mut long, 65_535 - 28).is_some());
+        assert_eq!(path.write(&mut long, usize::MAX), None);
+    }
+}
