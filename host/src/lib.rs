@@ -2,9 +2,14 @@
 
 pub mod config;
 pub mod data_directory;
+pub mod engine;
 pub mod front;
 pub mod journal;
 pub mod kill_point;
 pub mod kv;
+pub mod node;
 pub mod resp;
+pub mod run;
 pub mod snapshot_file;
+pub mod snapshots;
+pub mod wal;

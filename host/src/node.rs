@@ -1,0 +1,572 @@
+//! The service that a worker drives: a node, its client front, its snapshots.
+
+use crate::data_directory::DataDirectory;
+use crate::engine::Software;
+use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
+use crate::snapshots::Snapshots;
+use crate::wal::Wal;
+use consensus::auth::{self, Key};
+use consensus::client::{self, Client, SubmitError};
+use consensus::formation::Conflict;
+use consensus::node::{Node, NodeIo};
+use consensus::replica::Io;
+use consensus::state_machine::StateMachine;
+use consensus::wire::{Header, Kind};
+use consensus::{GroupId, Incarnation, NodeId, Slot};
+use datapath::{Service, Stats, Transmit, clock};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The one group of this version.
+pub const GROUP: GroupId = GroupId(0);
+/// Rounds reserved ahead, so that an election waits for no disk.
+const ROUNDS_AHEAD: u64 = 1024;
+/// Slots applied between two snapshots of a journalled state.
+const SNAPSHOT_SLOTS: u64 = 50_000;
+/// Between two looks at the journal's position, in slots.
+const MARK_SLOTS: u64 = 1024;
+/// Marks kept at the most.
+const MAX_MARKS: usize = 1024;
+/// Between two refreshes of the report for other threads, in nanoseconds.
+const REPORT_NS: u64 = 100_000_000;
+/// Longest sleep of a worker.
+const MAX_SLEEP: Duration = Duration::from_millis(100);
+
+/// Why a node ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The journal cannot be written any more: nothing could be answered honestly.
+    #[error("write journal: {0}")]
+    Journal(String),
+    /// The cluster knows this node under another incarnation.
+    #[error(
+        "node {by} knows this node as incarnation {pinned}, but its memory is {own}: it was lost \
+         and must not vote under its old identity"
+    )]
+    Disowned {
+        /// Who says so.
+        by: NodeId,
+        /// What they have on record.
+        pinned: Incarnation,
+        /// What this node has.
+        own: Incarnation,
+    },
+}
+
+/// What does not change while a node runs, for reports.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// How the worker waits.
+    pub wait: &'static str,
+    /// The datapath.
+    pub mode: &'static str,
+    /// Where Redis clients are served.
+    pub resp: Option<SocketAddr>,
+    /// Torn records that were restored when the region was opened.
+    pub restored: u64,
+    /// Journal records that were replayed.
+    pub replayed: u64,
+}
+
+/// A client front of this node: its submissions go through one FIFO session.
+struct Front {
+    end: WorkerEnd,
+    client: Client,
+    /// Taken from the front, but the session's window is full.
+    waiting: Option<Submission>,
+}
+
+/// What the node needs of the host while it runs.
+struct Host {
+    directory: DataDirectory,
+    address: SocketAddr,
+    reserved_round: u64,
+    snapshots: Snapshots,
+    /// Packets to this very node: a front's requests and the answers to them.
+    to_self: VecDeque<(Header, Vec<u8>)>,
+    inspections: Vec<(SocketAddr, Header)>,
+    error: Option<String>,
+}
+
+/// The host, with the way out of this turn.
+struct Outbox<'a, T> {
+    host: &'a mut Host,
+    tx: &'a mut T,
+}
+
+impl<T: Transmit> Io for Outbox<'_, T> {
+    fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]) {
+        if to == self.host.address {
+            self.host.to_self.push_back((*header, value.to_vec()));
+        } else {
+            self.tx.send(to, &header.to_bytes(), value);
+        }
+    }
+
+    fn reserve_rounds(&mut self, round: u64) -> bool {
+        if round < self.host.reserved_round {
+            return true;
+        }
+        let reserved = round + ROUNDS_AHEAD;
+        match self.host.directory.update(|identity| identity.reserved_round = reserved) {
+            Ok(()) => {
+                self.host.reserved_round = reserved;
+                true
+            }
+            Err(error) => {
+                self.host.error = Some(error.to_string());
+                false
+            }
+        }
+    }
+
+    fn read_snapshot(
+        &mut self,
+        _: GroupId,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Option<(Slot, u64, usize)> {
+        self.host.snapshots.read(offset, out)
+    }
+}
+
+impl<T: Transmit> NodeIo for Outbox<'_, T> {
+    fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
+        let result = self.host.directory.update(|identity| {
+            identity.pins = pins.clone();
+            identity.formed = formed;
+        });
+        if let Err(error) = &result {
+            self.host.error = Some(error.to_string());
+        }
+        result.is_ok()
+    }
+
+    fn client(&mut self, _: SocketAddr, header: &Header, value: &[u8]) {
+        self.host.to_self.push_back((*header, value.to_vec()));
+    }
+
+    fn inspect(&mut self, to: SocketAddr, request: &Header) {
+        self.host.inspections.push((to, *request));
+    }
+}
+
+/// Where the journal stood when no slot above `highest` had been voted for.
+#[derive(Clone, Copy)]
+struct Mark {
+    highest: Slot,
+    number: u64,
+}
+
+/// When the journal may be cut, and where.
+#[derive(Default)]
+struct Cutting {
+    marks: VecDeque<Mark>,
+    /// Cut below the first number once the second is flushed.
+    waiting: Option<(u64, u64)>,
+}
+
+/// A node as a worker's service.
+pub struct NodeService<S> {
+    node: Node<Software, Wal, S>,
+    host: Host,
+    front: Option<Front>,
+    key: Option<Key>,
+    facts: Facts,
+    unix: (u64, u64),
+    cutting: Cutting,
+    report: Arc<Mutex<String>>,
+    report_due_ns: u64,
+    stop: Arc<AtomicBool>,
+    fatal: Option<Fatal>,
+    stats: Stats,
+}
+
+/// What a node service is made of.
+pub struct Parts<S> {
+    /// The sans-IO node.
+    pub node: Node<Software, Wal, S>,
+    /// Its data directory.
+    pub directory: DataDirectory,
+    /// Where its datagrams go.
+    pub address: SocketAddr,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
+    /// The worker's end of a client front.
+    pub front: Option<WorkerEnd>,
+    /// Set to stop.
+    pub stop: Arc<AtomicBool>,
+    /// Facts for reports.
+    pub facts: Facts,
+}
+
+impl<S: StateMachine> NodeService<S> {
+    /// Joins the parts.
+    ///
+    /// # Errors
+    /// The client front's session cannot be configured.
+    pub fn new(parts: Parts<S>) -> Result<Self, client::ConfigError> {
+        let config = parts.node.config();
+        let key = config.key;
+        let layout = parts.node.local().acceptor().layout;
+        let front = match parts.front {
+            None => None,
+            Some(end) => {
+                // The own node first: while it leads, a front's requests never leave the process.
+                let mut members: Vec<_> =
+                    config.peers.iter().map(|peer| (peer.node, peer.address)).collect();
+                members.sort_by_key(|(node, _)| *node != config.node);
+                let client = Client::new(client::Config {
+                    members,
+                    group: GROUP,
+                    epoch: config.epoch,
+                    max_value: max_request_bytes(layout.value_bytes()),
+                    max_in_flight: FRONT_WINDOW,
+                    seed: config.seed ^ 0x6672_6f6e_7400_0000,
+                })?;
+                Some(Front { end, client, waiting: None })
+            }
+        };
+        let reserved_round = parts.directory.identity().reserved_round;
+        Ok(Self {
+            host: Host {
+                directory: parts.directory,
+                address: parts.address,
+                reserved_round,
+                snapshots: parts.snapshots,
+                to_self: VecDeque::new(),
+                inspections: Vec::new(),
+                error: None,
+            },
+            node: parts.node,
+            front,
+            key,
+            facts: parts.facts,
+            unix: (0, 0),
+            cutting: Cutting::default(),
+            report: Arc::new(Mutex::new(String::new())),
+            report_due_ns: 0,
+            stop: parts.stop,
+            fatal: None,
+            stats: Stats::default(),
+        })
+    }
+
+    /// The newest report, for other threads.
+    pub fn report(&self) -> Arc<Mutex<String>> {
+        Arc::clone(&self.report)
+    }
+
+    /// Why the node ended by itself, if it did.
+    pub fn fatal(&mut self) -> Option<Fatal> {
+        self.fatal.take()
+    }
+
+    /// The end: writes the state down so that the next life need not learn it again.
+    ///
+    /// # Errors
+    /// The snapshot cannot be written.
+    pub fn close(mut self) -> Result<(), crate::snapshot_file::SnapshotError> {
+        let Some(replica) = self.node.replica_mut(GROUP) else { return Ok(()) };
+        let (slot, frozen) = replica.freeze();
+        if slot > self.host.snapshots.slot() && !self.host.snapshots.is_busy() {
+            self.host.snapshots.write(slot, frozen);
+        }
+        match self.host.snapshots.finish() {
+            Some(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn unix_ms(&mut self, now_ns: u64) -> u64 {
+        if self.unix.0 != now_ns {
+            self.unix = (now_ns, clock::unix_ms());
+        }
+        self.unix.1
+    }
+
+    /// Carries the packets of this node to itself until there are none.
+    fn deliver<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) {
+        let unix_ms = self.unix_ms(now_ns);
+        while let Some((header, value)) = self.host.to_self.pop_front() {
+            match header.kind {
+                Kind::Response | Kind::Redirect => {
+                    if let Some(front) = &mut self.front {
+                        let from = self.host.address;
+                        front.client.handle_datagram(now_ns, from, &header, &value);
+                    }
+                }
+                _ => {
+                    let from = self.host.address;
+                    let mut io = Outbox { host: &mut self.host, tx };
+                    self.node.handle_parsed(now_ns, unix_ms, from, &header, &value, &mut io);
+                }
+            }
+        }
+    }
+
+    /// Moves submissions into the session, requests out of it, and results back.
+    fn serve_front<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> u64 {
+        let Self { front, host, key, .. } = self;
+        let Some(front) = front else { return u64::MAX };
+        if front.client.poll_timeout().is_some_and(|due| due <= now_ns) {
+            front.client.handle_timeout(now_ns);
+        }
+        while let Some(event) = front.client.poll_event() {
+            let result = event.result.map_err(|failure| match failure {
+                client::Failure::TooLarge => Failure::TooLarge { limit: 0 },
+                client::Failure::TooManySessions => Failure::Overloaded,
+                client::Failure::OutcomeUnknown | client::Failure::ReplyForgotten => {
+                    Failure::OutcomeUnknown
+                }
+            });
+            front.end.complete(Completion { token: event.token, result });
+        }
+        while let Some(submission) = front.waiting.take().or_else(|| front.end.poll_submission()) {
+            let taken = match submission.access {
+                Access::Command => front.client.submit_command(submission.token, &submission.body),
+                Access::Query => front.client.submit_query(submission.token, &submission.body),
+            };
+            match taken {
+                Ok(()) => {}
+                Err(SubmitError::Full) => {
+                    front.waiting = Some(submission);
+                    break;
+                }
+                Err(SubmitError::TooLarge) => {
+                    let result = Err(Failure::TooLarge { limit: 0 });
+                    front.end.complete(Completion { token: submission.token, result });
+                }
+            }
+        }
+        front.end.flush();
+        while let Some(datagram) = front.client.poll_transmit(now_ns) {
+            if datagram.to == host.address {
+                host.to_self.push_back((datagram.header, datagram.value.to_vec()));
+            } else {
+                let mut header = datagram.header;
+                if let Some(key) = *key {
+                    header.tag = auth::tag(key, &header, datagram.value);
+                }
+                tx.send(datagram.to, &header.to_bytes(), datagram.value);
+            }
+        }
+        front.client.poll_timeout().unwrap_or(u64::MAX)
+    }
+
+    /// Takes snapshots when they are due and cuts the journal behind them.
+    fn keep_state(&mut self) {
+        if let Some(result) = self.host.snapshots.poll() {
+            match result {
+                Ok(slot) => self.saved(slot),
+                Err(error) => self.host.error = Some(error.to_string()),
+            }
+        }
+        let (appended, flushed) =
+            self.node.local().journalled(GROUP).unwrap_or_default();
+        if let Some((below, needs)) = self.cutting.waiting
+            && needs <= flushed
+        {
+            self.node.local_mut().journal_mut().cut(below);
+            self.cutting.waiting = None;
+        }
+        let Some(view) = self.node.local().view(GROUP) else { return };
+        let last = self.cutting.marks.back().map_or(Slot::NONE, |mark| mark.highest);
+        if appended > 0 && view.highest.0 >= last.0 + MARK_SLOTS {
+            if self.cutting.marks.len() == MAX_MARKS {
+                self.cutting.marks.pop_front();
+            }
+            self.cutting.marks.push_back(Mark { highest: view.highest, number: appended });
+        }
+        let journals = appended > 0;
+        let newest = self.host.snapshots.slot();
+        let busy = self.host.snapshots.is_busy();
+        let Some(replica) = self.node.replica_mut(GROUP) else { return };
+        let due = journals && replica.applied().slot().0 >= newest.0 + SNAPSHOT_SLOTS;
+        if !busy && (due || replica.take_snapshot_wanted()) {
+            let (slot, frozen) = replica.freeze();
+            if slot > newest {
+                self.host.snapshots.write(slot, frozen);
+            } else {
+                replica.snapshot_saved(newest);
+            }
+        }
+    }
+
+    /// A snapshot is on disk: votes that it covers and nobody may ask for again can go.
+    fn saved(&mut self, slot: Slot) {
+        let Some(replica) = self.node.replica_mut(GROUP) else { return };
+        replica.snapshot_saved(slot);
+        let Some(view) = self.node.local().view(GROUP) else { return };
+        let covered = slot.min(view.trim.previous());
+        let mut below = None;
+        while let Some(mark) = self.cutting.marks.front()
+            && mark.highest <= covered
+        {
+            below = Some(mark.number);
+            self.cutting.marks.pop_front();
+        }
+        if let Some(below) = below
+            && let Some(needs) = self.node.local_mut().checkpoint(GROUP)
+        {
+            self.cutting.waiting = Some((below, needs));
+        }
+    }
+
+    fn check_fatal(&mut self) {
+        if self.fatal.is_some() {
+            return;
+        }
+        if let Some(error) = self.node.local_mut().journal_mut().failed() {
+            self.fatal = Some(Fatal::Journal(error.to_string()));
+        }
+        if let Some(Conflict::Disowned { by, pinned }) = self.node.conflict()
+            && !self.node.formation().is_formed()
+        {
+            let own = self.node.local().acceptor().incarnation;
+            self.fatal = Some(Fatal::Disowned { by, pinned, own });
+        }
+    }
+
+    /// What this node is doing, as one JSON object.
+    fn describe(&mut self, now_ns: u64) -> String {
+        let config = self.node.config();
+        let local = self.node.local();
+        let view = local.view(GROUP);
+        let replica = self.node.replicas().first();
+        let formation = self.node.formation();
+        let missing: Vec<u16> = formation.missing().map(|node| node.0).collect();
+        let counters = self.node.counters();
+        let refused = self.node.refused();
+        let by_reason = |names: &[&str], counts: &[u64]| -> serde_json::Value {
+            let pairs = names.iter().zip(counts).filter(|(_, count)| **count > 0);
+            pairs.map(|(name, count)| ((*name).to_owned(), (*count).into())).collect::<serde_json::Map<_, _>>().into()
+        };
+        let dropped_names = consensus::acceptor::Drop::ALL.map(consensus::acceptor::Drop::name);
+        let malformed_names = consensus::wire::Malformed::ALL.map(consensus::wire::Malformed::name);
+        let tally = replica.map(|replica| *replica.tally()).unwrap_or_default();
+        let mut report = serde_json::json!({
+            "node": config.node.0,
+            "address": self.host.address.to_string(),
+            "resp": self.facts.resp.map(|resp| resp.to_string()),
+            "role": replica.map_or("forming", |replica| replica.role().name()),
+            "leader": replica.and_then(|replica| replica.leader(now_ns, local)).map(|node| node.0),
+            "ballot": view.map(|view| view.promised.to_string()),
+            "applied": replica.map_or(0, |replica| replica.applied().slot().0),
+            "decided": view.map_or(0, |view| view.decided.upto.0),
+            "trim": view.map_or(0, |view| view.trim.0),
+            "highest": view.map_or(0, |view| view.highest.0),
+            "wanted": replica.map_or(0, |replica| replica.catch_up().wanted().0),
+            "engine": "software",
+            "mode": self.facts.mode,
+            "wait": self.facts.wait,
+            "durability": local.durability().name(),
+            "incarnation": local.acceptor().incarnation.0,
+            "epoch": config.epoch.0,
+            "formed": formation.is_formed(),
+            "missing": missing,
+            "conflict": self.node.conflict().map(|conflict| format!("{conflict:?}")),
+            "sessions": replica.map_or(0, |replica| replica.applied().sessions().len()),
+            "snapshot": self.host.snapshots.slot().0,
+            "restored": self.facts.restored,
+            "replayed": self.facts.replayed,
+            "elected": tally.elected,
+            "campaigns": tally.campaigns,
+            "entries": tally.entries,
+            "queries": tally.queries,
+            "learned": tally.learned,
+            "snapshots_taken_over": tally.snapshots,
+            "deferred": tally.deferred,
+            "voted": counters.voted,
+            "promised": counters.promised,
+            "refused": counters.refused,
+            "no_room": counters.no_room,
+            "dropped": by_reason(&dropped_names, &counters.dropped),
+            "malformed": by_reason(&malformed_names, &refused.malformed),
+            "not_ours": refused.not_ours,
+            "received": self.stats.received,
+            "sent": self.stats.sent,
+            "error": self.host.error,
+        });
+        if let Some((path, statistics)) = self.node.local_mut().journal_mut().report()
+            && let Some(fields) = report.as_object_mut()
+        {
+            fields.insert("journal".into(), path.into());
+            fields.insert("flush_p50_us".into(), statistics.latency_us(0.5).into());
+        }
+        report.to_string()
+    }
+
+    fn publish<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) {
+        if now_ns >= self.report_due_ns {
+            self.report_due_ns = now_ns + REPORT_NS;
+            let text = self.describe(now_ns);
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        }
+        for (to, request) in std::mem::take(&mut self.host.inspections) {
+            let text = self.describe(now_ns);
+            let mut header = Header {
+                kind: Kind::Report,
+                sender: self.node.config().node,
+                length: text.len() as u16,
+                tag: 0,
+                ..request
+            };
+            if let Some(key) = self.key {
+                header.tag = auth::tag(key, &header, text.as_bytes());
+            }
+            tx.send(to, &header.to_bytes(), text.as_bytes());
+        }
+    }
+}
+
+/// Commands of a front that may be under way at once.
+const FRONT_WINDOW: usize = 2048;
+
+/// Longest value of a Request, given the longest value of the log: a batch begins with the clock.
+pub const fn max_request_bytes(value_bytes: usize) -> usize {
+    value_bytes - consensus::envelope::ENTRY_BYTES
+}
+
+impl<S: StateMachine> Service for NodeService<S> {
+    fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], tx: &mut T) {
+        let unix_ms = self.unix_ms(now_ns);
+        let mut io = Outbox { host: &mut self.host, tx };
+        self.node.handle(now_ns, unix_ms, from, datagram, &mut io);
+    }
+
+    fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration {
+        let unix_ms = self.unix_ms(now_ns);
+        // A front's requests, the proposals they lead to, and the answers: with the leader on this
+        // node all of it happens in one turn up to the Accepts, and again once they are answered.
+        self.deliver(now_ns, tx);
+        self.serve_front(now_ns, tx);
+        self.deliver(now_ns, tx);
+        let mut io = Outbox { host: &mut self.host, tx };
+        let mut due = self.node.turn(now_ns, unix_ms, &mut io);
+        if !self.host.to_self.is_empty() {
+            self.deliver(now_ns, tx);
+            due = due.min(self.serve_front(now_ns, tx));
+            if !self.host.to_self.is_empty() {
+                due = now_ns;
+            }
+        } else if let Some(front) = &self.front {
+            due = due.min(front.client.poll_timeout().unwrap_or(u64::MAX));
+        }
+        self.keep_state();
+        self.check_fatal();
+        self.publish(now_ns, tx);
+        Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
+    }
+
+    fn observe(&mut self, stats: &Stats) {
+        self.stats = *stats;
+    }
+
+    fn stopping(&self) -> bool {
+        self.fatal.is_some() || self.stop.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,472 @@
+//! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
+
+use crate::config::{Config, Durability, Wait};
+use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
+use crate::engine::{EngineError, Software};
+use crate::front;
+use crate::journal::{self, Flush, Journal, JournalError};
+use crate::kv::Kv;
+use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, max_request_bytes};
+use crate::resp;
+use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
+use crate::snapshots::Snapshots;
+use crate::wal::Wal;
+use consensus::acceptor::Acceptor;
+use consensus::applied::Applied;
+use consensus::auth::Key;
+use consensus::election::ElectionTiming;
+use consensus::leader::LeaderTiming;
+use consensus::local;
+use consensus::node::{self, Node, NodeError, Peer};
+use consensus::recover::Recovery;
+use consensus::region::{Birth, Layout, LayoutError, OpenError};
+use consensus::state_machine::RestoreError;
+use consensus::{Epoch, NodeId};
+use datapath::{Datapath, Placement, Udp, Worker, clock};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const MS: u64 = 1_000_000;
+/// The first membership of every cluster.
+const FIRST_EPOCH: Epoch = Epoch(1);
+/// Submissions of the client front that may be under way or queued.
+const FRONT_CAPACITY: usize = 8192;
+
+/// A node cannot run, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory.
+    #[error(transparent)]
+    Directory(#[from] DataDirectoryError),
+    /// The region's dimensions.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The region's file.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The snapshots.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A snapshot that is whole but makes no sense.
+    #[error("{}: {source}", path.display())]
+    Restore {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        source: RestoreError,
+    },
+    /// A journal record that makes no sense.
+    #[error(transparent)]
+    Replay(#[from] consensus::recover::BadRecord),
+    /// Quorums, members or memory.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The client front's session.
+    #[error(transparent)]
+    Client(#[from] consensus::client::ConfigError),
+    /// The network.
+    #[error(transparent)]
+    Datapath(#[from] datapath::Error),
+    /// The listener for Redis clients.
+    #[error(transparent)]
+    Resp(#[from] resp::ServerError),
+    /// Threads and signals.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The key file.
+    #[error("{0}")]
+    Key(String),
+    /// This node's memory is gone, and it must not vote under its old identity.
+    #[error(
+        "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
+         new node in its place, or, if the whole cluster is to begin anew, delete the data \
+         directories of all its nodes ({} here)",
+        directory.display()
+    )]
+    LostMemory {
+        /// The node.
+        node: NodeId,
+        /// What was found instead.
+        why: String,
+        /// Its data directory.
+        directory: PathBuf,
+    },
+    /// The configuration's durability is not the directory's.
+    #[error(
+        "data directory {} was made for durability {found:?}, the configuration says {wanted:?}: \
+         what was promised under one cannot be kept under the other",
+        directory.display()
+    )]
+    OtherDurability {
+        /// The directory.
+        directory: PathBuf,
+        /// What it was made for.
+        found: Durability,
+        /// What the configuration says.
+        wanted: Durability,
+    },
+    /// It ended by itself.
+    #[error(transparent)]
+    Fatal(#[from] Fatal),
+}
+
+impl Error {
+    /// Whether this node's identity was refused: exit code 3.
+    pub const fn is_refused_identity(&self) -> bool {
+        matches!(
+            self,
+            Self::LostMemory { .. }
+                | Self::Node(NodeError::LostMemory { .. })
+                | Self::Fatal(Fatal::Disowned { .. })
+        )
+    }
+}
+
+fn durability(config: Durability) -> local::Durability {
+    match config {
+        Durability::Volatile => local::Durability::Volatile,
+        Durability::Async => local::Durability::Async,
+        Durability::Sync => local::Durability::Sync,
+    }
+}
+
+/// Runs a node until SIGTERM or SIGINT, or until it has to end.
+///
+/// # Errors
+/// Says what could not be opened, or why the node ended.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|source| Error::System { doing: "catch signals", source })?;
+    }
+    run_until(config, stop)
+}
+
+/// Runs a node until `stop` is set (looked at every 100 ms at least), or until it has to end.
+///
+/// # Errors
+/// Says what could not be opened, or why the node ended.
+pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
+    let node = NodeId(config.node);
+    let own = config.peers.iter().find(|peer| peer.node == config.node);
+    let Some(own) = own else { return Err(NodeError::NotAMember { node }.into()) };
+    let key = read_key(config)?;
+    let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
+    let expectation = Expectation {
+        cluster: config.cluster.clone(),
+        node,
+        durability: config.durability,
+    };
+    let mut directory = DataDirectory::open(&config.data_directory, &expectation)?;
+    let found = directory.identity().durability;
+    if found != config.durability {
+        let directory = config.data_directory.clone();
+        return Err(Error::OtherDurability { directory, found, wanted: config.durability });
+    }
+
+    // The ports come before the state: a second process ends here and changes nothing.
+    let wait = match config.worker.wait {
+        Wait::Blocking => datapath::Wait::Blocking,
+        Wait::Polling => datapath::Wait::Polling,
+    };
+    let datapath = Udp::bind(own.address, wait)?;
+    let waker = datapath.waker();
+    let request_bytes = max_request_bytes(layout.value_bytes());
+    let max_command_bytes = (request_bytes - consensus::envelope::ENTRY_BYTES) & !7;
+    let server = match config.resp {
+        Some(listen) => {
+            Some(resp::Server::bind(resp::Options::new(listen, max_command_bytes))?)
+        }
+        None => None,
+    };
+
+    let now_ns = clock::monotonic_ns();
+    let opened = open_state(config, &directory, layout, {
+        let waker = waker.clone();
+        Arc::new(move || waker.wake())
+    })?;
+    let acceptor = opened.acceptor;
+    let used_round = directory.identity().reserved_round.max(opened.highest_round);
+    directory.update(|identity| {
+        identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
+        identity.epoch = FIRST_EPOCH;
+    })?;
+    let node = Node::new(
+        node_config(config, key, &directory, used_round, now_ns),
+        acceptor,
+        opened.region,
+        Wal::new(opened.journal),
+        durability(config.durability),
+        vec![opened.applied],
+    )?;
+    let snapshots = Snapshots::start(opened.directory, opened.newest, {
+        let waker = waker.clone();
+        move || waker.wake()
+    })
+    .map_err(|source| Error::System { doing: "start the snapshot writer", source })?;
+
+    let mut front_end = None;
+    let front = server.as_ref().map(|server| {
+        let wake_worker: front::Wake = Arc::new({
+            let waker = waker.clone();
+            move || waker.wake()
+        });
+        let (front, worker) = front::attach(FRONT_CAPACITY, wake_worker, server.waker());
+        front_end = Some(front);
+        worker
+    });
+    let resp = server.as_ref().map(resp::Server::local_addr);
+    let capabilities = datapath.capabilities();
+    let service = NodeService::new(Parts {
+        node,
+        directory,
+        address: own.address,
+        snapshots,
+        front,
+        stop: Arc::clone(&stop),
+        facts: Facts {
+            wait: match config.worker.wait {
+                Wait::Blocking => "blocking",
+                Wait::Polling => "polling",
+            },
+            mode: capabilities.name,
+            resp,
+            restored: opened.restored,
+            replayed: opened.replayed,
+        },
+    })?;
+    let report = service.report();
+    let handle = match (server, front_end) {
+        (Some(server), Some(front)) => {
+            let info = Arc::new(move || info_text(&report));
+            Some(server.spawn(front, info)?)
+        }
+        _ => None,
+    };
+    let placement =
+        Placement { cpu: config.worker.cpu, fifo_priority: config.worker.fifo_priority };
+    let mut worker = Worker::new(datapath, service).placed(placement);
+    tracing::info!(node = config.node, address = %own.address, "node runs");
+    let result = worker.run();
+    stop.store(true, Ordering::Relaxed);
+    let (_, mut service) = worker.into_parts();
+    let fatal = service.fatal();
+    if let Some(handle) = handle {
+        handle.stop();
+    }
+    result?;
+    if let Some(fatal) = fatal {
+        return Err(fatal.into());
+    }
+    service.close()?;
+    Ok(())
+}
+
+fn read_key(config: &Config) -> Result<Option<Key>, Error> {
+    let Some(path) = &config.key_file else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::Key(format!("read key file {}: {error}", path.display())))?;
+    let number = u128::from_str_radix(text.trim(), 16).ok().filter(|_| text.trim().len() == 32);
+    match number {
+        Some(number) => Ok(Some(Key::from_bytes(number.to_be_bytes()))),
+        None => Err(Error::Key(format!(
+            "key file {}: it takes 32 hexadecimal digits; make one with \
+             `head -c16 /dev/urandom | xxd -p`",
+            path.display()
+        ))),
+    }
+}
+
+fn node_config(
+    config: &Config,
+    key: Option<Key>,
+    directory: &DataDirectory,
+    used_round: u64,
+    seed: u64,
+) -> node::Config {
+    let (heartbeat_ns, election_ns) =
+        (config.timing.heartbeat_ms * MS, config.timing.election_ms * MS);
+    let identity = directory.identity();
+    node::Config {
+        node: NodeId(config.node),
+        peers: config
+            .peers
+            .iter()
+            .map(|peer| Peer {
+                node: NodeId(peer.node),
+                address: peer.address,
+                priority: peer.priority,
+            })
+            .collect(),
+        epoch: FIRST_EPOCH,
+        quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
+        key,
+        leader: LeaderTiming {
+            heartbeat_ns,
+            decide_ns: MS,
+            // A flush may take its time; a datagram that is lost is lost at once.
+            resend_ns: if config.durability == Durability::Sync { 20 * MS } else { 5 * MS },
+        },
+        election: ElectionTiming {
+            timeout_ns: election_ns,
+            spread_ns: election_ns / 2,
+            rank_ns: election_ns / 8,
+            pre_vote_ns: election_ns / 3,
+            campaign_ns: election_ns * 2,
+        },
+        seed: seed ^ identity.region_nonce,
+        used_round,
+        pins: identity.pins.clone(),
+        formed: identity.formed,
+    }
+}
+
+/// What a node finds, or makes, when it starts.
+struct Opened {
+    region: Software,
+    acceptor: Acceptor,
+    journal: Option<Journal>,
+    applied: Applied<Kv>,
+    directory: SnapshotDirectory,
+    newest: Option<crate::snapshot_file::Snapshot>,
+    highest_round: u64,
+    restored: u64,
+    replayed: u64,
+}
+
+fn open_state(
+    config: &Config,
+    directory: &DataDirectory,
+    layout: Layout,
+    wake: Arc<dyn Fn() + Send + Sync>,
+) -> Result<Opened, Error> {
+    let identity = directory.identity();
+    let lost = |why: String| Error::LostMemory {
+        node: identity.node,
+        why,
+        directory: directory.path().to_owned(),
+    };
+    let sync = config.durability == Durability::Sync;
+    // Under `sync` the journal is the memory, and it outlives the machine.
+    let boot = if sync { 0 } else { parse_boot_id(&identity.boot_id) };
+    if !sync && identity.formed && data_directory::boot_id()? != identity.boot_id {
+        return Err(lost("the machine has restarted since, and its votes were in memory".into()));
+    }
+    let birth = Birth {
+        cluster: directory.fingerprint() >> 32,
+        node: identity.node,
+        nonce: identity.region_nonce,
+        boot,
+    };
+    let acceptor = Acceptor { node: identity.node, incarnation: birth.incarnation(), layout };
+
+    let mut snapshots = SnapshotDirectory::open(directory.snapshots_path(GROUP), GROUP)?;
+    let found = snapshots.newest()?;
+    for damaged in &found.damaged {
+        tracing::warn!(?damaged, "a snapshot is damaged and ignored");
+    }
+    let mut applied = Applied::new(Kv::new());
+    if let Some(snapshot) = &found.snapshot {
+        applied.restore(&snapshot.body()?).map_err(|source| Error::Restore {
+            path: snapshot.path().to_owned(),
+            source,
+        })?;
+    }
+
+    let path = directory.path().join("region");
+    let create = || Software::create(&path, layout, birth, FIRST_EPOCH);
+    let (region, restored) = if sync {
+        (create()?, 0)
+    } else {
+        match Software::open(&path, layout, birth) {
+            Ok((region, restored)) => (region, restored.entries + restored.groups),
+            // Before the cluster has formed this node has never voted.
+            Err(EngineError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                if identity.formed {
+                    return Err(lost("its region is missing".into()));
+                }
+                (create()?, 0)
+            }
+            Err(EngineError::Open { source: OpenError::Blank, .. }) if !identity.formed => {
+                (create()?, 0)
+            }
+            Err(EngineError::Open {
+                source: source @ (OpenError::Blank | OpenError::OtherIncarnation { .. }),
+                ..
+            }) => return Err(lost(source.to_string())),
+            Err(error) => return Err(error.into()),
+        }
+    };
+
+    let mut highest_round = 0;
+    let mut replayed = 0;
+    let journal = if config.durability == Durability::Volatile {
+        None
+    } else {
+        let flush = if sync { Flush::Before } else { Flush::Behind };
+        let options =
+            journal::Options::new(directory.journal_path(), directory.fingerprint(), flush);
+        let (recovery, journal) = Journal::open(options, wake)?;
+        if let Some(torn) = recovery.torn() {
+            tracing::info!(?torn, "the journal's tail was torn and is cut off");
+        }
+        let mut replay = Recovery::new(acceptor, applied);
+        let mut bad = None;
+        let memory = sync.then_some(&region);
+        recovery.replay(|_, record| {
+            if let Err(error) = replay.record(memory, clock::monotonic_ns(), record) {
+                bad.get_or_insert(error);
+            }
+        })?;
+        if let Some(error) = bad {
+            return Err(error.into());
+        }
+        (applied, highest_round, replayed) = replay.finish();
+        Some(journal)
+    };
+    Ok(Opened {
+        region,
+        acceptor,
+        journal,
+        applied,
+        directory: snapshots,
+        newest: found.snapshot,
+        highest_round,
+        restored,
+        replayed,
+    })
+}
+
+fn parse_boot_id(text: &str) -> u128 {
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    // A boot id that is no UUID (a test's) still tells one boot from another.
+    u128::from_str_radix(&digits, 16).unwrap_or_else(|_| u128::from(crc_fast::crc32_iscsi(text.as_bytes()))).max(1)
+}
+
+fn info_text(report: &std::sync::Mutex<String>) -> String {
+    let text = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).unwrap_or_default();
+    let mut info = String::from("# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\n");
+    info.push_str(concat!("nearwire_version:", env!("CARGO_PKG_VERSION"), "\r\n\r\n# Nearwire\r\n"));
+    for (name, value) in fields {
+        let value = match value {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        info.push_str(&format!("nearwire_{name}:{value}\r\n"));
+    }
+    info
+}
