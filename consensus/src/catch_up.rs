@@ -3,7 +3,8 @@
 
 use crate::quorum::Membership;
 use crate::wire::{Header, Kind};
-use crate::{GroupId, NodeId, Slot};
+use crate::{Ballot, GroupId, NodeId, Slot};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// Slots sent for one request at the most.
@@ -23,6 +24,8 @@ struct Pull {
     slot: Slot,
     total: u64,
     bytes: Vec<u8>,
+    /// Pieces that came before those in front of them.
+    early: BTreeMap<u64, Vec<u8>>,
     /// The offset at which the request under way ends.
     asked: u64,
 }
@@ -36,6 +39,8 @@ pub struct CatchUp {
     due_ns: u64,
     turn: usize,
     pull: Option<Pull>,
+    /// Values that came before those in front of them.
+    early: BTreeMap<Slot, (Ballot, Vec<u8>)>,
 }
 
 impl CatchUp {
@@ -125,6 +130,23 @@ impl CatchUp {
         Some((source, header))
     }
 
+    /// Keeps a value that came before its turn.
+    pub fn keep_early(&mut self, slot: Slot, ballot: Ballot, value: &[u8]) {
+        if slot <= self.wanted && self.early.len() < LEARN_SLOTS as usize {
+            self.early.insert(slot, (ballot, Vec::from(value)));
+        }
+    }
+
+    /// The value of `slot`, if it came before its turn.
+    pub fn take_early(&mut self, slot: Slot) -> Option<(Ballot, Vec<u8>)> {
+        while let Some(first) = self.early.first_entry()
+            && *first.key() < slot
+        {
+            first.remove();
+        }
+        self.early.remove(&slot)
+    }
+
     /// Takes a piece of a snapshot. Returns the request for the next pieces when the ones asked
     /// for are here, and the whole snapshot when it is complete.
     pub fn chunk(
@@ -145,18 +167,27 @@ impl CatchUp {
                 slot,
                 total,
                 bytes: Vec::new(),
-                asked: 0,
+                early: BTreeMap::new(),
+                asked: SNAPSHOT_CHUNKS * CHUNK_BYTES as u64,
             });
         }
         let Some(pull) = &mut self.pull else {
             return Chunk::Wait;
         };
-        if (pull.source, pull.slot, pull.total) != (header.sender, slot, total)
-            || offset != pull.bytes.len() as u64
-        {
+        let here = pull.bytes.len() as u64;
+        if (pull.source, pull.slot, pull.total) != (header.sender, slot, total) || offset < here {
+            return Chunk::Wait;
+        }
+        if offset > here {
+            if pull.early.len() < SNAPSHOT_CHUNKS as usize {
+                pull.early.insert(offset, Vec::from(piece));
+            }
             return Chunk::Wait;
         }
         pull.bytes.extend_from_slice(piece);
+        while let Some(next) = pull.early.remove(&(pull.bytes.len() as u64)) {
+            pull.bytes.extend_from_slice(&next);
+        }
         self.due_ns = now_ns + PATIENCE_NS;
         let here = pull.bytes.len() as u64;
         if here >= total {

@@ -62,6 +62,28 @@ pub struct Config {
     pub formed: bool,
 }
 
+/// A node cannot be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The quorums do not fit the members.
+    #[error(transparent)]
+    Quorums(#[from] QuorumError),
+    /// The members do not hold the node.
+    #[error("start node {node}: it is not among the members")]
+    NotAMember {
+        /// The node.
+        node: NodeId,
+    },
+    /// The region is another life of its memory than the one that the cluster knows.
+    #[error("start node: its memory is incarnation {found}, but the cluster knows it as {pinned}")]
+    LostMemory {
+        /// What is on record.
+        pinned: Incarnation,
+        /// What the region says.
+        found: Incarnation,
+    },
+}
+
 /// What a node needs of its host beyond what its replicas need.
 pub trait NodeIo: Io {
     /// Writes down, durably, which incarnations are pinned. False if that cannot be done now.
@@ -135,7 +157,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
     /// A node over its region and journal, with the restored state of each group.
     ///
     /// # Errors
-    /// The quorums do not fit the members.
+    /// The quorums do not fit the members, or this node's memory is not the one on record.
     pub fn new(
         config: Config,
         acceptor: Acceptor,
@@ -143,11 +165,20 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         journal: J,
         durability: Durability,
         states: Vec<Applied<S>>,
-    ) -> Result<Self, QuorumError> {
+    ) -> Result<Self, NodeError> {
         quorums(&config)?;
+        if config.peers.iter().all(|peer| peer.node != config.node) {
+            return Err(NodeError::NotAMember { node: config.node });
+        }
         let members = config.peers.iter().map(|peer| peer.node).collect();
         let mut pins = config.pins.clone();
-        pins.insert(config.node, acceptor.incarnation);
+        let pinned = *pins.entry(config.node).or_insert(acceptor.incarnation);
+        if pinned != acceptor.incarnation {
+            return Err(NodeError::LostMemory {
+                pinned,
+                found: acceptor.incarnation,
+            });
+        }
         let formation = Formation::new(config.node, config.epoch, members, pins, config.formed);
         Ok(Self {
             local: Local::new(acceptor, memory, journal, durability),

@@ -802,14 +802,32 @@ impl<S: StateMachine> Replica<S> {
         value: &[u8],
     ) {
         let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
-        if leading || header.slot != self.applied.slot().next() {
+        let next = self.applied.slot().next();
+        if leading || header.slot < next || self.config.membership.place(header.sender).is_none() {
             return;
         }
-        turn.local.record(header, value);
+        if header.slot > next {
+            return self
+                .catch_up
+                .keep_early(header.slot, header.vote_ballot, value);
+        }
         let mut buffer = self.applied.buffer();
         buffer.extend_from_slice(value);
-        self.tally.learned += 1;
-        self.apply(header.vote_ballot, buffer);
+        let mut learned = Some((header.vote_ballot, buffer));
+        while let Some((ballot, value)) = learned {
+            let slot = self.applied.slot().next();
+            let length = value.len() as u16;
+            let record = Header {
+                slot,
+                vote_ballot: ballot,
+                length,
+                ..*header
+            };
+            turn.local.record(&record, &value);
+            self.tally.learned += 1;
+            self.apply(ballot, value);
+            learned = self.catch_up.take_early(slot.next());
+        }
         self.advanced(turn);
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 const QUEUE_PACKETS: usize = 4096;
 /// Most bytes of one receive or flush after faults.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+
 /// A datapath whose packets go through a bad network, each direction through its own [`Line`].
 ///
 /// Held packets leave on the first receive or flush after they are due, which `wait` does not

@@ -187,6 +187,30 @@ impl Outgoing {
     }
 }
 
+/// How many datagrams the kernel dropped because the socket's receive buffer was full, modulo 2^32.
+pub(crate) fn overrun(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // linux/sock_diag.h, since Linux 4.12: nine counters, the last of them the drops.
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut counters = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut length = size_of_val(&counters) as u32;
+    // SAFETY: the kernel writes at most `length` bytes into `counters` and the number written into
+    // `length`; both outlive the call.
+    let refused = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            counters.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if refused == 0 {
+        Ok(counters[SK_MEMINFO_DROPS])
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The address that the kernel wrote. IPv4 on an IPv6 socket comes out as IPv4, so that a peer has
 /// one name whatever we listen on.
 fn decode(name: &sockaddr_storage) -> SocketAddr {

@@ -40,6 +40,8 @@ pub struct Stats {
     pub sent: u64,
     /// Packets dropped on the way out, by [`Reason`].
     pub dropped: [u64; Reason::COUNT],
+    /// Packets that the kernel dropped on the way in because the receive buffer was full.
+    pub overrun: u64,
     /// Errors that the network reported on receive (ICMP).
     pub receive_errors: u64,
     /// System calls made.

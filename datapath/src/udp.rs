@@ -1,6 +1,6 @@
 //! UDP sockets: the datapath that works everywhere.
 
-use crate::mmsg::{BATCH, Outgoing};
+use crate::mmsg::{self, BATCH, Outgoing};
 use crate::{Capabilities, Datapath, Error, Packets, Reason, Sleeper, Stats, Wait, Waker};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
@@ -170,6 +170,8 @@ impl Datapath for Udp {
     fn stats(&self) -> Stats {
         let mut stats = self.stats;
         stats.syscalls += self.sleeper.syscalls();
+        // A kernel too old to tell shows none.
+        stats.overrun = mmsg::overrun(self.socket.as_fd()).unwrap_or(0).into();
         self.outbox.count_drops(&mut stats);
         stats
     }
@@ -314,6 +316,24 @@ mod tests {
         a.flush().unwrap();
         assert_eq!(a.stats().sent, TRANSMIT_PACKETS as u64);
         assert_eq!(a.stats().dropped_for(Reason::Full), 10);
+    }
+
+    #[test]
+    fn what_the_kernel_drops_is_counted() {
+        let (mut a, mut b) = pair("127.0.0.1:0", Wait::Blocking);
+        let to = b.local_addr();
+        while b.stats().overrun == 0 {
+            for _ in 0..TRANSMIT_PACKETS {
+                a.halves().1.send(to, &[0; 512], b"");
+            }
+            a.flush().unwrap();
+            assert!(
+                a.stats().sent < 1_000_000,
+                "no receive buffer is that large"
+            );
+        }
+        while b.receive().unwrap() == BATCH {}
+        assert!(b.stats().received + b.stats().overrun <= a.stats().sent);
     }
 
     #[test]

@@ -1,1 +1,10 @@
-//! nearwire
+//! The host side of nearwire: runs replicas, keeps what must outlive them, and serves clients.
+
+pub mod config;
+pub mod data_directory;
+pub mod front;
+pub mod journal;
+pub mod kill_point;
+pub mod kv;
+pub mod resp;
+pub mod snapshot_file;

@@ -1,2 +1,50 @@
-//! x
-fn main() {}
+//! Set-up and tests of nearwire: `cargo xtask test` runs everything that can run on this machine.
+
+#![forbid(unsafe_code)]
+
+mod build_graph;
+mod command;
+mod libtest;
+mod packages;
+mod plain_build;
+mod scratch;
+mod stage;
+mod step;
+mod summary;
+mod test;
+mod tools;
+mod tree;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up and tests of nearwire.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, then run every check and test, and say what was skipped and why.
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let Arguments { task } = Arguments::parse();
+    let result = match task {
+        Task::Test(arguments) => test::run(&arguments),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,754 @@
+//! Whole clusters in virtual time: real nodes and clients, a network that loses, repeats and
+//! reorders by seed.
+#![cfg(not(loom))]
+
+use nearwire_consensus::acceptor::Acceptor;
+use nearwire_consensus::applied::Applied;
+use nearwire_consensus::client::{self, Client};
+use nearwire_consensus::election::ElectionTiming;
+use nearwire_consensus::leader::LeaderTiming;
+use nearwire_consensus::local::{Durability, Journal};
+use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
+use nearwire_consensus::random::Random;
+use nearwire_consensus::recover::Recovery;
+use nearwire_consensus::region::{Birth, Layout, Region};
+use nearwire_consensus::replica::{Io, Role};
+use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
+use nearwire_consensus::sync::AtomicU64;
+use nearwire_consensus::wire::{Header, Parsed, parse};
+use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+const MS: u64 = 1_000_000;
+const WINDOW: u64 = 64;
+const VALUE_BYTES: usize = 512;
+
+/// Remembers every command; answers with how many came before.
+#[derive(Debug, Default, Clone)]
+struct Ledger {
+    lines: Vec<Vec<u8>>,
+}
+
+impl StateMachine for Ledger {
+    fn apply(&mut self, _: u64, command: &[u8], reply: &mut Vec<u8>) {
+        reply.extend_from_slice(&(self.lines.len() as u64).to_be_bytes());
+        self.lines.push(command.to_vec());
+    }
+
+    fn query(&self, _: u64, _: &[u8], reply: &mut Vec<u8>) {
+        reply.extend_from_slice(&(self.lines.len() as u64).to_be_bytes());
+    }
+
+    fn clock(&mut self, _: u64) {}
+
+    fn freeze(&self) -> Box<dyn Frozen> {
+        let mut bytes = Vec::new();
+        for line in &self.lines {
+            bytes.extend_from_slice(&(line.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(line);
+        }
+        Box::new(Frost(Some(bytes)))
+    }
+
+    fn restore(&mut self, mut bytes: &[u8]) -> Result<(), RestoreError> {
+        let mut lines = Vec::new();
+        while let Some((length, rest)) = bytes.split_first_chunk::<8>() {
+            let (line, rest) = rest
+                .split_at_checked(u64::from_be_bytes(*length) as usize)
+                .ok_or(RestoreError("cut off"))?;
+            lines.push(line.to_vec());
+            bytes = rest;
+        }
+        self.lines = lines;
+        Ok(())
+    }
+}
+
+struct Frost(Option<Vec<u8>>);
+
+impl Frozen for Frost {
+    fn next_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+        self.0.take().map(|bytes| out.extend(bytes)).is_some()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Words(Arc<Vec<AtomicU64>>);
+
+impl AsRef<[AtomicU64]> for Words {
+    fn as_ref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+fn blank(layout: Layout) -> Words {
+    Words(Arc::new(
+        (0..layout.words()).map(|_| AtomicU64::new(0)).collect(),
+    ))
+}
+
+/// A journal whose flushes happen when the test says so.
+#[derive(Debug, Default, Clone)]
+struct Disk(Rc<RefCell<Log>>);
+
+#[derive(Debug, Default)]
+struct Log {
+    records: Vec<Vec<u8>>,
+    flushed: usize,
+    /// A broken build: claims that everything is flushed at once.
+    lies: bool,
+}
+
+impl Journal for Disk {
+    fn append(&mut self, head: &[u8], body: &[u8]) -> Option<u64> {
+        let mut log = self.0.borrow_mut();
+        log.records.push([head, body].concat());
+        Some(log.records.len() as u64)
+    }
+
+    fn has_room(&self, _: usize) -> bool {
+        true
+    }
+
+    fn flushed(&self) -> u64 {
+        let log = self.0.borrow();
+        if log.lies {
+            log.records.len() as u64
+        } else {
+            log.flushed as u64
+        }
+    }
+}
+
+type TestNode = Node<Region<Words>, Disk, Ledger>;
+
+/// What outlives a process.
+#[derive(Default, Clone)]
+struct Stable {
+    pins: BTreeMap<NodeId, Incarnation>,
+    formed: bool,
+    round: u64,
+    snapshot: Option<(Slot, Vec<u8>)>,
+}
+
+struct Host {
+    node: Option<TestNode>,
+    words: Words,
+    disk: Disk,
+    stable: Stable,
+    birth: Birth,
+    wake_ns: u64,
+}
+
+struct Outbox<'a> {
+    address: SocketAddr,
+    stable: &'a mut Stable,
+    sent: &'a mut Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+}
+
+impl Io for Outbox<'_> {
+    fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]) {
+        self.sent
+            .push((self.address, to, [&header.to_bytes()[..], value].concat()));
+    }
+
+    fn reserve_rounds(&mut self, round: u64) -> bool {
+        self.stable.round = self.stable.round.max(round);
+        true
+    }
+
+    fn read_snapshot(
+        &mut self,
+        _: GroupId,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Option<(Slot, u64, usize)> {
+        let (slot, bytes) = self.stable.snapshot.as_ref()?;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        let count = rest.len().min(out.len());
+        out[..count].copy_from_slice(&rest[..count]);
+        Some((*slot, bytes.len() as u64, count))
+    }
+}
+
+impl NodeIo for Outbox<'_> {
+    fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
+        self.stable.pins = pins.clone();
+        self.stable.formed = formed;
+        true
+    }
+
+    fn client(&mut self, _: SocketAddr, _: &Header, _: &[u8]) {}
+
+    fn inspect(&mut self, _: SocketAddr, _: &Header) {}
+}
+
+#[derive(Clone, Copy)]
+struct Weather {
+    loss_percent: u64,
+    repeat_percent: u64,
+    delay_ns: u64,
+}
+
+const CALM: Weather = Weather {
+    loss_percent: 0,
+    repeat_percent: 0,
+    delay_ns: 20_000,
+};
+const STORM: Weather = Weather {
+    loss_percent: 10,
+    repeat_percent: 5,
+    delay_ns: 400_000,
+};
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Flight {
+    at_ns: std::cmp::Reverse<u64>,
+    number: std::cmp::Reverse<u64>,
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+struct World {
+    now_ns: u64,
+    hosts: Vec<Host>,
+    client: Client,
+    air: BinaryHeap<Flight>,
+    random: Random,
+    weather: Weather,
+    durability: Durability,
+    number: u64,
+    next_token: u64,
+    acknowledged: Vec<(u64, u64)>,
+    reads: u64,
+}
+
+fn address(node: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node as u8], 4747))
+}
+
+const CLIENT: ([u8; 4], u16) = ([10, 0, 0, 99], 9);
+
+fn layout() -> Layout {
+    Layout::new(1, WINDOW, VALUE_BYTES).expect("valid")
+}
+
+impl World {
+    fn new(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
+        let members = (1..=nodes)
+            .map(|n| (NodeId(n as u16), address(n)))
+            .collect();
+        let client = Client::new(client::Config {
+            members,
+            group: GroupId(0),
+            epoch: Epoch(1),
+            max_value: VALUE_BYTES - 24,
+            max_in_flight: 64,
+            seed,
+        });
+        let hosts = (1..=nodes)
+            .map(|n| Host {
+                node: None,
+                words: blank(layout()),
+                disk: Disk::default(),
+                stable: Stable::default(),
+                birth: Birth {
+                    cluster: 1,
+                    node: NodeId(n as u16),
+                    nonce: n as u64,
+                    boot: 0,
+                },
+                wake_ns: 0,
+            })
+            .collect();
+        let mut world = Self {
+            now_ns: 1_000 * MS,
+            hosts,
+            client: client.expect("valid"),
+            air: BinaryHeap::new(),
+            random: Random::new(seed),
+            weather,
+            durability,
+            number: 0,
+            next_token: 0,
+            acknowledged: Vec::new(),
+            reads: 0,
+        };
+        for host in 0..nodes {
+            world.start(host);
+        }
+        world
+    }
+
+    /// Starts the process of a host over whatever survived.
+    fn start(&mut self, index: usize) {
+        let nodes = self.hosts.len();
+        let now_ns = self.now_ns;
+        let host = &mut self.hosts[index];
+        let layout = layout();
+        let acceptor = Acceptor {
+            node: host.birth.node,
+            incarnation: host.birth.incarnation(),
+            layout,
+        };
+        let opened = Region::open(host.words.clone(), layout, host.birth);
+        let region = match opened {
+            Ok((region, _)) => region,
+            Err(_) => {
+                Region::create(host.words.clone(), layout, host.birth, Epoch(1), 0).expect("blank")
+            }
+        };
+        let mut applied = Applied::new(Ledger::default());
+        if let Some((_, bytes)) = &host.stable.snapshot {
+            applied.restore(bytes).expect("own snapshot");
+        }
+        if self.durability != Durability::Volatile {
+            let mut recovery = Recovery::new(acceptor, applied);
+            for record in &host.disk.0.borrow().records {
+                recovery
+                    .record(Some(&region), now_ns, record)
+                    .expect("own record");
+            }
+            (applied, _, _) = recovery.finish();
+        }
+        let peers = (1..=nodes)
+            .map(|n| Peer {
+                node: NodeId(n as u16),
+                address: address(n),
+                priority: 0,
+            })
+            .collect();
+        let config = Config {
+            node: host.birth.node,
+            peers,
+            epoch: Epoch(1),
+            quorums: None,
+            key: None,
+            leader: LeaderTiming {
+                heartbeat_ns: 10 * MS,
+                decide_ns: MS,
+                resend_ns: 5 * MS,
+            },
+            election: ElectionTiming {
+                timeout_ns: 100 * MS,
+                spread_ns: 50 * MS,
+                rank_ns: 20 * MS,
+                pre_vote_ns: 50 * MS,
+                campaign_ns: 200 * MS,
+            },
+            seed: self.random.next(),
+            used_round: host.stable.round,
+            pins: host.stable.pins.clone(),
+            formed: host.stable.formed,
+        };
+        let disk = host.disk.clone();
+        host.node = Some(
+            Node::new(
+                config,
+                acceptor,
+                region,
+                disk,
+                self.durability,
+                vec![applied],
+            )
+            .expect("majorities"),
+        );
+        host.wake_ns = 0;
+    }
+
+    fn kill(&mut self, index: usize) {
+        self.hosts[index].node = None;
+    }
+
+    /// Loses power: what was not flushed is gone, the region with it.
+    fn lose_power(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        host.node = None;
+        host.words = blank(layout());
+        let mut log = host.disk.0.borrow_mut();
+        let flushed = log.flushed;
+        log.records.truncate(flushed);
+    }
+
+    fn throw(&mut self, sent: Vec<(SocketAddr, SocketAddr, Vec<u8>)>) {
+        for (from, to, bytes) in sent {
+            if self.random.below(100) < self.weather.loss_percent {
+                continue;
+            }
+            let copies = 1 + u64::from(self.random.below(100) < self.weather.repeat_percent);
+            for _ in 0..copies {
+                let at_ns = self.now_ns + 10_000 + self.random.below(self.weather.delay_ns);
+                self.number += 1;
+                self.air.push(Flight {
+                    at_ns: std::cmp::Reverse(at_ns),
+                    number: std::cmp::Reverse(self.number),
+                    from,
+                    to,
+                    bytes: bytes.clone(),
+                });
+            }
+        }
+    }
+
+    fn turn_host(&mut self, index: usize, packet: Option<(SocketAddr, &[u8])>) {
+        let (now_ns, unix_ms) = (self.now_ns, self.now_ns / MS);
+        let host = &mut self.hosts[index];
+        let Some(node) = &mut host.node else { return };
+        let mut sent = Vec::new();
+        let mut io = Outbox {
+            address: address(index + 1),
+            stable: &mut host.stable,
+            sent: &mut sent,
+        };
+        if let Some((from, bytes)) = packet {
+            node.handle(now_ns, unix_ms, from, bytes, &mut io);
+        }
+        host.wake_ns = node.turn(now_ns, unix_ms, &mut io).max(now_ns + 1_000);
+        if let Some(replica) = node.replica_mut(GroupId(0))
+            && replica.take_snapshot_wanted()
+        {
+            let (slot, mut frozen) = replica.freeze();
+            let mut bytes = Vec::new();
+            while frozen.next_chunk(&mut bytes) {}
+            host.stable.snapshot = Some((slot, bytes));
+            replica.snapshot_saved(slot);
+        }
+        self.throw(sent);
+    }
+
+    fn turn_client(&mut self) {
+        let mut sent = Vec::new();
+        while let Some(datagram) = self.client.poll_transmit(self.now_ns) {
+            let bytes = [&datagram.header.to_bytes()[..], datagram.value].concat();
+            sent.push((SocketAddr::from(CLIENT), datagram.to, bytes));
+        }
+        self.throw(sent);
+        while let Some(event) = self.client.poll_event() {
+            let reply = event.result.expect("no session was lost");
+            let number = u64::from_be_bytes(reply[..8].try_into().expect("eight bytes"));
+            if event.token >= 1 << 32 {
+                self.reads += 1;
+                // A linearizable read sees everything acknowledged before it was asked.
+                assert!(number >= event.token - (1 << 32), "stale read: {number}");
+            } else {
+                self.acknowledged.push((event.token, number));
+            }
+        }
+    }
+
+    /// One event: a packet or a timer.
+    fn step(&mut self) {
+        let mut next = u64::MAX;
+        if let Some(flight) = self.air.peek() {
+            next = next.min(flight.at_ns.0);
+        }
+        for host in self.hosts.iter().filter(|host| host.node.is_some()) {
+            next = next.min(host.wake_ns);
+        }
+        next = next.min(self.client.poll_timeout().unwrap_or(u64::MAX));
+        self.now_ns = self.now_ns.max(next.min(self.now_ns + 10 * MS));
+        if self
+            .air
+            .peek()
+            .is_some_and(|flight| flight.at_ns.0 <= self.now_ns)
+        {
+            let flight = self.air.pop().expect("peeked");
+            if flight.to == SocketAddr::from(CLIENT) {
+                if let Parsed::Ours(header, value) = parse(&flight.bytes, 65_535) {
+                    self.client
+                        .handle_datagram(self.now_ns, flight.from, &header, value);
+                }
+            } else if let Some(index) =
+                (0..self.hosts.len()).find(|index| address(index + 1) == flight.to)
+            {
+                self.turn_host(index, Some((flight.from, &flight.bytes)));
+            }
+        }
+        for index in 0..self.hosts.len() {
+            if self.hosts[index].wake_ns <= self.now_ns {
+                self.turn_host(index, None);
+            }
+        }
+        if self
+            .client
+            .poll_timeout()
+            .is_some_and(|due| due <= self.now_ns)
+        {
+            self.client.handle_timeout(self.now_ns);
+        }
+        self.turn_client();
+    }
+
+    fn run_ms(&mut self, ms: u64) {
+        let end = self.now_ns + ms * MS;
+        while self.now_ns < end {
+            self.step();
+        }
+    }
+
+    /// Submits `count` commands, at most `outstanding` at once, and waits for all of them.
+    fn commit(&mut self, count: u64, outstanding: u64) {
+        let end = self.next_token + count;
+        let deadline = self.now_ns + 60_000 * MS;
+        while (self.acknowledged.len() as u64) < end {
+            while self.next_token < end
+                && self.next_token - (self.acknowledged.len() as u64) < outstanding
+            {
+                let body = self.next_token.to_be_bytes();
+                self.client
+                    .submit_command(self.next_token, &body)
+                    .expect("room");
+                self.next_token += 1;
+            }
+            self.step();
+            assert!(
+                self.now_ns < deadline,
+                "stuck at {} of {end}: {:?}",
+                self.acknowledged.len(),
+                self.hosts.iter().map(Host::describe).collect::<Vec<_>>()
+            );
+        }
+    }
+
+    fn read(&mut self) {
+        let acknowledged = self.acknowledged.len() as u64;
+        let before = self.reads;
+        self.client
+            .submit_query((1 << 32) + acknowledged, b"")
+            .expect("room");
+        let deadline = self.now_ns + 60_000 * MS;
+        while self.reads == before {
+            self.step();
+            assert!(self.now_ns < deadline, "no answer to a read");
+        }
+    }
+
+    fn leader(&self) -> Option<usize> {
+        self.hosts.iter().position(|host| {
+            host.node.as_ref().is_some_and(|node| {
+                node.replicas()
+                    .first()
+                    .is_some_and(|replica| replica.role() == Role::Leader)
+            })
+        })
+    }
+
+    fn flush(&mut self, index: usize) {
+        let mut log = self.hosts[index].disk.0.borrow_mut();
+        log.flushed = log.records.len();
+        drop(log);
+        self.hosts[index].wake_ns = 0;
+    }
+
+    /// Every command acknowledged is in the ledger at the place it was told, exactly once, and all
+    /// ledgers are prefixes of the longest.
+    fn check(&self) {
+        let ledgers: Vec<&Vec<Vec<u8>>> = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.node.as_ref()?.replicas().first())
+            .map(|replica| &replica.applied().machine().lines)
+            .collect();
+        let longest = ledgers
+            .iter()
+            .max_by_key(|lines| lines.len())
+            .expect("a replica");
+        for lines in &ledgers {
+            assert_eq!(lines[..], longest[..lines.len()], "applied prefixes differ");
+        }
+        for (token, place) in &self.acknowledged {
+            assert_eq!(
+                longest.get(*place as usize).map(Vec::as_slice),
+                Some(&token.to_be_bytes()[..]),
+                "acknowledged write lost"
+            );
+        }
+        let mut sorted: Vec<_> = longest.to_vec();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(sorted.len(), longest.len(), "a command was applied twice");
+    }
+}
+
+impl Host {
+    fn describe(&self) -> String {
+        let Some(node) = &self.node else {
+            return "down".into();
+        };
+        match node.replicas().first() {
+            None => format!("forming, {:?}", node.conflict()),
+            Some(replica) => format!(
+                "{:?} applied {} wanted {} view {:?} {:?}",
+                replica.role(),
+                replica.applied().slot(),
+                replica.catch_up().wanted(),
+                node.local().view(GroupId(0)),
+                node.counters(),
+            ),
+        }
+    }
+}
+
+#[test]
+fn three_nodes_form_elect_and_commit() {
+    let mut world = World::new(1, 3, CALM, Durability::Volatile);
+    world.commit(1_000, 16);
+    world.read();
+    world.run_ms(100);
+    world.check();
+    let applied: Vec<_> = world
+        .hosts
+        .iter()
+        .map(|host| {
+            host.node.as_ref().expect("up").replicas()[0]
+                .applied()
+                .slot()
+        })
+        .collect();
+    assert!(
+        applied.iter().all(|slot| *slot == applied[0]),
+        "followers lag: {applied:?}"
+    );
+}
+
+#[test]
+fn a_single_node_commits_alone() {
+    let mut world = World::new(2, 1, CALM, Durability::Volatile);
+    world.commit(200, 4);
+    world.read();
+    world.check();
+}
+
+#[test]
+fn the_log_goes_on_when_its_leader_dies_and_the_dead_catch_up() {
+    let mut world = World::new(3, 3, CALM, Durability::Volatile);
+    for _ in 0..4 {
+        world.commit(300, 8);
+        let leader = world.leader().expect("somebody leads");
+        world.kill(leader);
+        world.commit(300, 8);
+        world.read();
+        world.start(leader);
+        world.run_ms(300);
+        world.check();
+    }
+    let applied: Vec<_> = world
+        .hosts
+        .iter()
+        .map(|host| {
+            host.node.as_ref().expect("up").replicas()[0]
+                .applied()
+                .slot()
+        })
+        .collect();
+    let hosts: Vec<_> = world.hosts.iter().map(Host::describe).collect();
+    assert!(applied.iter().all(|slot| *slot == applied[0]), "{hosts:#?}");
+}
+
+#[test]
+fn storms_and_crashes_lose_nothing() {
+    for seed in 0..60 {
+        let mut world = World::new(seed, 3, STORM, Durability::Volatile);
+        for _ in 0..3 {
+            world.commit(60, 8);
+            let victim = world.random.below(3) as usize;
+            world.kill(victim);
+            world.commit(60, 8);
+            world.read();
+            world.start(victim);
+            // A volatile state is memory: the next to die must not be the last that has it.
+            world.run_ms(1_000);
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn memory_that_came_back_empty_is_never_counted() {
+    let mut world = World::new(5, 3, CALM, Durability::Volatile);
+    world.commit(100, 8);
+    let leader = world.leader().expect("somebody leads");
+    let victims: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+    world.kill(victims[0]);
+    world.commit(50, 8);
+    // The one that shares all votes with the leader loses its memory, and the leader dies: the
+    // third alone must not be joined by an empty acceptor into a quorum.
+    world.kill(victims[1]);
+    world.hosts[victims[1]].words = blank(layout());
+    world.hosts[victims[1]].birth.nonce = 77;
+    world.hosts[victims[1]].stable = Stable::default();
+    world.kill(leader);
+    world.start(victims[0]);
+    world.start(victims[1]);
+    world.run_ms(3_000);
+    assert_eq!(
+        world.leader(),
+        None,
+        "an empty acceptor helped to elect a leader"
+    );
+    world.start(leader);
+    world.run_ms(1_000);
+    world.commit(50, 8);
+    world.check();
+}
+
+fn sync_restart(lies: bool) -> World {
+    let mut world = World::new(6, 3, CALM, Durability::Sync);
+    for host in &world.hosts {
+        host.disk.0.borrow_mut().lies = lies;
+    }
+    for round in 0..40u64 {
+        let target = world.acknowledged.len() as u64 + 20;
+        let deadline = world.now_ns + 60_000 * MS;
+        while (world.acknowledged.len() as u64) < target {
+            assert!(world.now_ns < deadline, "no acknowledgement for a minute");
+            while world.next_token - (world.acknowledged.len() as u64) < 8 {
+                let body = world.next_token.to_be_bytes();
+                world
+                    .client
+                    .submit_command(world.next_token, &body)
+                    .expect("room");
+                world.next_token += 1;
+            }
+            world.step();
+            // A flush now and then, each disk at its own pace.
+            if world.random.below(10) == 0 {
+                let index = world.random.below(3) as usize;
+                world.flush(index);
+            }
+        }
+        if round % 8 == 7 {
+            for index in 0..3 {
+                world.lose_power(index);
+            }
+            for index in 0..3 {
+                world.start(index);
+            }
+        }
+    }
+    let end = world.now_ns + 3_000 * MS;
+    while world.now_ns < end {
+        world.step();
+        if world.random.below(4) == 0 {
+            let index = world.random.below(3) as usize;
+            world.flush(index);
+        }
+    }
+    world
+}
+
+#[test]
+fn sync_durability_survives_the_loss_of_power_everywhere() {
+    sync_restart(false).check();
+}
+
+#[test]
+fn a_build_that_replies_before_the_flush_is_caught() {
+    let broken = std::panic::catch_unwind(|| sync_restart(true).check());
+    assert!(broken.is_err(), "replying before the flush went unnoticed");
+}

@@ -1,0 +1,654 @@
+//! A node's data directory: whose it is, that nobody else uses it, and what its lives agree on.
+//!
+//! ```text
+//! lock       held by the process that uses the directory; its number is inside
+//! identity   TOML, replaced as a whole: see [`Identity`]
+//! journal/   see [`crate::journal`]
+//! snapshots/ one directory for each group, see [`crate::snapshot_file`]
+//! ```
+
+use crate::kill_point::kill_point;
+use consensus::{Epoch, GroupId, Incarnation, NodeId};
+use crc_fast::crc32_iscsi;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Replaces the kernel's boot id, for tests.
+pub const BOOT_ID_VARIABLE: &str = "NEARWIRE_BOOT_ID";
+const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+/// The format of the identity file.
+const VERSION: u32 = 1;
+
+/// A data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirectoryError {
+    /// Another process has it open.
+    #[error(
+        "data directory {} is in use by process {process}: stop that process, or give this node a \
+         directory of its own",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process that holds it, as far as it could be read.
+        process: String,
+    },
+    /// It was made for another cluster.
+    #[error(
+        "data directory {} belongs to cluster {found:?}, not to {expected:?}: correct the cluster \
+         name in the configuration, or point this node at its own directory or an empty one",
+        path.display()
+    )]
+    ForeignCluster {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster it was made for.
+        found: String,
+        /// The cluster in the configuration.
+        expected: String,
+    },
+    /// It was made for another node.
+    #[error(
+        "data directory {} belongs to node {found}, not to node {expected}: correct the node number \
+         in the configuration, or point this node at its own directory or an empty one",
+        path.display()
+    )]
+    ForeignNode {
+        /// The directory.
+        path: PathBuf,
+        /// The node it was made for.
+        found: NodeId,
+        /// The node in the configuration.
+        expected: NodeId,
+    },
+    /// The identity cannot be trusted.
+    #[error(
+        "{} is damaged ({reason}): what this node promised is not known, so it must not vote. \
+         Restore the file from the same disk if it can be recovered, otherwise replace the node by \
+         reconfiguration and give it an empty data directory",
+        path.display()
+    )]
+    Damaged {
+        /// The identity file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is state but no identity.
+    #[error(
+        "data directory {} has no identity file but holds {found}: it is not a new directory. \
+         Restore the identity file, otherwise replace the node by reconfiguration and give it an \
+         empty data directory",
+        path.display()
+    )]
+    NoIdentity {
+        /// The directory.
+        path: PathBuf,
+        /// What else is in it.
+        found: String,
+    },
+    /// The identity was written by a later program.
+    #[error(
+        "{} has format version {found}, this program reads version {VERSION}: start the program \
+         version that wrote it",
+        path.display()
+    )]
+    Version {
+        /// The identity file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The operating system refused.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The identity cannot be written as text.
+    #[error("write identity: {0}")]
+    Encode(#[from] toml::ser::Error),
+}
+
+fn refused(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirectoryError {
+    move |source| DataDirectoryError::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// What a vote of this node outlives; fixed when the directory is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: memory, fenced by its incarnation.
+    Volatile,
+    /// The process; after a machine crash the journal speeds catch-up.
+    Async,
+    /// A power loss.
+    Sync,
+    /// A power loss, because the region is in persistent memory.
+    Pmem,
+}
+
+/// Who a node is, and what binds all its lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The cluster's name.
+    pub cluster: String,
+    /// This node's number.
+    pub node: NodeId,
+    /// Random, drawn when the directory was made: part of the incarnation of its regions.
+    pub region_nonce: u64,
+    /// The kernel's boot id when `region_nonce` was drawn.
+    pub boot_id: String,
+    /// What a vote outlives.
+    pub durability: Durability,
+    /// No life of this node may use a ballot whose round is at or above this one before raising it
+    /// here: a round below it may have been used.
+    pub reserved_round: u64,
+    /// The membership last known, if the cluster has been formed.
+    pub members: Option<BTreeMap<NodeId, Incarnation>>,
+    /// That membership's number.
+    pub epoch: Epoch,
+}
+
+/// Who may open the directory, and how it is made if it is new.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expectation {
+    /// The cluster in the configuration.
+    pub cluster: String,
+    /// The node in the configuration.
+    pub node: NodeId,
+    /// The durability of a new directory; an old one keeps its own, see
+    /// [`DataDirectory::identity`].
+    pub durability: Durability,
+}
+
+/// The text of the identity file, after its first line, which holds the checksum.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    version: u32,
+    cluster: String,
+    node: u16,
+    // TOML integers are signed.
+    region_nonce: String,
+    boot_id: String,
+    durability: Durability,
+    reserved_round: u64,
+    epoch: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    members: Option<BTreeMap<String, u32>>,
+}
+
+/// An open data directory. The lock is released when this is dropped.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    identity: Identity,
+    created: bool,
+    _lock: File,
+}
+
+impl DataDirectory {
+    /// Opens the directory, or makes it if it is missing or holds no node's state.
+    ///
+    /// # Errors
+    /// Another process uses it, it belongs to another cluster or node, or its identity is damaged
+    /// or missing; each error says what to do.
+    pub fn open(
+        path: impl Into<PathBuf>,
+        expectation: &Expectation,
+    ) -> Result<Self, DataDirectoryError> {
+        let path = path.into();
+        make(&path).map_err(refused("make data directory", &path))?;
+        let lock = take_lock(&path)?;
+        let unfinished = path.join("identity.tmp");
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(refused("remove", &unfinished)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let file = path.join("identity");
+        let (identity, created) = match fs::read(&file) {
+            Ok(bytes) => {
+                // The last life may have renamed it and not have lived to flush the name.
+                File::open(&path)
+                    .and_then(|directory| directory.sync_all())
+                    .map_err(refused("flush", &path))?;
+                (decode(&file, &bytes)?, false)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                refuse_leftovers(&path)?;
+                let identity = new_identity(&path, expectation)?;
+                store(&path, &identity)?;
+                (identity, true)
+            }
+            Err(error) => return Err(refused("read", &file)(error)),
+        };
+        if identity.cluster != expectation.cluster {
+            return Err(DataDirectoryError::ForeignCluster {
+                path,
+                found: identity.cluster,
+                expected: expectation.cluster.clone(),
+            });
+        }
+        if identity.node != expectation.node {
+            return Err(DataDirectoryError::ForeignNode {
+                path,
+                found: identity.node,
+                expected: expectation.node,
+            });
+        }
+        Ok(Self {
+            path,
+            identity,
+            created,
+            _lock: lock,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where this node's journal goes.
+    #[must_use]
+    pub fn journal_path(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    /// Where the snapshots of `group` go.
+    #[must_use]
+    pub fn snapshots_path(&self, group: GroupId) -> PathBuf {
+        self.path.join("snapshots").join(format!("group-{group}"))
+    }
+
+    /// Whether [`DataDirectory::open`] made it: this node has no past.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.created
+    }
+
+    /// Who this node is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// A number for this node of this cluster, to mark its files with.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let name = crc32_iscsi(self.identity.cluster.as_bytes());
+        (u64::from(name) << 32) | u64::from(self.identity.node.0)
+    }
+
+    /// Changes the identity; durable when this returns. After an error the old identity stands, in
+    /// memory and, but for an error of the disk itself, in the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    ///
+    /// # Panics
+    /// `change` touches the cluster or the node, or lowers the reserved round.
+    pub fn update(&mut self, change: impl FnOnce(&mut Identity)) -> Result<(), DataDirectoryError> {
+        let mut identity = self.identity.clone();
+        change(&mut identity);
+        assert_eq!(
+            identity.cluster, self.identity.cluster,
+            "a cluster keeps its name"
+        );
+        assert_eq!(identity.node, self.identity.node, "a node keeps its number");
+        assert!(
+            identity.reserved_round >= self.identity.reserved_round,
+            "a reserved round only rises"
+        );
+        if identity != self.identity {
+            store(&self.path, &identity)?;
+            self.identity = identity;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's boot id: another one means that memory was lost since.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn boot_id() -> Result<String, DataDirectoryError> {
+    if let Ok(id) = std::env::var(BOOT_ID_VARIABLE) {
+        return Ok(id);
+    }
+    let path = Path::new(BOOT_ID_PATH);
+    let text = fs::read_to_string(path).map_err(refused("read boot id", path))?;
+    Ok(text.trim().to_owned())
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(directory)?;
+    match directory.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn take_lock(directory: &Path) -> Result<File, DataDirectoryError> {
+    let path = directory.join("lock");
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(refused("open", &path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut process = String::new();
+            let read = lock.read_to_string(&mut process);
+            let process = process.trim();
+            let known = read.is_ok() && !process.is_empty();
+            return Err(DataDirectoryError::InUse {
+                path: directory.to_owned(),
+                process: if known {
+                    process.to_owned()
+                } else {
+                    "(unknown)".to_owned()
+                },
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(refused("lock", &path)(error)),
+    }
+    // The number only makes the other side's error readable, so it needs no flush.
+    lock.set_len(0)
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(refused("write", &path))?;
+    Ok(lock)
+}
+
+/// What a life leaves behind begins with one of these.
+const STATE: [&str; 3] = ["journal", "region", "snapshot"];
+
+/// A directory without an identity must hold nothing that a forgotten life could have left: a node
+/// that starts afresh among its old votes would break its promises.
+fn refuse_leftovers(directory: &Path) -> Result<(), DataDirectoryError> {
+    let entries = fs::read_dir(directory).map_err(refused("list", directory))?;
+    for entry in entries {
+        let name = entry.map_err(refused("list", directory))?.file_name();
+        let found = name.to_string_lossy().into_owned();
+        if STATE.iter().any(|state| found.starts_with(state)) {
+            return Err(DataDirectoryError::NoIdentity {
+                path: directory.to_owned(),
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn new_identity(
+    directory: &Path,
+    expectation: &Expectation,
+) -> Result<Identity, DataDirectoryError> {
+    let region_nonce = getrandom::u64()
+        .map_err(|error| refused("draw a nonce for", directory)(io::Error::other(error)))?;
+    Ok(Identity {
+        cluster: expectation.cluster.clone(),
+        node: expectation.node,
+        region_nonce,
+        boot_id: boot_id()?,
+        durability: expectation.durability,
+        reserved_round: 0,
+        members: None,
+        epoch: Epoch::default(),
+    })
+}
+
+fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
+    let members = identity.members.as_ref().map(|members| {
+        members
+            .iter()
+            .map(|(node, incarnation)| (node.to_string(), incarnation.0))
+            .collect()
+    });
+    let text = toml::to_string(&Text {
+        version: VERSION,
+        cluster: identity.cluster.clone(),
+        node: identity.node.0,
+        region_nonce: format!("{:016x}", identity.region_nonce),
+        boot_id: identity.boot_id.clone(),
+        durability: identity.durability,
+        reserved_round: identity.reserved_round,
+        epoch: identity.epoch.0,
+        members,
+    })?;
+    Ok(format!(
+        "# crc32c {:08x}\n{text}",
+        crc32_iscsi(text.as_bytes())
+    ))
+}
+
+fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
+    let damaged = |reason: String| DataDirectoryError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = str::from_utf8(bytes).map_err(|error| damaged(error.to_string()))?;
+    let (head, body) = text
+        .split_once('\n')
+        .ok_or_else(|| damaged("it is cut short".into()))?;
+    let stated = head
+        .strip_prefix("# crc32c ")
+        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let stated = stated.ok_or_else(|| damaged("it does not begin with its checksum".into()))?;
+    if crc32_iscsi(body.as_bytes()) != stated {
+        return Err(damaged("its checksum does not match".into()));
+    }
+    let table: toml::Table = body.parse().map_err(|error| damaged(format!("{error}")))?;
+    match table.get("version").and_then(toml::Value::as_integer) {
+        Some(version) if version == i64::from(VERSION) => {}
+        version => {
+            let found = version
+                .and_then(|version| u32::try_from(version).ok())
+                .unwrap_or(0);
+            return Err(DataDirectoryError::Version {
+                path: path.to_owned(),
+                found,
+            });
+        }
+    }
+    let text: Text = table
+        .try_into()
+        .map_err(|error| damaged(format!("{error}")))?;
+    let members = match text.members {
+        Some(members) => Some(
+            members
+                .into_iter()
+                .map(|(node, incarnation)| Ok((NodeId(node.parse()?), Incarnation(incarnation))))
+                .collect::<Result<_, std::num::ParseIntError>>()
+                .map_err(|error| damaged(format!("members: {error}")))?,
+        ),
+        None => None,
+    };
+    Ok(Identity {
+        cluster: text.cluster,
+        node: NodeId(text.node),
+        region_nonce: u64::from_str_radix(&text.region_nonce, 16)
+            .map_err(|error| damaged(format!("region_nonce: {error}")))?,
+        boot_id: text.boot_id,
+        durability: text.durability,
+        reserved_round: text.reserved_round,
+        members,
+        epoch: Epoch(text.epoch),
+    })
+}
+
+fn store(directory: &Path, identity: &Identity) -> Result<(), DataDirectoryError> {
+    let text = encode(identity)?;
+    let unfinished = directory.join("identity.tmp");
+    let path = directory.join("identity");
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&unfinished)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        kill_point("data_directory.before-rename");
+        fs::rename(&unfinished, &path)?;
+        kill_point("data_directory.after-rename");
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(refused("write", &path))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn expectation() -> Expectation {
+        Expectation {
+            cluster: "alpha".to_owned(),
+            node: NodeId(2),
+            durability: Durability::Sync,
+        }
+    }
+
+    #[test]
+    fn an_update_is_there_after_reopening() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("node");
+        let mut directory = DataDirectory::open(&path, &expectation()).unwrap();
+        assert!(directory.is_new());
+        let nonce = directory.identity().region_nonce;
+        directory
+            .update(|identity| {
+                identity.reserved_round = consensus::Ballot::MAX_ROUND;
+                identity.epoch = Epoch(3);
+                identity.members = Some(
+                    [
+                        (NodeId(10), Incarnation(u32::MAX)),
+                        (NodeId(2), Incarnation(7)),
+                    ]
+                    .into(),
+                );
+            })
+            .unwrap();
+        let before = directory.identity().clone();
+        drop(directory);
+        let directory = DataDirectory::open(&path, &expectation()).unwrap();
+        assert!(!directory.is_new());
+        assert_eq!(directory.identity(), &before);
+        assert_eq!(directory.identity().region_nonce, nonce);
+    }
+
+    #[test]
+    fn a_second_opener_is_told_who_holds_the_directory() {
+        let scratch = tempfile::tempdir().unwrap();
+        let _held = DataDirectory::open(scratch.path(), &expectation()).unwrap();
+        let error = DataDirectory::open(scratch.path(), &expectation())
+            .unwrap_err()
+            .to_string();
+        let claim = format!("is in use by process {}", std::process::id());
+        assert!(error.contains(&claim), "{error}");
+    }
+
+    #[test]
+    fn another_cluster_and_another_node_are_refused_by_name() {
+        let scratch = tempfile::tempdir().unwrap();
+        drop(DataDirectory::open(scratch.path(), &expectation()).unwrap());
+        let foreign = Expectation {
+            cluster: "beta".to_owned(),
+            ..expectation()
+        };
+        let error = DataDirectory::open(scratch.path(), &foreign).unwrap_err();
+        assert!(
+            matches!(error, DataDirectoryError::ForeignCluster { .. }),
+            "{error}"
+        );
+        let foreign = Expectation {
+            node: NodeId(3),
+            ..expectation()
+        };
+        let error = DataDirectory::open(scratch.path(), &foreign).unwrap_err();
+        assert!(
+            matches!(error, DataDirectoryError::ForeignNode { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_damaged_byte_of_an_identity_is_noticed() {
+        let scratch = tempfile::tempdir().unwrap();
+        drop(DataDirectory::open(scratch.path(), &expectation()).unwrap());
+        let file = scratch.path().join("identity");
+        let whole = fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&file, &bytes).unwrap();
+            let error = DataDirectory::open(scratch.path(), &expectation()).unwrap_err();
+            assert!(
+                matches!(error, DataDirectoryError::Damaged { .. }),
+                "byte {at}: {error}"
+            );
+            fs::write(&file, &whole[..at]).unwrap();
+            let error = DataDirectory::open(scratch.path(), &expectation()).unwrap_err();
+            assert!(
+                matches!(error, DataDirectoryError::Damaged { .. }),
+                "length {at}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_with_a_past_but_no_identity_is_not_new() {
+        let scratch = tempfile::tempdir().unwrap();
+        drop(DataDirectory::open(scratch.path(), &expectation()).unwrap());
+        fs::remove_file(scratch.path().join("identity")).unwrap();
+        fs::create_dir(scratch.path().join("journal")).unwrap();
+        let error = DataDirectory::open(scratch.path(), &expectation()).unwrap_err();
+        assert!(
+            matches!(error, DataDirectoryError::NoIdentity { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_unfinished_identity_is_thrown_away() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("identity.tmp"), "half").unwrap();
+        assert!(
+            DataDirectory::open(scratch.path(), &expectation())
+                .unwrap()
+                .is_new()
+        );
+    }
+
+    #[test]
+    fn a_later_format_is_refused_as_such() {
+        let scratch = tempfile::tempdir().unwrap();
+        let body = "version = 2\nnew = true\n";
+        let text = format!("# crc32c {:08x}\n{body}", crc32_iscsi(body.as_bytes()));
+        fs::write(scratch.path().join("identity"), text).unwrap();
+        let error = DataDirectory::open(scratch.path(), &expectation()).unwrap_err();
+        assert!(
+            matches!(error, DataDirectoryError::Version { found: 2, .. }),
+            "{error}"
+        );
+    }
+}

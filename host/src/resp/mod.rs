@@ -1,0 +1,15 @@
+//! The Redis protocol: what clients of the key-value machine speak.
+
+mod connection;
+mod local;
+mod parser;
+mod replies;
+pub mod reply;
+mod server;
+mod session;
+#[cfg(test)]
+mod tests;
+mod transaction;
+
+pub use parser::{Complaint, Limits, MAX_LINE_BYTES, MAX_WORDS, Parser, ProtocolError, Request};
+pub use server::{Handle, Options, Server, ServerError};

@@ -1,0 +1,443 @@
+//! The thread that speaks to all clients.
+
+use super::connection::{Connection, Turn};
+use super::parser::Limits;
+use super::session::Context;
+use crate::front::{FrontEnd, Wake};
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const LISTENER: Token = Token(0);
+const WAKER: Token = Token(1);
+const FIRST_CONNECTION: usize = 2;
+const EVENTS_PER_TURN: usize = 1024;
+/// How long accepting rests when the process has no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A bulk string up to this length is read even if no command may be so long: the client is then
+/// told the limit and keeps its connection.
+const MIN_BULK_LIMIT: usize = 1024 * 1024;
+
+/// How the server listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Where; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Most connections at once; one more is told so and closed.
+    pub max_connections: usize,
+    /// Longest body of a command or query in bytes.
+    pub max_command_bytes: usize,
+    /// How long a stop waits for the answers to what has been asked.
+    pub grace: Duration,
+}
+
+impl Options {
+    /// The usual bounds, listening at `listen`.
+    pub fn new(listen: SocketAddr, max_command_bytes: usize) -> Self {
+        let grace = Duration::from_secs(2);
+        Self {
+            listen,
+            max_connections: 10_000,
+            max_command_bytes,
+            grace,
+        }
+    }
+}
+
+/// The server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Somebody else listens there.
+    #[error(
+        "listen for Redis clients at {listen}: the port is in use; \
+         choose another, or find who has it with `ss -ltnp sport = :{}`", listen.port()
+    )]
+    PortInUse {
+        /// Where it should have listened.
+        listen: SocketAddr,
+    },
+    /// The address is not one of this machine.
+    #[error(
+        "listen for Redis clients at {listen}: this machine has no such address; \
+         `ip address` shows those it has"
+    )]
+    NoSuchAddress {
+        /// Where it should have listened.
+        listen: SocketAddr,
+    },
+    /// Listening failed otherwise.
+    #[error("listen for Redis clients at {listen}")]
+    Listen {
+        /// Where it should have listened.
+        listen: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The thread or its poll could not be made.
+    #[error("start the thread for Redis clients")]
+    Start(#[source] io::Error),
+}
+
+/// A server that listens but does not answer yet: its waker goes into [`crate::front::attach`].
+#[derive(Debug)]
+pub struct Server {
+    options: Options,
+    local: SocketAddr,
+    listener: TcpListener,
+    poll: Poll,
+    waker: Arc<Waker>,
+}
+
+/// A running server; dropping it stops it.
+#[derive(Debug)]
+pub struct Handle {
+    local: SocketAddr,
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens.
+    ///
+    /// # Errors
+    /// The address is taken or not ours, or there are no file descriptors.
+    pub fn bind(options: Options) -> Result<Self, ServerError> {
+        let listen = options.listen;
+        let mut listener = TcpListener::bind(listen).map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => ServerError::PortInUse { listen },
+            io::ErrorKind::AddrNotAvailable => ServerError::NoSuchAddress { listen },
+            _ => ServerError::Listen { listen, source },
+        })?;
+        let local = listener
+            .local_addr()
+            .map_err(|source| ServerError::Listen { listen, source })?;
+        let poll = Poll::new().map_err(ServerError::Start)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(ServerError::Start)?;
+        poll.registry()
+            .register(&mut listener, LISTENER, Interest::READABLE)
+            .map_err(ServerError::Start)?;
+        Ok(Self {
+            options,
+            local,
+            listener,
+            poll,
+            waker: Arc::new(waker),
+        })
+    }
+
+    /// Where it listens, the port resolved.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// What wakes the server's thread when there are completions.
+    pub fn waker(&self) -> Wake {
+        let waker = Arc::clone(&self.waker);
+        // The event counter behind it cannot overflow within one turn, nor can it be closed.
+        Arc::new(move || drop(waker.wake()))
+    }
+
+    /// Starts answering. `info` makes the text of INFO.
+    ///
+    /// # Errors
+    /// The thread cannot be made.
+    pub fn spawn(
+        self,
+        front: FrontEnd,
+        info: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<Handle, ServerError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (local, waker) = (self.local, Arc::clone(&self.waker));
+        let turns = Loop::new(self, front, info, Arc::clone(&stop));
+        let thread = std::thread::Builder::new()
+            .name("resp".to_owned())
+            .spawn(|| turns.run())
+            .map_err(ServerError::Start)?;
+        Ok(Handle {
+            local,
+            stop,
+            waker,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Handle {
+    /// Where it listens, the port resolved.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Stops accepting and reading, waits for the answers to what has been asked (at most the
+    /// grace of the options) and ends the thread.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        let woken = self.waker.wake();
+        debug_assert!(woken.is_ok(), "an event counter can be written");
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            debug_assert!(
+                ended.is_ok() || std::thread::panicking(),
+                "the thread does not panic"
+            );
+        }
+    }
+}
+
+struct Loop {
+    options: Options,
+    limits: Limits,
+    listener: TcpListener,
+    accept_again: bool,
+    poll: Poll,
+    front: FrontEnd,
+    info: Arc<dyn Fn() -> String + Send + Sync>,
+    stop: Arc<AtomicBool>,
+    /// A place is free only when nothing of its last connection is in flight, so that no completion
+    /// reaches a stranger.
+    connections: Vec<Option<Connection>>,
+    free: Vec<u32>,
+    next_id: u64,
+    due: Due,
+    stalled: Due,
+}
+
+/// Connections, each once.
+#[derive(Default)]
+struct Due {
+    places: Vec<u32>,
+    marked: Vec<bool>,
+}
+
+impl Due {
+    fn push(&mut self, place: u32) {
+        let at = place as usize;
+        if self.marked.len() <= at {
+            self.marked.resize(at + 1, false);
+        }
+        if !std::mem::replace(&mut self.marked[at], true) {
+            self.places.push(place);
+        }
+    }
+
+    /// The places, which are due no longer; `spare` becomes the new list.
+    fn take(&mut self, mut spare: Vec<u32>) -> Vec<u32> {
+        spare.clear();
+        for place in &self.places {
+            self.marked[*place as usize] = false;
+        }
+        std::mem::replace(&mut self.places, spare)
+    }
+}
+
+impl Loop {
+    fn new(
+        server: Server,
+        front: FrontEnd,
+        info: Arc<dyn Fn() -> String + Send + Sync>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let bulk_bytes = server.options.max_command_bytes.max(MIN_BULK_LIMIT);
+        Self {
+            options: server.options,
+            limits: Limits {
+                bulk_bytes,
+                request_bytes: 4 * bulk_bytes,
+            },
+            listener: server.listener,
+            accept_again: false,
+            poll: server.poll,
+            front,
+            info,
+            stop,
+            connections: Vec::new(),
+            free: Vec::new(),
+            next_id: 1,
+            due: Due::default(),
+            stalled: Due::default(),
+        }
+    }
+
+    fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS_PER_TURN);
+        let mut turns = Vec::new();
+        let mut deadline: Option<Instant> = None;
+        loop {
+            if let Err(error) = self.poll.poll(&mut events, self.timeout(deadline))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "poll for Redis clients");
+                return;
+            }
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept_again = true,
+                    WAKER => {}
+                    Token(token) => {
+                        let place = token - FIRST_CONNECTION;
+                        if let Some(Some(connection)) = self.connections.get_mut(place) {
+                            connection.ready(event);
+                            self.due.push(place as u32);
+                        }
+                    }
+                }
+            }
+            if deadline.is_none() && self.stop.load(Ordering::Acquire) {
+                deadline = Some(Instant::now() + self.options.grace);
+                self.end_all();
+            }
+            if deadline.is_none() && self.accept_again {
+                self.accept();
+            }
+            self.complete();
+            turns = self.due.take(turns);
+            for place in &turns {
+                self.turn(*place);
+            }
+            self.front.flush();
+            let open = self.connections.len() - self.free.len();
+            if deadline.is_some_and(|deadline| open == 0 || Instant::now() >= deadline) {
+                return;
+            }
+        }
+    }
+
+    fn timeout(&self, deadline: Option<Instant>) -> Option<Duration> {
+        if !self.due.places.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        match deadline {
+            Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+            None => self.accept_again.then_some(ACCEPT_PAUSE),
+        }
+    }
+
+    fn end_all(&mut self) {
+        let gone = self.poll.registry().deregister(&mut self.listener);
+        debug_assert!(gone.is_ok(), "the listener was registered");
+        for (place, connection) in self.connections.iter_mut().enumerate() {
+            if let Some(connection) = connection {
+                connection.ending = true;
+                self.due.push(place as u32);
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        self.accept_again = false;
+                        return;
+                    }
+                    // These are about the one connection that did not come to be.
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => {
+                        tracing::warn!(%error, "accept a Redis client");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+        if self.connections.len() - self.free.len() >= self.options.max_connections {
+            // A client that does not take these few bytes at once learns it from the close.
+            let _ = stream.write(b"-ERR max number of clients reached\r\n");
+            return;
+        }
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() as u32 - 1
+        });
+        let token = Token(place as usize + FIRST_CONNECTION);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let ready = stream
+            .set_nodelay(true)
+            .and_then(|()| self.poll.registry().register(&mut stream, token, interest));
+        if ready.is_err() {
+            self.free.push(place);
+            return;
+        }
+        let connection = Connection::new(stream, peer, self.next_id, self.limits);
+        self.next_id += 1;
+        self.connections[place as usize] = Some(connection);
+        self.due.push(place);
+    }
+
+    fn complete(&mut self) {
+        let info = Arc::clone(&self.info);
+        let context = Context {
+            info: &*info,
+            max_command_bytes: self.options.max_command_bytes,
+        };
+        let mut any = false;
+        while let Some(completion) = self.front.poll_completion() {
+            any = true;
+            let place = (completion.token >> 32) as u32;
+            let connection = self
+                .connections
+                .get_mut(place as usize)
+                .and_then(Option::as_mut);
+            if let Some(connection) = connection {
+                connection.complete(completion.token as u32, completion.result, &context);
+                self.due.push(place);
+            }
+        }
+        let detached = self.front.is_detached();
+        if detached {
+            for (place, connection) in self.connections.iter_mut().enumerate() {
+                if let Some(connection) = connection {
+                    connection.abandon(&context);
+                    self.due.push(place as u32);
+                }
+            }
+        }
+        if any || detached {
+            for place in self.stalled.take(Vec::new()) {
+                self.due.push(place);
+            }
+        }
+    }
+
+    fn turn(&mut self, place: u32) {
+        let Some(Some(connection)) = self.connections.get_mut(place as usize) else {
+            return;
+        };
+        let context = Context {
+            info: &*self.info,
+            max_command_bytes: self.options.max_command_bytes,
+        };
+        match connection.turn(place, &mut self.front, &context) {
+            Turn::Idle => {}
+            Turn::Again => self.due.push(place),
+            // Nothing will come back from a worker that is gone.
+            Turn::Stalled if self.front.is_detached() => {
+                connection.abandon(&context);
+                self.due.push(place);
+            }
+            Turn::Stalled => self.stalled.push(place),
+            Turn::Over => {
+                let gone = self.poll.registry().deregister(connection.stream_mut());
+                debug_assert!(gone.is_ok(), "the connection was registered");
+                self.connections[place as usize] = None;
+                self.free.push(place);
+            }
+        }
+    }
+}

@@ -1,0 +1,658 @@
+//! The server on loopback, with a worker that executes on a machine of its own and no log.
+
+use super::*;
+use crate::front::{Access, Completion, Failure, WorkerEnd, attach};
+use crate::kv::Kv;
+use consensus::state_machine::StateMachine;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+const LIMIT: usize = 1400;
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How the worker of a test behaves.
+#[derive(Clone, Copy, Default)]
+struct Manners {
+    capacity: usize,
+    /// Queries are answered only after this many polls that found nothing, as far behind commands
+    /// as the contract allows.
+    late_queries: usize,
+    failure: Option<Failure>,
+    /// Nothing is ever answered.
+    deaf: bool,
+}
+
+struct Rig {
+    handle: Option<Handle>,
+    worker: Option<JoinHandle<()>>,
+    clock: Arc<AtomicU64>,
+    as_queries: Arc<AtomicUsize>,
+}
+
+impl Rig {
+    fn new(manners: Manners) -> Self {
+        Self::with(
+            Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT),
+            manners,
+        )
+    }
+
+    fn with(options: Options, manners: Manners) -> Self {
+        let server = Server::bind(options).expect("binds");
+        let clock = Arc::new(AtomicU64::new(1000));
+        let as_queries = Arc::new(AtomicUsize::new(0));
+        let (time, queries) = (Arc::clone(&clock), Arc::clone(&as_queries));
+        let (sender, receiver) = std::sync::mpsc::channel::<WorkerEnd>();
+        let worker = thread::spawn(move || {
+            let mut end = receiver.recv().expect("is sent");
+            work(&mut end, manners, &time, &queries);
+        });
+        let worker_thread = worker.thread().clone();
+        let wake_worker = Arc::new(move || worker_thread.unpark());
+        let capacity = if manners.capacity == 0 {
+            4096
+        } else {
+            manners.capacity
+        };
+        let (front, end) = attach(capacity, wake_worker, server.waker());
+        sender.send(end).expect("the worker listens");
+        let info = Arc::new(|| "# Server\r\nredis_version:7.0.0\r\n".to_owned());
+        let handle = server.spawn(front, info).expect("starts");
+        Self {
+            handle: Some(handle),
+            worker: Some(worker),
+            clock,
+            as_queries,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let handle = self.handle.as_ref().expect("runs");
+        let stream = TcpStream::connect(handle.local_addr()).expect("connects");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("sets");
+        stream
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        drop(self.handle.take());
+        let ended = self.worker.take().map(JoinHandle::join);
+        assert!(thread::panicking() || ended.is_some_and(|ended| ended.is_ok()));
+    }
+}
+
+fn work(end: &mut WorkerEnd, manners: Manners, clock: &AtomicU64, as_queries: &AtomicUsize) {
+    let mut kv = Kv::new();
+    let mut queries = VecDeque::new();
+    let mut idle = 0;
+    while !end.is_detached() {
+        let now = clock.load(Ordering::Relaxed);
+        let mut busy = false;
+        while let Some(submission) = end.poll_submission() {
+            if manners.deaf {
+                continue;
+            }
+            busy = true;
+            if submission.access == Access::Query {
+                as_queries.fetch_add(1, Ordering::Relaxed);
+                queries.push_back(submission);
+                continue;
+            }
+            let mut reply = Vec::new();
+            kv.apply(now, &submission.body, &mut reply);
+            let result = manners.failure.map_or(Ok(reply), Err);
+            end.complete(Completion {
+                token: submission.token,
+                result,
+            });
+        }
+        idle = if busy { 0 } else { idle + 1 };
+        if idle >= manners.late_queries {
+            for query in queries.drain(..) {
+                let mut reply = Vec::new();
+                kv.query(now, &query.body, &mut reply);
+                let result = manners.failure.map_or(Ok(reply), Err);
+                end.complete(Completion {
+                    token: query.token,
+                    result,
+                });
+            }
+        }
+        end.flush();
+        if !busy {
+            let nap = if queries.is_empty() { 10_000 } else { 10 };
+            thread::park_timeout(Duration::from_micros(nap));
+        }
+    }
+}
+
+fn array(words: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        reply::bulk(&mut bytes, word);
+    }
+    bytes
+}
+
+fn line(text: &str) -> Vec<u8> {
+    array(&text.split(' ').map(str::as_bytes).collect::<Vec<_>>())
+}
+
+/// Sends `requests` and reads as many bytes as `expected` has.
+fn exchange(stream: &mut TcpStream, requests: &[u8], expected: &[u8]) {
+    let mut writer = stream.try_clone().expect("clones");
+    let requests = requests.to_vec();
+    let writing = thread::spawn(move || writer.write_all(&requests).expect("writes"));
+    let mut got = vec![0; expected.len()];
+    let read = stream.read_exact(&mut got);
+    writing.join().expect("writes");
+    assert!(
+        read.is_ok(),
+        "{read:?}, expected {}",
+        expected.escape_ascii()
+    );
+    if got != expected {
+        let at = got
+            .iter()
+            .zip(expected)
+            .position(|(a, b)| a != b)
+            .unwrap_or(0);
+        let near = |bytes: &[u8]| {
+            bytes[at.saturating_sub(40)..(at + 40).min(bytes.len())]
+                .escape_ascii()
+                .to_string()
+        };
+        panic!(
+            "at byte {at}: got {}, expected {}",
+            near(&got),
+            near(expected)
+        );
+    }
+}
+
+fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset after the last reply is as good as a close.
+    let _ = stream.read_to_end(&mut bytes);
+    bytes
+}
+
+/// Each line is sent, and answered with what stands behind the arrow (spaces are line ends, a
+/// tilde is a space, a caret is nothing).
+fn script(stream: &mut TcpStream, text: &str) {
+    for each in text.lines().map(str::trim).filter(|each| !each.is_empty()) {
+        let (request, expected) = each.split_once(" -> ").expect("an arrow");
+        let expected = format!("{expected} ")
+            .replace(' ', "\r\n")
+            .replace('~', " ")
+            .replace('^', "");
+        exchange(stream, &line(request), expected.as_bytes());
+    }
+}
+
+#[test]
+fn a_connection_speaks_resp2_until_it_says_hello() {
+    let rig = Rig::new(Manners::default());
+    let mut stream = rig.connect();
+    script(
+        &mut stream,
+        "PING -> +PONG
+         PING hi -> $2 hi
+         ECHO hi -> $2 hi
+         SET k v -> +OK
+         MGET k none -> *2 $1 v $-1
+         GET none -> $-1
+         CLIENT GETNAME -> $-1
+         CLIENT SETNAME me -> +OK
+         CLIENT GETNAME -> $2 me
+         CONFIG GET save -> *2 $4 save $0 ^
+         SELECT 0 -> +OK
+         SELECT 1 -> -ERR~DB~index~is~out~of~range
+         HELLO 4 -> -NOPROTO~unsupported~protocol~version
+         CLIENT SETINFO lib-name test -> +OK
+         INFO -> $31 #~Server redis_version:7.0.0 ^",
+    );
+    let hello = format!(
+        "%7\r\n$6\r\nserver\r\n$8\r\nnearwire\r\n$7\r\nversion\r\n${}\r\n{}\r\n$5\r\nproto\r\n:3\r\n\
+         $2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n\
+         $7\r\nmodules\r\n*0\r\n",
+        env!("CARGO_PKG_VERSION").len(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    let requests = [
+        line("GET none"),
+        line("HELLO 3"),
+        line("GET none"),
+        line("RESET"),
+    ]
+    .concat();
+    let expected = ["$-1\r\n", &hello, "_\r\n", "+RESET\r\n", "$-1\r\n"].concat();
+    exchange(
+        &mut stream,
+        &[requests, line("GET none")].concat(),
+        expected.as_bytes(),
+    );
+}
+
+#[test]
+fn a_transaction_mixes_local_and_machine_parts_in_order() {
+    let rig = Rig::new(Manners::default());
+    let mut stream = rig.connect();
+    script(
+        &mut stream,
+        "EXEC -> -ERR~EXEC~without~MULTI
+         DISCARD -> -ERR~DISCARD~without~MULTI
+         MULTI -> +OK
+         MULTI -> -ERR~MULTI~calls~can~not~be~nested
+         WATCH k -> -ERR~WATCH~inside~MULTI~is~not~allowed
+         PING -> +QUEUED
+         INCR n -> +QUEUED
+         ECHO hi -> +QUEUED
+         GET none -> +QUEUED
+         SET k v BAD -> +QUEUED
+         EXEC -> *5 +PONG :1 $2 hi $-1 -ERR~syntax~error
+         MULTI -> +OK
+         INCR n -> +QUEUED
+         NONSENSE -> -ERR~unknown~command~'NONSENSE',~with~args~beginning~with:~
+         EXEC -> -EXECABORT~Transaction~discarded~because~of~previous~errors.
+         GET n -> $1 1
+         MULTI -> +OK
+         INCR n -> +QUEUED
+         DISCARD -> +OK
+         GET n -> $1 1
+         MULTI -> +OK
+         EXEC -> *0
+         MULTI -> +OK
+         PING -> +QUEUED
+         EXEC -> *1 +PONG
+         MULTI -> +OK
+         SET n 5 -> +QUEUED
+         RESET -> +RESET
+         GET n -> $1 1",
+    );
+}
+
+#[test]
+fn what_is_too_large_is_told_the_limit_and_the_connection_lives() {
+    let rig = Rig::new(Manners::default());
+    let mut stream = rig.connect();
+    for bytes in [LIMIT, 100_000, 1024 * 1024] {
+        let value = vec![b'x'; bytes];
+        let body = 1 + 2 + if bytes < 16384 { 2 } else { 3 } + bytes;
+        let expected = format!(
+            "-ERR value too large: {body} bytes, this cluster's limit is {LIMIT}\r\n+PONG\r\n"
+        );
+        let requests = [array(&[b"SET", b"k", &value]), line("PING")].concat();
+        exchange(&mut stream, &requests, expected.as_bytes());
+    }
+    exchange(&mut stream, &line("MULTI"), b"+OK\r\n");
+    let value = vec![b'x'; LIMIT / 2];
+    let set = array(&[b"SET", b"k", &value]);
+    exchange(&mut stream, &set, b"+QUEUED\r\n");
+    exchange(
+        &mut stream,
+        &set,
+        b"-ERR transaction too large: 1418 bytes, this cluster's limit",
+    );
+    exchange(&mut stream, &line("EXEC"), b" is 1400\r\n-EXECABORT ");
+}
+
+#[test]
+fn a_protocol_error_is_answered_after_what_was_asked_before_and_closes() {
+    let rig = Rig::new(Manners {
+        late_queries: 3,
+        ..Manners::default()
+    });
+    let mut stream = rig.connect();
+    stream
+        .write_all(&[line("SET k v"), line("GET k"), b"*x\r\n".to_vec()].concat())
+        .expect("sends");
+    assert_eq!(
+        read_to_end(stream).escape_ascii().to_string(),
+        b"+OK\r\n$1\r\nv\r\n-ERR Protocol error: invalid multibulk length\r\n"
+            .escape_ascii()
+            .to_string()
+    );
+}
+
+#[test]
+fn a_client_that_stops_sending_still_gets_its_answers() {
+    let rig = Rig::new(Manners {
+        late_queries: 50,
+        ..Manners::default()
+    });
+    let mut stream = rig.connect();
+    stream
+        .write_all(b"get k\r\nincr n\r\nget n\r\n")
+        .expect("sends");
+    stream.shutdown(Shutdown::Write).expect("shuts");
+    assert_eq!(read_to_end(stream), b"$-1\r\n:1\r\n$1\r\n1\r\n");
+    let mut stream = rig.connect();
+    stream
+        .write_all(b"ping\r\nquit\r\nping\r\n")
+        .expect("sends");
+    assert_eq!(read_to_end(stream), b"+PONG\r\n+OK\r\n");
+}
+
+#[test]
+fn failures_are_errors_that_a_client_knows() {
+    let cases = [
+        (Failure::NoLeader, "-CLUSTERDOWN no leader; try again\r\n"),
+        (
+            Failure::TooLarge { limit: 9 },
+            "-ERR value too large: this cluster's limit is 9 bytes\r\n",
+        ),
+        (
+            Failure::Overloaded,
+            "-TRYAGAIN overloaded: the command was not applied\r\n",
+        ),
+        (
+            Failure::OutcomeUnknown,
+            "-TRYAGAIN outcome unknown: the command may or may not have",
+        ),
+    ];
+    for (failure, text) in cases {
+        let rig = Rig::new(Manners {
+            failure: Some(failure),
+            ..Manners::default()
+        });
+        exchange(&mut rig.connect(), &line("SET k v"), text.as_bytes());
+        exchange(&mut rig.connect(), &line("GET k"), text.as_bytes());
+    }
+}
+
+#[test]
+fn a_worker_that_is_gone_leaves_answers_and_not_silence() {
+    let server = Server::bind(Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)).expect("binds");
+    let (front, end) = attach(1, Arc::new(|| ()), server.waker());
+    let handle = server.spawn(front, Arc::new(String::new)).expect("starts");
+    let mut stream = TcpStream::connect(handle.local_addr()).expect("connects");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
+    stream
+        .write_all(&[line("INCR a"), line("INCR b")].concat())
+        .expect("sends");
+    thread::sleep(Duration::from_millis(20));
+    drop(end);
+    exchange(
+        &mut stream,
+        &line("PING"),
+        b"-TRYAGAIN outcome unknown: the command may or may not have been applied\r\n\
+          -CLUSTERDOWN this node is stopping: the command was not applied\r\n+PONG\r\n",
+    );
+    exchange(
+        &mut stream,
+        &line("GET a"),
+        b"-CLUSTERDOWN this node is stopping",
+    );
+}
+
+#[test]
+fn a_port_in_use_names_the_remedy() {
+    let rig = Rig::new(Manners::default());
+    let taken = rig.handle.as_ref().expect("runs").local_addr();
+    let error = Server::bind(Options::new(taken, LIMIT))
+        .expect_err("is taken")
+        .to_string();
+    assert!(
+        error.contains("the port is in use") && error.contains("ss -ltnp"),
+        "{error}"
+    );
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let mut options = Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT);
+    options.max_connections = 2;
+    let rig = Rig::with(options, Manners::default());
+    let mut first = rig.connect();
+    let mut second = rig.connect();
+    exchange(&mut first, b"PING\r\n", b"+PONG\r\n");
+    exchange(&mut second, b"PING\r\n", b"+PONG\r\n");
+    assert_eq!(
+        read_to_end(rig.connect()),
+        b"-ERR max number of clients reached\r\n"
+    );
+    drop(first);
+    let answered = (0..1000).any(|_| {
+        thread::sleep(Duration::from_millis(2));
+        let mut third = rig.connect();
+        let mut reply = [0; 5];
+        let sent = third.write_all(b"PING\r\n");
+        sent.and_then(|()| third.read_exact(&mut reply)).is_ok() && &reply == b"+PONG"
+    });
+    assert!(answered, "the place of a closed connection is free again");
+}
+
+#[test]
+fn a_stop_answers_what_was_asked_and_waits_no_longer_than_its_grace() {
+    let mut options = Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT);
+    options.grace = Duration::from_millis(50);
+    let mut rig = Rig::with(
+        options,
+        Manners {
+            deaf: true,
+            ..Manners::default()
+        },
+    );
+    let mut stream = rig.connect();
+    exchange(&mut stream, b"PING\r\nGET k\r\n", b"+PONG\r\n");
+    rig.handle.take().expect("runs").stop();
+    assert_eq!(read_to_end(stream), b"");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_read_either() {
+    let rig = Rig::new(Manners::default());
+    let mut stream = rig.connect();
+    stream
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .expect("sets");
+    let value = "v".repeat(1000);
+    exchange(&mut stream, &line(&format!("SET k {value}")), b"+OK\r\n");
+    let gets = line("GET k").repeat(1000);
+    let mut sent = 0;
+    // Replies are fifty times as long as requests: the bounds and the sockets' buffers fill up.
+    let refused = (0..10_000).any(|_| match stream.write(&gets[sent % gets.len()..]) {
+        Ok(bytes) => {
+            sent += bytes;
+            false
+        }
+        Err(_) => true,
+    });
+    assert!(
+        refused,
+        "the server took {sent} bytes of requests from a client that reads nothing"
+    );
+    exchange(&mut rig.connect(), &line("PING"), b"+PONG\r\n");
+    let mut reply = Vec::new();
+    reply::bulk(&mut reply, value.as_bytes());
+    let whole = sent / line("GET k").len();
+    exchange(&mut stream, &[], &reply.repeat(whole));
+}
+
+#[test]
+fn keys_expire_for_clients_as_the_logs_clock_moves() {
+    let rig = Rig::new(Manners::default());
+    let mut stream = rig.connect();
+    script(&mut stream, "SET k v PX 100 -> +OK\nPTTL k -> :100");
+    rig.clock.store(1100, Ordering::Relaxed);
+    script(&mut stream, "GET k -> $-1\nPTTL k -> :-2");
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Set(u8, u8),
+    Get(u8),
+    Incr(u8),
+    Del(u8),
+    Ping,
+    Unknown,
+    Transaction(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = 0u8..5;
+    prop_oneof![
+        (key.clone(), any::<u8>()).prop_map(|(key, value)| Step::Set(key, value)),
+        key.clone().prop_map(Step::Get),
+        key.clone().prop_map(Step::Get),
+        key.clone().prop_map(Step::Incr),
+        key.clone().prop_map(Step::Del),
+        Just(Step::Ping),
+        Just(Step::Unknown),
+        key.prop_map(Step::Transaction),
+    ]
+}
+
+/// The requests of a pipeline and what a single machine would answer, one after the other.
+fn pipeline(steps: impl Iterator<Item = Step>) -> (Vec<u8>, Vec<u8>) {
+    let (mut requests, mut replies) = (Vec::new(), String::new());
+    let mut keys = BTreeMap::<u8, i64>::new();
+    let bulk = |value: Option<i64>| match value {
+        Some(value) => format!("${}\r\n{value}\r\n", value.to_string().len()),
+        None => "$-1\r\n".to_owned(),
+    };
+    for step in steps {
+        match step {
+            Step::Set(key, value) => {
+                requests.extend(line(&format!("SET {key} {value}")));
+                keys.insert(key, value.into());
+                replies += "+OK\r\n";
+            }
+            Step::Get(key) => {
+                requests.extend(line(&format!("GET {key}")));
+                replies += &bulk(keys.get(&key).copied());
+            }
+            Step::Incr(key) => {
+                requests.extend(line(&format!("INCR {key}")));
+                let value = keys.entry(key).or_default();
+                *value += 1;
+                replies += &format!(":{value}\r\n");
+            }
+            Step::Del(key) => {
+                requests.extend(line(&format!("DEL {key}")));
+                replies += &format!(":{}\r\n", u8::from(keys.remove(&key).is_some()));
+            }
+            Step::Ping => {
+                requests.extend(b"ping\r\n");
+                replies += "+PONG\r\n";
+            }
+            Step::Unknown => {
+                requests.extend(line("what"));
+                replies += "-ERR unknown command 'what', with args beginning with: \r\n";
+            }
+            Step::Transaction(key) => {
+                for each in [
+                    "MULTI",
+                    &format!("INCR {key}"),
+                    &format!("GET {key}"),
+                    "EXEC",
+                ] {
+                    requests.extend(line(each));
+                }
+                let value = keys.entry(key).or_default();
+                *value += 1;
+                replies += "+OK\r\n+QUEUED\r\n+QUEUED\r\n";
+                replies += &format!("*2\r\n:{value}\r\n{}", bulk(Some(*value)));
+            }
+        }
+    }
+    (requests, replies.into_bytes())
+}
+
+#[test]
+fn a_pipeline_of_ten_thousand_mixed_commands_keeps_its_order() {
+    for manners in [
+        Manners::default(),
+        Manners {
+            capacity: 7,
+            late_queries: 2,
+            ..Manners::default()
+        },
+    ] {
+        let rig = Rig::new(manners);
+        let kinds: [fn(u8) -> Step; 6] = [
+            Step::Get,
+            Step::Incr,
+            |key| Step::Set(key, key * 3),
+            Step::Get,
+            |_| Step::Ping,
+            Step::Del,
+        ];
+        // A fixed mix in which no two neighbourhoods are alike.
+        let steps = (0..10_000usize).map(|n| kinds[(n * n / 7 + n / 3) % 6]((n / 5 % 4) as u8));
+        let (requests, expected) = pipeline(steps);
+        exchange(&mut rig.connect(), &requests, &expected);
+        assert!(
+            rig.as_queries.load(Ordering::Relaxed) > 0,
+            "some reads went round the log"
+        );
+    }
+}
+
+#[test]
+fn many_clients_are_served_at_once_with_little_room() {
+    let rig = Rig::new(Manners {
+        capacity: 3,
+        late_queries: 1,
+        ..Manners::default()
+    });
+    thread::scope(|scope| {
+        for client in 0..16 {
+            let rig = &rig;
+            scope.spawn(move || {
+                let mut stream = rig.connect();
+                for round in 0..20 {
+                    let requests = line(&format!("INCR c{client}")).repeat(25);
+                    let mut expected = Vec::new();
+                    (1..=25).for_each(|n| reply::integer(&mut expected, round * 25 + n));
+                    exchange(&mut stream, &requests, &expected);
+                }
+            });
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_pipeline_in_any_pieces_matches_the_model(
+        steps in proptest::collection::vec(step(), 1..120),
+        pieces in proptest::collection::vec(1usize..200, 1..20),
+        capacity in 1usize..20,
+        late_queries in 0usize..3,
+    ) {
+        let rig = Rig::new(Manners { capacity, late_queries, ..Manners::default() });
+        let (requests, expected) = pipeline(steps.into_iter());
+        let mut stream = rig.connect();
+        stream.set_nodelay(true).expect("sets");
+        let mut rest = &requests[..];
+        for piece in &pieces {
+            let (now, later) = rest.split_at((*piece).min(rest.len()));
+            stream.write_all(now).expect("writes");
+            rest = later;
+        }
+        exchange(&mut stream, rest, &expected);
+    }
+
+    #[test]
+    fn garbage_closes_only_its_own_connection(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300)
+    ) {
+        let rig = Rig::new(Manners::default());
+        let mut stream = rig.connect();
+        stream.write_all(&bytes).expect("writes");
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = read_to_end(stream);
+        exchange(&mut rig.connect(), b"PING\r\n", b"+PONG\r\n");
+    }
+}

@@ -1,0 +1,154 @@
+//! What cargo knows about this workspace, and commands that start in it.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+/// Variables that `cargo run` sets for xtask itself and that nothing it starts should see.
+const VARIABLES_OF_CARGO_RUN: [&str; 2] = ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH"];
+
+/// The checkout under test.
+pub(crate) struct Workspace {
+    pub(crate) root: PathBuf,
+    pub(crate) target: PathBuf,
+    /// Integration test targets of all members.
+    tests: Vec<TestTarget>,
+}
+
+/// One file under a member's `tests/`.
+struct TestTarget {
+    package: String,
+    name: String,
+}
+
+impl Workspace {
+    /// Asks cargo about the workspace that xtask was built from.
+    pub(crate) fn load() -> anyhow::Result<Self> {
+        let manifest = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let root = manifest
+            .parent()
+            .context("find the workspace above xtask")?;
+        let output = cargo_in(root)
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .output()
+            .context("run cargo metadata")?;
+        anyhow::ensure!(
+            output.status.success(),
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let metadata =
+            serde_json::from_slice(&output.stdout).context("read cargo metadata's answer")?;
+        Self::from_metadata(&metadata)
+    }
+
+    fn from_metadata(metadata: &Value) -> anyhow::Result<Self> {
+        let path = |key: &str| {
+            metadata[key]
+                .as_str()
+                .map(PathBuf::from)
+                .with_context(|| format!("read `{key}` in cargo metadata's answer"))
+        };
+        let mut tests = Vec::new();
+        for package in elements(&metadata["packages"]) {
+            for target in elements(&package["targets"]) {
+                if elements(&target["kind"]).any(|kind| kind == "test") {
+                    tests.push(TestTarget {
+                        package: package["name"].as_str().unwrap_or_default().to_owned(),
+                        name: target["name"].as_str().unwrap_or_default().to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(Self {
+            root: path("workspace_root")?,
+            target: path("target_directory")?,
+            tests,
+        })
+    }
+
+    /// A cargo command in the workspace.
+    pub(crate) fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = cargo_in(&self.root);
+        command.args(arguments);
+        command
+    }
+
+    /// Names of the integration tests that `wanted` picks, each once.
+    pub(crate) fn tests(&self, wanted: impl Fn(&str) -> bool) -> Vec<&str> {
+        let mut names: Vec<_> = self
+            .tests
+            .iter()
+            .map(|test| test.name.as_str())
+            .filter(|name| wanted(name))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Whether `package` has the integration test `name`.
+    pub(crate) fn has_test(&self, package: &str, name: &str) -> bool {
+        self.tests
+            .iter()
+            .any(|test| test.package == package && test.name == name)
+    }
+
+    /// Where a step's log is kept.
+    pub(crate) fn log(&self, step: &str) -> PathBuf {
+        self.target
+            .join("xtask")
+            .join("logs")
+            .join(format!("{step}.log"))
+    }
+}
+
+fn elements(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn cargo_in(root: &Path) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.current_dir(root);
+    for variable in VARIABLES_OF_CARGO_RUN {
+        command.env_remove(variable);
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integration_tests_are_found_by_kind_and_named_once() {
+        let metadata = serde_json::json!({
+            "workspace_root": "/w",
+            "target_directory": "/w/target",
+            "packages": [
+                {"name": "a", "targets": [
+                    {"name": "a", "kind": ["lib"]},
+                    {"name": "loom", "kind": ["test"]},
+                    {"name": "scripts", "kind": ["test"]},
+                ]},
+                {"name": "b", "targets": [{"name": "scripts", "kind": ["test"]}]},
+            ],
+        });
+        let workspace = Workspace::from_metadata(&metadata).expect("the answer is whole");
+        assert_eq!(workspace.tests(|_| true), ["loom", "scripts"]);
+        assert!(workspace.has_test("a", "loom"));
+        assert!(!workspace.has_test("b", "loom"));
+    }
+
+    #[test]
+    fn an_answer_without_a_target_directory_is_refused() {
+        let answer = Workspace::from_metadata(&serde_json::json!({"workspace_root": "/w"}));
+        assert!(answer.is_err());
+    }
+}
