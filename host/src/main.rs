@@ -1,6 +1,6 @@
 //! nearwire
 fn main() {
-    let path = std::env::args().nth(2).expect("config");
+    let path = std::env::args().nth(3).expect("config");
     let text = std::fs::read_to_string(path).expect("read");
     let config: nearwire::config::Config = toml::from_str(&text).expect("config");
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();

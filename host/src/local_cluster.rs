@@ -1,0 +1,325 @@
+//! Replicas as child processes on this machine: for the demo, the benchmarks and the tests.
+
+use crate::config::{Durability, Wait};
+use crate::inspect::inspect;
+use consensus::NodeId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How the replicas are set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The program: `nearwire` itself.
+    pub program: PathBuf,
+    /// Holds the configurations, logs and data directories.
+    pub directory: PathBuf,
+    /// What survives what.
+    pub durability: Durability,
+    /// How workers wait.
+    pub wait: Wait,
+    /// Where each replica listens; its number is how many replicas there are.
+    pub addresses: Vec<IpAddr>,
+    /// Whether Redis clients are served.
+    pub resp: bool,
+    /// More lines for the top of each configuration.
+    pub settings: String,
+    /// More environment for each replica.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Options {
+    /// Three replicas on loopback.
+    pub fn new(program: impl Into<PathBuf>, directory: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            directory: directory.into(),
+            durability: Durability::Volatile,
+            wait: Wait::Blocking,
+            addresses: vec![Ipv4Addr::LOCALHOST.into(); 3],
+            resp: false,
+            settings: String::new(),
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// A cluster could not be started or does not get anywhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refuses.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A replica ended by itself.
+    #[error("replica {node} ended with {status}; its log says: {log}")]
+    Ended {
+        /// Which.
+        node: u16,
+        /// How.
+        status: ExitStatus,
+        /// The end of its log.
+        log: String,
+    },
+    /// Nobody leads.
+    #[error("no leader within {0:?}")]
+    NoLeader(Duration),
+}
+
+fn refused(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { doing: doing.into(), source }
+}
+
+/// One replica.
+#[derive(Debug)]
+pub struct Replica {
+    /// Its number.
+    pub node: u16,
+    /// Where its datagrams go.
+    pub address: SocketAddr,
+    /// Where Redis clients are served.
+    pub resp: Option<SocketAddr>,
+    config: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// Replicas on this machine. Those that still run are killed when this is dropped.
+#[derive(Debug)]
+pub struct LocalCluster {
+    options: Options,
+    replicas: Vec<Replica>,
+}
+
+impl LocalCluster {
+    /// Finds free ports and writes the configurations; starts nothing.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn prepare(options: Options) -> Result<Self, Error> {
+        std::fs::create_dir_all(&options.directory)
+            .map_err(refused(format!("make {}", options.directory.display())))?;
+        let mut held = Vec::new();
+        let mut replicas = Vec::new();
+        for (index, ip) in options.addresses.iter().enumerate() {
+            let node = index as u16 + 1;
+            let (address, resp) = if ip.is_loopback() {
+                // Both kinds of port are held until all are found, so that no two are the same.
+                let udp = UdpSocket::bind((*ip, 0)).map_err(refused("find a free port"))?;
+                let tcp = TcpListener::bind((*ip, 0)).map_err(refused("find a free port"))?;
+                let ports = (
+                    udp.local_addr().map_err(refused("look at a port"))?,
+                    tcp.local_addr().map_err(refused("look at a port"))?,
+                );
+                held.push((udp, tcp));
+                ports
+            } else {
+                // A namespace of its own: every port is free.
+                ((*ip, consensus::wire::DEFAULT_PORT).into(), (*ip, 6379).into())
+            };
+            replicas.push(Replica {
+                node,
+                address,
+                resp: options.resp.then_some(resp),
+                config: options.directory.join(format!("node-{node}.toml")),
+                log: options.directory.join(format!("node-{node}.log")),
+                child: None,
+            });
+        }
+        let cluster = Self { options, replicas };
+        for replica in &cluster.replicas {
+            std::fs::write(&replica.config, cluster.config_text(replica))
+                .map_err(refused(format!("write {}", replica.config.display())))?;
+        }
+        Ok(cluster)
+    }
+
+    fn config_text(&self, replica: &Replica) -> String {
+        let durability = match self.options.durability {
+            Durability::Volatile => "volatile",
+            Durability::Async => "async",
+            Durability::Sync => "sync",
+        };
+        let wait = match self.options.wait {
+            Wait::Blocking => "blocking",
+            Wait::Polling => "polling",
+        };
+        let data = self.data_directory(replica.node);
+        let mut text = format!(
+            "cluster = \"local\"\nnode = {}\ndata_directory = {:?}\ndurability = \"{durability}\"\n",
+            replica.node,
+            data.display().to_string(),
+        );
+        if let Some(resp) = replica.resp {
+            text.push_str(&format!("resp = \"{resp}\"\n"));
+        }
+        text.push_str(&self.options.settings);
+        text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
+        for peer in &self.replicas {
+            let (node, address) = (peer.node, peer.address);
+            text.push_str(&format!("\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"));
+        }
+        text
+    }
+
+    /// Where a replica keeps its state.
+    pub fn data_directory(&self, node: u16) -> PathBuf {
+        self.options.directory.join(format!("data-{node}"))
+    }
+
+    /// The replicas, in the order of their numbers.
+    pub fn replicas(&self) -> &[Replica] {
+        &self.replicas
+    }
+
+    /// The members as a client knows them.
+    pub fn members(&self) -> Vec<(NodeId, SocketAddr)> {
+        self.replicas.iter().map(|replica| (NodeId(replica.node), replica.address)).collect()
+    }
+
+    /// The command that runs a replica; its output goes to its log.
+    ///
+    /// # Errors
+    /// The log cannot be opened.
+    pub fn command(&self, node: u16) -> Result<Command, Error> {
+        let replica = self.replica(node);
+        let mut options = std::fs::OpenOptions::new();
+        let log = options
+            .create(true)
+            .append(true)
+            .open(&replica.log)
+            .map_err(refused(format!("open {}", replica.log.display())))?;
+        let mut command = Command::new(&self.options.program);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&replica.config)
+            .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            // A Ctrl-C is for whoever started the cluster; it ends the replicas in its own order.
+            .process_group(0);
+        Ok(command)
+    }
+
+    /// Starts a replica as a plain child process.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn start(&mut self, node: u16) -> Result<(), Error> {
+        let mut command = self.command(node)?;
+        let child = command.spawn().map_err(refused(format!("start replica {node}")))?;
+        self.adopt(node, child);
+        Ok(())
+    }
+
+    /// Starts every replica.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn start_all(&mut self) -> Result<(), Error> {
+        (1..=self.replicas.len() as u16).try_for_each(|node| self.start(node))
+    }
+
+    /// Takes charge of a replica that was started from [`LocalCluster::command`].
+    pub fn adopt(&mut self, node: u16, child: Child) {
+        self.replica_mut(node).child = Some(child);
+    }
+
+    fn replica(&self, node: u16) -> &Replica {
+        &self.replicas[usize::from(node) - 1]
+    }
+
+    fn replica_mut(&mut self, node: u16) -> &mut Replica {
+        &mut self.replicas[usize::from(node) - 1]
+    }
+
+    /// The process of a replica, if it runs.
+    pub fn process(&self, node: u16) -> Option<u32> {
+        self.replica(node).child.as_ref().map(Child::id)
+    }
+
+    /// Sends a signal to a replica.
+    pub fn signal(&self, node: u16, signal: Signal) {
+        if let Some(child) = &self.replica(node).child {
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+        }
+    }
+
+    /// Kills a replica with SIGKILL and waits for its end.
+    pub fn kill(&mut self, node: u16) {
+        self.signal(node, Signal::SIGKILL);
+        if let Some(mut child) = self.replica_mut(node).child.take() {
+            let _ = child.wait();
+        }
+    }
+
+    /// Stops a replica with SIGTERM and waits for its end.
+    pub fn stop(&mut self, node: u16) -> Option<ExitStatus> {
+        self.signal(node, Signal::SIGTERM);
+        self.wait(node)
+    }
+
+    /// Waits until a replica ends by itself.
+    pub fn wait(&mut self, node: u16) -> Option<ExitStatus> {
+        self.replica_mut(node).child.take()?.wait().ok()
+    }
+
+    /// The end of a replica's log.
+    pub fn log(&self, node: u16) -> String {
+        let text = std::fs::read_to_string(&self.replica(node).log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().rev().take(8).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// What a replica reports, if it answers within `timeout`.
+    pub fn inspect(&self, node: u16, timeout: Duration) -> Option<serde_json::Value> {
+        inspect(self.replica(node).address, None, timeout).ok()
+    }
+
+    /// Waits for a leader that knows itself to be one.
+    ///
+    /// # Errors
+    /// A replica ended, or nobody leads within `timeout`.
+    pub fn leader(&mut self, timeout: Duration) -> Result<u16, Error> {
+        let deadline = Instant::now() + timeout;
+        while Instant::now() < deadline {
+            for index in 0..self.replicas.len() {
+                let node = index as u16 + 1;
+                let Some(child) = &mut self.replicas[index].child else { continue };
+                if let Ok(Some(status)) = child.try_wait() {
+                    return Err(Error::Ended { node, status, log: self.log(node) });
+                }
+                let report = self.inspect(node, Duration::from_millis(100));
+                if report.is_some_and(|report| report["role"] == "leader") {
+                    return Ok(node);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(Error::NoLeader(timeout))
+    }
+
+    /// The directory of configurations, logs and data.
+    pub fn directory(&self) -> &Path {
+        &self.options.directory
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        for node in 1..=self.replicas.len() as u16 {
+            self.kill(node);
+        }
+    }
+}
