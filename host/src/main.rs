@@ -1,2 +1,7 @@
-//! nearwire
-fn main() {}
+//! The nearwire command.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
