@@ -1,6 +1,6 @@
 //! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
 
-use crate::config::{Config, Durability, Wait};
+use crate::config::{Config, Durability, KeyError, Wait, read_key};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
 use crate::engine::{EngineError, Software};
 use crate::front;
@@ -83,8 +83,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The key file.
-    #[error("{0}")]
-    Key(String),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
         "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
@@ -164,7 +164,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     let Some(own) = own else {
         return Err(NodeError::NotAMember { node }.into());
     };
-    let key = read_key(config)?;
+    let key = config.key_file.as_deref().map(read_key).transpose()?;
     let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
@@ -287,25 +287,6 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     }
     service.close()?;
     Ok(())
-}
-
-fn read_key(config: &Config) -> Result<Option<Key>, Error> {
-    let Some(path) = &config.key_file else {
-        return Ok(None);
-    };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::Key(format!("read key file {}: {error}", path.display())))?;
-    let number = u128::from_str_radix(text.trim(), 16)
-        .ok()
-        .filter(|_| text.trim().len() == 32);
-    match number {
-        Some(number) => Ok(Some(Key::from_bytes(number.to_be_bytes()))),
-        None => Err(Error::Key(format!(
-            "key file {}: it takes 32 hexadecimal digits; make one with \
-             `head -c16 /dev/urandom | xxd -p`",
-            path.display()
-        ))),
-    }
 }
 
 fn node_config(
