@@ -4,6 +4,7 @@ pub mod client;
 pub mod config;
 pub mod data_directory;
 pub mod front;
+pub mod inspect;
 pub mod journal;
 pub mod kill_point;
 pub mod kv;
