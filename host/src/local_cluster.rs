@@ -1,7 +1,7 @@
 //! Replicas as child processes on this machine: for the demo, the benchmarks and the tests.
 
 use crate::config::{Durability, Wait};
-use crate::inspect::inspect;
+use crate::inspect::Inspector;
 use consensus::NodeId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -302,7 +302,10 @@ impl LocalCluster {
 
     /// What a replica reports, if it answers within `timeout`.
     pub fn inspect(&self, node: u16, timeout: Duration) -> Option<serde_json::Value> {
-        inspect(self.replica(node).address, None, timeout).ok()
+        let address = [self.replica(node).address];
+        let mut inspector = Inspector::new(&address, None).ok()?;
+        let mut reports = inspector.inspect(&address, timeout, |_| false).ok()?;
+        Some(serde_json::Value::Object(reports.pop()??.0))
     }
 
     /// Waits for a leader that knows itself to be one.
