@@ -186,6 +186,17 @@ impl Leader {
         self.phase1.is_none()
     }
 
+    /// Whether phase 1 still waits for promises, so that state may be taken over from others: from
+    /// then on the ballot proposes from the slot that this node has applied.
+    pub fn is_preparing(&self) -> bool {
+        self.phase1.as_ref().is_some_and(|phase1| !phase1.complete)
+    }
+
+    /// Whether a value was proposed under this ballot: its first slot is fixed since.
+    pub fn has_proposed(&self) -> bool {
+        self.leads() || !self.in_flight.is_empty() || self.front > self.from
+    }
+
     /// The last slot that may have been chosen before this ballot: until it is applied, nobody is
     /// answered.
     pub const fn inherited(&self) -> Slot {
@@ -197,9 +208,9 @@ impl Leader {
         self.front.previous()
     }
 
-    /// Slots under way.
-    pub fn under_way(&self) -> usize {
-        self.in_flight.len()
+    /// The first slot proposed under this ballot.
+    pub const fn from(&self) -> Slot {
+        self.from
     }
 
     /// Whether a proposal is under way or waits.

@@ -449,9 +449,10 @@ impl<S: StateMachine> Replica<S> {
                 self.step_down(turn.now_ns);
             }
             Heard::Behind(trim) => {
-                let under_way = leader.under_way() > 0 || leader.leads();
+                // `from` is constant within a ballot: what has to be learned now lies above it.
+                let spent = leader.has_proposed();
                 self.catch_up.want(turn.now_ns, trim.previous(), 0);
-                if under_way {
+                if spent {
                     self.step_down(turn.now_ns);
                 }
             }
@@ -795,15 +796,24 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    /// Whether state may be taken over from others. A ballot that has its promises proposes from the
+    /// slot after the last one applied, and what it decides is applied in that order.
+    fn learns(&self) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_none_or(|lead| lead.leader.is_preparing())
+    }
+
     fn learned<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
         header: &Header,
         value: &[u8],
     ) {
-        let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
         let next = self.applied.slot().next();
-        if leading || header.slot < next || self.config.membership.place(header.sender).is_none() {
+        if !self.learns()
+            || header.slot < next
+            || self.config.membership.place(header.sender).is_none()
+        {
             return;
         }
         if header.slot > next {
@@ -883,8 +893,7 @@ impl<S: StateMachine> Replica<S> {
         header: &Header,
         value: &[u8],
     ) {
-        let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
-        if leading || self.config.membership.place(header.sender).is_none() {
+        if !self.learns() || self.config.membership.place(header.sender).is_none() {
             return;
         }
         let applied = self.applied.slot();

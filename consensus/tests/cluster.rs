@@ -12,10 +12,10 @@ use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::{Io, Role};
+use nearwire_consensus::replica::{Io, Replica, Role};
 use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
-use nearwire_consensus::wire::{Header, Parsed, parse};
+use nearwire_consensus::wire::{Header, Kind, Parsed, parse};
 use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -491,6 +491,17 @@ impl World {
         }
     }
 
+    /// Submits commands until `outstanding` are unanswered.
+    fn submit(&mut self, outstanding: u64) {
+        while self.next_token - (self.acknowledged.len() as u64) < outstanding {
+            let body = self.next_token.to_be_bytes();
+            self.client
+                .submit_command(self.next_token, &body)
+                .expect("room");
+            self.next_token += 1;
+        }
+    }
+
     /// Submits `count` commands, at most `outstanding` at once, and waits for all of them.
     fn commit(&mut self, count: u64, outstanding: u64) {
         let end = self.next_token + count;
@@ -576,6 +587,10 @@ impl World {
 }
 
 impl Host {
+    fn replica(&self) -> Option<&Replica<Ledger>> {
+        self.node.as_ref()?.replicas().first()
+    }
+
     fn describe(&self) -> String {
         let Some(node) = &self.node else {
             return "down".into();
@@ -751,4 +766,69 @@ fn sync_durability_survives_the_loss_of_power_everywhere() {
 fn a_build_that_replies_before_the_flush_is_caught() {
     let broken = std::panic::catch_unwind(|| sync_restart(true).check());
     assert!(broken.is_err(), "replying before the flush went unnoticed");
+}
+
+/// Learn packets for everything that some replica has applied, by slot.
+type Lessons = BTreeMap<Slot, (SocketAddr, Vec<u8>)>;
+
+fn note_lessons(world: &World, lessons: &mut Lessons) {
+    for (index, host) in world.hosts.iter().enumerate() {
+        let Some(replica) = host.replica() else {
+            continue;
+        };
+        let mut slot = replica.applied().slot();
+        while !lessons.contains_key(&slot)
+            && let Some((ballot, value)) = replica.applied().kept(slot)
+        {
+            let header = Header {
+                slot,
+                vote_ballot: ballot,
+                length: value.len() as u16,
+                ..Header::new(Kind::Learn, GroupId(0), NodeId(index as u16 + 1))
+            };
+            let bytes = [&header.to_bytes()[..], value].concat();
+            lessons.insert(slot, (address(index + 1), bytes));
+            slot = slot.previous();
+        }
+    }
+}
+
+#[test]
+fn what_a_candidate_is_taught_late_shifts_no_slot() {
+    for seed in 0..60 {
+        let mut world = World::new(seed, 3, STORM, Durability::Volatile);
+        let mut lessons = Lessons::new();
+        for _ in 0..3 {
+            let target = world.next_token + 40;
+            while world.next_token < target {
+                world.submit(8);
+                world.step();
+                note_lessons(&world, &mut lessons);
+            }
+            let Some(leader) = world.leader() else {
+                continue;
+            };
+            world.kill(leader);
+            let end = world.now_ns + 600 * MS;
+            while world.now_ns < end {
+                world.step();
+                // Answers to CatchUp may come as late as they like.
+                for index in 0..3 {
+                    let late = world.random.below(10) == 0;
+                    let Some(replica) = world.hosts[index].replica().filter(|_| late) else {
+                        continue;
+                    };
+                    let next = replica.applied().slot().next();
+                    if replica.role() == Role::Candidate
+                        && let Some((from, bytes)) = lessons.get(&next)
+                    {
+                        world.turn_host(index, Some((*from, bytes)));
+                    }
+                }
+            }
+            world.start(leader);
+            world.run_ms(1_000);
+            world.check();
+        }
+    }
 }
