@@ -296,11 +296,10 @@ impl<M: Memory, J: Journal> Local<M, J> {
             .then_some(self.appended)
     }
 
-    /// Journals something that the acceptor did not do but the host must not forget.
-    pub fn record(&mut self, header: &Header, value: &[u8]) {
-        if self.durability != Durability::Volatile {
-            self.append(header, value);
-        }
+    /// Journals something that the acceptor did not do but the host must not forget. False if there
+    /// is no room now.
+    pub fn record(&mut self, header: &Header, value: &[u8]) -> bool {
+        self.durability == Durability::Volatile || self.append(header, value)
     }
 
     /// The number of the last record appended, and of the last one flushed; `None` while a decided

@@ -823,7 +823,10 @@ impl<S: StateMachine> Replica<S> {
                 length,
                 ..*header
             };
-            turn.local.record(&record, &value);
+            if !turn.local.record(&record, &value) {
+                // Not applied either: what follows must not become recoverable without it.
+                break;
+            }
             self.tally.learned += 1;
             self.apply(ballot, value);
             learned = self.catch_up.take_early(slot.next());
@@ -1252,12 +1255,41 @@ impl<S: StateMachine> Replica<S> {
             };
             any = true;
             debug_assert_eq!(lead.leader.decided(), self.applied.slot().next());
+            self.record_unless_voted(turn.local, ballot, &value);
             self.apply(ballot, value);
         }
         if any {
             self.advanced(turn);
         }
         any
+    }
+
+    /// The others may have chosen a value whose Accept this node's own acceptor had no room for. The
+    /// journal must not skip it, or nothing behind it could be replayed.
+    fn record_unless_voted<M: Memory, J: Journal>(
+        &mut self,
+        local: &mut Local<M, J>,
+        ballot: Ballot,
+        value: &[u8],
+    ) {
+        let (group, slot) = (self.config.group, self.applied.slot().next());
+        if local.durability() == crate::local::Durability::Volatile
+            || local
+                .vote(group, slot)
+                .is_some_and(|(voted, _)| voted >= ballot)
+        {
+            return;
+        }
+        let header = Header {
+            slot,
+            vote_ballot: ballot,
+            length: value.len() as u16,
+            ..Header::new(Kind::Learn, group, self.config.node)
+        };
+        if !local.record(&header, value) {
+            self.unsaved = Some(slot);
+            self.snapshot_wanted = true;
+        }
     }
 
     fn serve_reads(&mut self) {
