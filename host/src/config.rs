@@ -83,7 +83,10 @@ pub struct Region {
 
 impl Default for Region {
     fn default() -> Self {
-        Self { window_slots: 4096, value_bytes: 1384 }
+        Self {
+            window_slots: 4096,
+            value_bytes: 1384,
+        }
     }
 }
 
@@ -122,6 +125,9 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_ms: 10, election_ms: 150 }
+        Self {
+            heartbeat_ms: 10,
+            election_ms: 150,
+        }
     }
 }

@@ -32,7 +32,10 @@ pub fn inspect(
         if left.is_zero() {
             break;
         }
-        let mut header = Header { nonce, ..Header::new(Kind::Inspect, GroupId(0), NodeId::NONE) };
+        let mut header = Header {
+            nonce,
+            ..Header::new(Kind::Inspect, GroupId(0), NodeId::NONE)
+        };
         if let Some(key) = key {
             header.tag = auth::tag(key, &header, &[]);
         }
@@ -53,5 +56,8 @@ pub fn inspect(
             return Ok(report);
         }
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")))
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("no answer from {address}"),
+    ))
 }

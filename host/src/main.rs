@@ -3,6 +3,11 @@ fn main() {
     let path = std::env::args().nth(3).expect("config");
     let text = std::fs::read_to_string(path).expect("read");
     let config: nearwire::config::Config = toml::from_str(&text).expect("config");
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    if let Err(e) = nearwire::run::run(&config) { eprintln!("error: {e}"); std::process::exit(1) }
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    if let Err(e) = nearwire::run::run(&config) {
+        eprintln!("error: {e}");
+        std::process::exit(1)
+    }
 }
