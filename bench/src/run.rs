@@ -284,7 +284,7 @@ impl Run<'_> {
     fn round(&mut self, number: usize) -> Result<Round, Error> {
         let cluster = self.started()?;
         // Whoever comes first meets colder caches, so they swap.
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             let system = self.system(number, &cluster)?;
             let (floor, polling_floor) = self.floors(number, &cluster)?;
             return Ok(Round {

@@ -206,7 +206,7 @@ fn a_run_measures_system_and_floor_and_stops_the_cluster() {
     let mut seen = Vec::new();
     let options = quick(Options::rate(Where::Loopback));
     let outcome = run(&mut target, &options, &mut |progress: Progress| {
-        seen.push(progress)
+        seen.push(progress);
     });
     let outcome = outcome.expect("loopback works");
     println!("{}", to_table(std::slice::from_ref(&outcome.row)));

@@ -755,7 +755,9 @@ pub fn view<M: Memory>(memory: &M, group: GroupId) -> Option<GroupView> {
 
 /// The membership that a group believes in.
 pub fn epoch<M: Memory>(memory: &M, group: GroupId) -> Epoch {
-    let state = memory.group(group).map_or(0, |at| memory.load(at, group::STATE));
+    let state = memory
+        .group(group)
+        .map_or(0, |at| memory.load(at, group::STATE));
     Epoch((state >> 32) as u32)
 }
 

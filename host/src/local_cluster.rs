@@ -1,7 +1,7 @@
 //! Replicas as child processes on this machine: for the demo, the benchmarks and the tests.
 
 use crate::config::{Durability, Wait};
-use crate::inspect::inspect;
+use crate::inspect::Inspector;
 use consensus::NodeId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -76,7 +76,10 @@ pub enum Error {
 }
 
 fn refused(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::System { doing: doing.into(), source }
+    move |source| Error::System {
+        doing: doing.into(),
+        source,
+    }
 }
 
 /// One replica.
@@ -124,7 +127,10 @@ impl LocalCluster {
                 ports
             } else {
                 // A namespace of its own: every port is free.
-                ((*ip, consensus::wire::DEFAULT_PORT).into(), (*ip, 6379).into())
+                (
+                    (*ip, consensus::wire::DEFAULT_PORT).into(),
+                    (*ip, 6379).into(),
+                )
             };
             replicas.push(Replica {
                 node,
@@ -166,7 +172,9 @@ impl LocalCluster {
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
         for peer in &self.replicas {
             let (node, address) = (peer.node, peer.address);
-            text.push_str(&format!("\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"));
+            text.push_str(&format!(
+                "\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"
+            ));
         }
         text
     }
@@ -183,7 +191,10 @@ impl LocalCluster {
 
     /// The members as a client knows them.
     pub fn members(&self) -> Vec<(NodeId, SocketAddr)> {
-        self.replicas.iter().map(|replica| (NodeId(replica.node), replica.address)).collect()
+        self.replicas
+            .iter()
+            .map(|replica| (NodeId(replica.node), replica.address))
+            .collect()
     }
 
     /// The command that runs a replica; its output goes to its log.
@@ -203,7 +214,12 @@ impl LocalCluster {
             .arg("run")
             .arg("--config")
             .arg(&replica.config)
-            .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
+            .envs(
+                self.options
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -218,7 +234,9 @@ impl LocalCluster {
     /// The system refuses.
     pub fn start(&mut self, node: u16) -> Result<(), Error> {
         let mut command = self.command(node)?;
-        let child = command.spawn().map_err(refused(format!("start replica {node}")))?;
+        let child = command
+            .spawn()
+            .map_err(refused(format!("start replica {node}")))?;
         self.adopt(node, child);
         Ok(())
     }
@@ -284,7 +302,10 @@ impl LocalCluster {
 
     /// What a replica reports, if it answers within `timeout`.
     pub fn inspect(&self, node: u16, timeout: Duration) -> Option<serde_json::Value> {
-        inspect(self.replica(node).address, None, timeout).ok()
+        let address = [self.replica(node).address];
+        let mut inspector = Inspector::new(&address, None).ok()?;
+        let mut reports = inspector.inspect(&address, timeout, |_| false).ok()?;
+        Some(serde_json::Value::Object(reports.pop()??.0))
     }
 
     /// Waits for a leader that knows itself to be one.
@@ -296,9 +317,15 @@ impl LocalCluster {
         while Instant::now() < deadline {
             for index in 0..self.replicas.len() {
                 let node = index as u16 + 1;
-                let Some(child) = &mut self.replicas[index].child else { continue };
+                let Some(child) = &mut self.replicas[index].child else {
+                    continue;
+                };
                 if let Ok(Some(status)) = child.try_wait() {
-                    return Err(Error::Ended { node, status, log: self.log(node) });
+                    return Err(Error::Ended {
+                        node,
+                        status,
+                        log: self.log(node),
+                    });
                 }
                 let report = self.inspect(node, Duration::from_millis(100));
                 if report.is_some_and(|report| report["role"] == "leader") {

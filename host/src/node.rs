@@ -111,7 +111,11 @@ impl<T: Transmit> Io for Outbox<'_, T> {
             return true;
         }
         let reserved = round + ROUNDS_AHEAD;
-        match self.host.directory.update(|identity| identity.reserved_round = reserved) {
+        match self
+            .host
+            .directory
+            .update(|identity| identity.reserved_round = reserved)
+        {
             Ok(()) => {
                 self.host.reserved_round = reserved;
                 true
@@ -216,8 +220,11 @@ impl<S: StateMachine> NodeService<S> {
             None => None,
             Some(end) => {
                 // The own node first: while it leads, a front's requests never leave the process.
-                let mut members: Vec<_> =
-                    config.peers.iter().map(|peer| (peer.node, peer.address)).collect();
+                let mut members: Vec<_> = config
+                    .peers
+                    .iter()
+                    .map(|peer| (peer.node, peer.address))
+                    .collect();
                 members.sort_by_key(|(node, _)| *node != config.node);
                 let client = Client::new(client::Config {
                     members,
@@ -227,7 +234,11 @@ impl<S: StateMachine> NodeService<S> {
                     max_in_flight: FRONT_WINDOW,
                     seed: config.seed ^ 0x6672_6f6e_7400_0000,
                 })?;
-                Some(Front { end, client, waiting: None })
+                Some(Front {
+                    end,
+                    client,
+                    waiting: None,
+                })
             }
         };
         let reserved_round = parts.directory.identity().reserved_round;
@@ -270,7 +281,9 @@ impl<S: StateMachine> NodeService<S> {
     /// # Errors
     /// The snapshot cannot be written.
     pub fn close(mut self) -> Result<(), crate::snapshot_file::SnapshotError> {
-        let Some(replica) = self.node.replica_mut(GROUP) else { return Ok(()) };
+        let Some(replica) = self.node.replica_mut(GROUP) else {
+            return Ok(());
+        };
         let (slot, frozen) = replica.freeze();
         if slot > self.host.snapshots.slot() && !self.host.snapshots.is_busy() {
             self.host.snapshots.write(slot, frozen);
@@ -301,8 +314,12 @@ impl<S: StateMachine> NodeService<S> {
                 }
                 _ => {
                     let from = self.host.address;
-                    let mut io = Outbox { host: &mut self.host, tx };
-                    self.node.handle_parsed(now_ns, unix_ms, from, &header, &value, &mut io);
+                    let mut io = Outbox {
+                        host: &mut self.host,
+                        tx,
+                    };
+                    self.node
+                        .handle_parsed(now_ns, unix_ms, from, &header, &value, &mut io);
                 }
             }
         }
@@ -310,7 +327,9 @@ impl<S: StateMachine> NodeService<S> {
 
     /// Moves submissions into the session, requests out of it, and results back.
     fn serve_front<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> u64 {
-        let Self { front, host, key, .. } = self;
+        let Self {
+            front, host, key, ..
+        } = self;
         let Some(front) = front else { return u64::MAX };
         if front.client.poll_timeout().is_some_and(|due| due <= now_ns) {
             front.client.handle_timeout(now_ns);
@@ -323,12 +342,19 @@ impl<S: StateMachine> NodeService<S> {
                     Failure::OutcomeUnknown
                 }
             });
-            front.end.complete(Completion { token: event.token, result });
+            front.end.complete(Completion {
+                token: event.token,
+                result,
+            });
         }
         while let Some(submission) = front.waiting.take().or_else(|| front.end.poll_submission()) {
             let taken = match submission.access {
-                Access::Command => front.client.submit_command(submission.token, &submission.body),
-                Access::Query => front.client.submit_query(submission.token, &submission.body),
+                Access::Command => front
+                    .client
+                    .submit_command(submission.token, &submission.body),
+                Access::Query => front
+                    .client
+                    .submit_query(submission.token, &submission.body),
             };
             match taken {
                 Ok(()) => {}
@@ -338,14 +364,18 @@ impl<S: StateMachine> NodeService<S> {
                 }
                 Err(SubmitError::TooLarge) => {
                     let result = Err(Failure::TooLarge { limit: 0 });
-                    front.end.complete(Completion { token: submission.token, result });
+                    front.end.complete(Completion {
+                        token: submission.token,
+                        result,
+                    });
                 }
             }
         }
         front.end.flush();
         while let Some(datagram) = front.client.poll_transmit(now_ns) {
             if datagram.to == host.address {
-                host.to_self.push_back((datagram.header, datagram.value.to_vec()));
+                host.to_self
+                    .push_back((datagram.header, datagram.value.to_vec()));
             } else {
                 let mut header = datagram.header;
                 if let Some(key) = *key {
@@ -365,26 +395,36 @@ impl<S: StateMachine> NodeService<S> {
                 Err(error) => self.host.error = Some(error.to_string()),
             }
         }
-        let (appended, flushed) =
-            self.node.local().journalled(GROUP).unwrap_or_default();
+        let (appended, flushed) = self.node.local().journalled(GROUP).unwrap_or_default();
         if let Some((below, needs)) = self.cutting.waiting
             && needs <= flushed
         {
             self.node.local_mut().journal_mut().cut(below);
             self.cutting.waiting = None;
         }
-        let Some(view) = self.node.local().view(GROUP) else { return };
-        let last = self.cutting.marks.back().map_or(Slot::NONE, |mark| mark.highest);
+        let Some(view) = self.node.local().view(GROUP) else {
+            return;
+        };
+        let last = self
+            .cutting
+            .marks
+            .back()
+            .map_or(Slot::NONE, |mark| mark.highest);
         if appended > 0 && view.highest.0 >= last.0 + MARK_SLOTS {
             if self.cutting.marks.len() == MAX_MARKS {
                 self.cutting.marks.pop_front();
             }
-            self.cutting.marks.push_back(Mark { highest: view.highest, number: appended });
+            self.cutting.marks.push_back(Mark {
+                highest: view.highest,
+                number: appended,
+            });
         }
         let journals = appended > 0;
         let newest = self.host.snapshots.slot();
         let busy = self.host.snapshots.is_busy();
-        let Some(replica) = self.node.replica_mut(GROUP) else { return };
+        let Some(replica) = self.node.replica_mut(GROUP) else {
+            return;
+        };
         let due = journals && replica.applied().slot().0 >= newest.0 + SNAPSHOT_SLOTS;
         if !busy && (due || replica.take_snapshot_wanted()) {
             let (slot, frozen) = replica.freeze();
@@ -398,9 +438,13 @@ impl<S: StateMachine> NodeService<S> {
 
     /// A snapshot is on disk: votes that it covers and nobody may ask for again can go.
     fn saved(&mut self, slot: Slot) {
-        let Some(replica) = self.node.replica_mut(GROUP) else { return };
+        let Some(replica) = self.node.replica_mut(GROUP) else {
+            return;
+        };
         replica.snapshot_saved(slot);
-        let Some(view) = self.node.local().view(GROUP) else { return };
+        let Some(view) = self.node.local().view(GROUP) else {
+            return;
+        };
         let covered = slot.min(view.trim.previous());
         let mut below = None;
         while let Some(mark) = self.cutting.marks.front()
@@ -443,7 +487,10 @@ impl<S: StateMachine> NodeService<S> {
         let refused = self.node.refused();
         let by_reason = |names: &[&str], counts: &[u64]| -> serde_json::Value {
             let pairs = names.iter().zip(counts).filter(|(_, count)| **count > 0);
-            pairs.map(|(name, count)| ((*name).to_owned(), (*count).into())).collect::<serde_json::Map<_, _>>().into()
+            pairs
+                .map(|(name, count)| ((*name).to_owned(), (*count).into()))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
         };
         let dropped_names = consensus::acceptor::Drop::ALL.map(consensus::acceptor::Drop::name);
         let malformed_names = consensus::wire::Malformed::ALL.map(consensus::wire::Malformed::name);
@@ -534,7 +581,10 @@ pub const fn max_request_bytes(value_bytes: usize) -> usize {
 impl<S: StateMachine> Service for NodeService<S> {
     fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], tx: &mut T) {
         let unix_ms = self.unix_ms(now_ns);
-        let mut io = Outbox { host: &mut self.host, tx };
+        let mut io = Outbox {
+            host: &mut self.host,
+            tx,
+        };
         self.node.handle(now_ns, unix_ms, from, datagram, &mut io);
     }
 
@@ -545,7 +595,10 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.deliver(now_ns, tx);
         self.serve_front(now_ns, tx);
         self.deliver(now_ns, tx);
-        let mut io = Outbox { host: &mut self.host, tx };
+        let mut io = Outbox {
+            host: &mut self.host,
+            tx,
+        };
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
         if !self.host.to_self.is_empty() {
             self.deliver(now_ns, tx);

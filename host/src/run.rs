@@ -1,6 +1,6 @@
 //! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
 
-use crate::config::{Config, Durability, Wait};
+use crate::config::{Config, Durability, KeyError, Wait, read_key};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
 use crate::engine::{EngineError, Software};
 use crate::front;
@@ -83,8 +83,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The key file.
-    #[error("{0}")]
-    Key(String),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
         "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
@@ -146,21 +146,25 @@ fn durability(config: Durability) -> local::Durability {
 pub fn run(config: &Config) -> Result<(), Error> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .map_err(|source| Error::System { doing: "catch signals", source })?;
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| Error::System {
+            doing: "catch signals",
+            source,
+        })?;
     }
-    run_until(config, stop)
+    run_until(config, &stop)
 }
 
 /// Runs a node until `stop` is set (looked at every 100 ms at least), or until it has to end.
 ///
 /// # Errors
 /// Says what could not be opened, or why the node ended.
-pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
+pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     let node = NodeId(config.node);
     let own = config.peers.iter().find(|peer| peer.node == config.node);
-    let Some(own) = own else { return Err(NodeError::NotAMember { node }.into()) };
-    let key = read_key(config)?;
+    let Some(own) = own else {
+        return Err(NodeError::NotAMember { node }.into());
+    };
+    let key = config.key_file.as_deref().map(read_key).transpose()?;
     let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
@@ -171,7 +175,11 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     let found = directory.identity().durability;
     if found != config.durability {
         let directory = config.data_directory.clone();
-        return Err(Error::OtherDurability { directory, found, wanted: config.durability });
+        return Err(Error::OtherDurability {
+            directory,
+            found,
+            wanted: config.durability,
+        });
     }
 
     // The ports come before the state: a second process ends here and changes nothing.
@@ -184,9 +192,10 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     let request_bytes = max_request_bytes(layout.value_bytes());
     let max_command_bytes = (request_bytes - consensus::envelope::ENTRY_BYTES) & !7;
     let server = match config.resp {
-        Some(listen) => {
-            Some(resp::Server::bind(resp::Options::new(listen, max_command_bytes))?)
-        }
+        Some(listen) => Some(resp::Server::bind(resp::Options::new(
+            listen,
+            max_command_bytes,
+        ))?),
         None => None,
     };
 
@@ -196,7 +205,10 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         Arc::new(move || waker.wake())
     })?;
     let acceptor = opened.acceptor;
-    let used_round = directory.identity().reserved_round.max(opened.highest_round);
+    let used_round = directory
+        .identity()
+        .reserved_round
+        .max(opened.highest_round);
     directory.update(|identity| {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
@@ -213,7 +225,10 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         let waker = waker.clone();
         move || waker.wake()
     })
-    .map_err(|source| Error::System { doing: "start the snapshot writer", source })?;
+    .map_err(|source| Error::System {
+        doing: "start the snapshot writer",
+        source,
+    })?;
 
     let mut front_end = None;
     let front = server.as_ref().map(|server| {
@@ -233,7 +248,7 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         address: own.address,
         snapshots,
         front,
-        stop: Arc::clone(&stop),
+        stop: Arc::clone(stop),
         facts: Facts {
             wait: match config.worker.wait {
                 Wait::Blocking => "blocking",
@@ -253,8 +268,10 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         }
         _ => None,
     };
-    let placement =
-        Placement { cpu: config.worker.cpu, fifo_priority: config.worker.fifo_priority };
+    let placement = Placement {
+        cpu: config.worker.cpu,
+        fifo_priority: config.worker.fifo_priority,
+    };
     let mut worker = Worker::new(datapath, service).placed(placement);
     tracing::info!(node = config.node, address = %own.address, "node runs");
     let result = worker.run();
@@ -272,21 +289,6 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     Ok(())
 }
 
-fn read_key(config: &Config) -> Result<Option<Key>, Error> {
-    let Some(path) = &config.key_file else { return Ok(None) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::Key(format!("read key file {}: {error}", path.display())))?;
-    let number = u128::from_str_radix(text.trim(), 16).ok().filter(|_| text.trim().len() == 32);
-    match number {
-        Some(number) => Ok(Some(Key::from_bytes(number.to_be_bytes()))),
-        None => Err(Error::Key(format!(
-            "key file {}: it takes 32 hexadecimal digits; make one with \
-             `head -c16 /dev/urandom | xxd -p`",
-            path.display()
-        ))),
-    }
-}
-
 fn node_config(
     config: &Config,
     key: Option<Key>,
@@ -294,8 +296,10 @@ fn node_config(
     used_round: u64,
     seed: u64,
 ) -> node::Config {
-    let (heartbeat_ns, election_ns) =
-        (config.timing.heartbeat_ms * MS, config.timing.election_ms * MS);
+    let (heartbeat_ns, election_ns) = (
+        config.timing.heartbeat_ms * MS,
+        config.timing.election_ms * MS,
+    );
     let identity = directory.identity();
     node::Config {
         node: NodeId(config.node),
@@ -315,7 +319,11 @@ fn node_config(
             heartbeat_ns,
             decide_ns: MS,
             // A flush may take its time; a datagram that is lost is lost at once.
-            resend_ns: if config.durability == Durability::Sync { 20 * MS } else { 5 * MS },
+            resend_ns: if config.durability == Durability::Sync {
+                20 * MS
+            } else {
+                5 * MS
+            },
         },
         election: ElectionTiming {
             timeout_ns: election_ns,
@@ -358,9 +366,15 @@ fn open_state(
     };
     let sync = config.durability == Durability::Sync;
     // Under `sync` the journal is the memory, and it outlives the machine.
-    let boot = if sync { 0 } else { parse_boot_id(&identity.boot_id) };
+    let boot = if sync {
+        0
+    } else {
+        parse_boot_id(&identity.boot_id)
+    };
     if !sync && identity.formed && data_directory::boot_id()? != identity.boot_id {
-        return Err(lost("the machine has restarted since, and its votes were in memory".into()));
+        return Err(lost(
+            "the machine has restarted since, and its votes were in memory".into(),
+        ));
     }
     let birth = Birth {
         cluster: directory.fingerprint() >> 32,
@@ -368,7 +382,11 @@ fn open_state(
         nonce: identity.region_nonce,
         boot,
     };
-    let acceptor = Acceptor { node: identity.node, incarnation: birth.incarnation(), layout };
+    let acceptor = Acceptor {
+        node: identity.node,
+        incarnation: birth.incarnation(),
+        layout,
+    };
 
     let mut snapshots = SnapshotDirectory::open(directory.snapshots_path(GROUP), GROUP)?;
     let found = snapshots.newest()?;
@@ -377,10 +395,12 @@ fn open_state(
     }
     let mut applied = Applied::new(Kv::new());
     if let Some(snapshot) = &found.snapshot {
-        applied.restore(&snapshot.body()?).map_err(|source| Error::Restore {
-            path: snapshot.path().to_owned(),
-            source,
-        })?;
+        applied
+            .restore(&snapshot.body()?)
+            .map_err(|source| Error::Restore {
+                path: snapshot.path().to_owned(),
+                source,
+            })?;
     }
 
     let path = directory.path().join("region");
@@ -399,9 +419,10 @@ fn open_state(
                 }
                 (create()?, 0)
             }
-            Err(EngineError::Open { source: OpenError::Blank, .. }) if !identity.formed => {
-                (create()?, 0)
-            }
+            Err(EngineError::Open {
+                source: OpenError::Blank,
+                ..
+            }) if !identity.formed => (create()?, 0),
             Err(EngineError::Open {
                 source: source @ (OpenError::Blank | OpenError::OtherIncarnation { .. }),
                 ..
@@ -452,15 +473,24 @@ fn open_state(
 fn parse_boot_id(text: &str) -> u128 {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     // A boot id that is no UUID (a test's) still tells one boot from another.
-    u128::from_str_radix(&digits, 16).unwrap_or_else(|_| u128::from(crc_fast::crc32_iscsi(text.as_bytes()))).max(1)
+    u128::from_str_radix(&digits, 16)
+        .unwrap_or_else(|_| u128::from(crc_fast::crc32_iscsi(text.as_bytes())))
+        .max(1)
 }
 
 fn info_text(report: &std::sync::Mutex<String>) -> String {
-    let text = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let text = report
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .clone();
     let fields: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&text).unwrap_or_default();
     let mut info = String::from("# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\n");
-    info.push_str(concat!("nearwire_version:", env!("CARGO_PKG_VERSION"), "\r\n\r\n# Nearwire\r\n"));
+    info.push_str(concat!(
+        "nearwire_version:",
+        env!("CARGO_PKG_VERSION"),
+        "\r\n\r\n# Nearwire\r\n"
+    ));
     for (name, value) in fields {
         let value = match value {
             serde_json::Value::String(text) => text,

@@ -12,7 +12,10 @@ pub struct Wal {
 impl Wal {
     /// Wraps the journal that `durability` asks for.
     pub fn new(journal: Option<Journal>) -> Self {
-        Self { journal, record: Vec::with_capacity(64 * 1024) }
+        Self {
+            journal,
+            record: Vec::with_capacity(64 * 1024),
+        }
     }
 
     /// Why nothing is journalled any more, if that is so.
@@ -29,7 +32,9 @@ impl Wal {
 
     /// The number of the last record appended.
     pub fn appended(&self) -> u64 {
-        self.journal.as_ref().map_or(0, |journal| journal.appended().0)
+        self.journal
+            .as_ref()
+            .map_or(0, |journal| journal.appended().0)
     }
 
     /// How it writes, and how it went so far.
@@ -49,10 +54,14 @@ impl local::Journal for Wal {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.journal.as_ref().is_some_and(|journal| journal.has_room(bytes))
+        self.journal
+            .as_ref()
+            .is_some_and(|journal| journal.has_room(bytes))
     }
 
     fn flushed(&self) -> u64 {
-        self.journal.as_ref().map_or(0, |journal| journal.flushed().0)
+        self.journal
+            .as_ref()
+            .map_or(0, |journal| journal.flushed().0)
     }
 }

@@ -126,6 +126,11 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(error) = error.downcast_ref::<DataDirectoryError>() {
         return Some((directory_exit(error), None));
     }
+    if let Some(error) = error.downcast_ref::<nearwire::run::Error>() {
+        return error
+            .is_refused_identity()
+            .then_some((Exit::Unsupported, None));
+    }
     match error.downcast_ref::<datapath::Error>()? {
         // The texts of both end with what mends it.
         datapath::Error::Unsupported { .. } => Some((Exit::Unsupported, None)),

@@ -31,15 +31,14 @@ pub(crate) struct PeersArgs {
     /// The file with the cluster's key, 32 hexadecimal digits.
     #[arg(long, env = "NEARWIRE_KEY_FILE", value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// How long to wait for an answer, in milliseconds.
+    /// How long to wait for an answer, in milliseconds: 1000 to look, 3000 to change.
     #[arg(
         long,
         env = "NEARWIRE_TIMEOUT_MS",
         value_name = "MS",
-        default_value_t = 3000,
         value_parser = clap::value_parser!(u64).range(1..=3_600_000)
     )]
-    timeout_ms: u64,
+    timeout_ms: Option<u64>,
 }
 
 /// A cluster as seen from outside.
@@ -51,8 +50,7 @@ pub(crate) struct Cluster {
     pub(crate) key: Option<Key>,
     /// Longest value of a request in bytes.
     pub(crate) max_value: usize,
-    /// How long to wait for an answer.
-    pub(crate) timeout: Duration,
+    timeout: Option<Duration>,
 }
 
 impl PeersArgs {
@@ -89,8 +87,25 @@ impl PeersArgs {
             members,
             key,
             max_value: region.value_bytes,
-            timeout: Duration::from_millis(self.timeout_ms),
+            timeout: self.timeout_ms.map(Duration::from_millis),
         })
+    }
+}
+
+impl Cluster {
+    /// Where its replicas are.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.members.iter().map(|&(_, address)| address).collect()
+    }
+
+    /// How long to wait for an answer that changes nothing.
+    pub(crate) fn looking(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(1))
+    }
+
+    /// How long to wait for a change.
+    pub(crate) fn changing(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(3))
     }
 }
 

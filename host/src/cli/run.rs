@@ -64,9 +64,5 @@ impl From<OverrideArgs> for Overrides {
 
 pub(crate) fn main(args: Args, _output: Output) -> anyhow::Result<()> {
     let config = Config::load_with(&args.config, args.overrides.into())?;
-    start(config)
-}
-
-fn start(config: Config) -> anyhow::Result<()> {
-    Ok(nearwire::run::run(&config)?)
+    nearwire::run::run(&config).map_err(Into::into)
 }
