@@ -82,10 +82,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    let (exit, remedy) = error
-        .chain()
-        .find_map(judge)
-        .unwrap_or((Exit::Failed, None));
+    let (exit, remedy) = verdict(error);
     let mut text = format!("error: {}\n", message(error));
     if let Some(remedy) = remedy {
         text.push_str(&format!("remedy: {remedy}\n"));
@@ -110,6 +107,16 @@ fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     error
         .downcast_ref::<io::Error>()
         .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// What is known of the outermost error that is known at all.
+fn verdict(error: &anyhow::Error) -> (Exit, Option<String>) {
+    // One that was attached as context is no link of the chain.
+    let failure = error
+        .downcast_ref::<Failure>()
+        .and_then(|failure| judge(failure));
+    let known = failure.or_else(|| error.chain().find_map(judge));
+    known.unwrap_or((Exit::Failed, None))
 }
 
 /// The exit code and remedy of an error that is known here.
@@ -168,7 +175,8 @@ mod tests {
         let error = Err::<(), _>(Failure::unsupported("no io_uring").remedy("upgrade"))
             .context("open journal")
             .expect_err("an error");
-        let judged = error.chain().find_map(judge);
-        assert_eq!(judged, Some((Exit::Unsupported, Some("upgrade".into()))));
+        assert_eq!(verdict(&error), (Exit::Unsupported, Some("upgrade".into())));
+        let error = anyhow::anyhow!("EPERM").context(Failure::usage("open journal"));
+        assert_eq!(verdict(&error), (Exit::Usage, None));
     }
 }

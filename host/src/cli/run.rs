@@ -68,6 +68,6 @@ pub(crate) fn main(args: Args, _output: Output) -> anyhow::Result<()> {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    let _ = config;
+    drop(config);
     Err(super::Failure::unsupported("this build runs no replicas").into())
 }
