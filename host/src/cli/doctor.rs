@@ -376,11 +376,12 @@ fn storage(data_directory: &Path) -> Vec<Check> {
             "what is there survives a reboot",
         )
     });
-    checks.push(durable_writes(&directory));
+    checks.push(durable_writes(data_directory, &directory));
     checks
 }
 
-fn durable_writes(directory: &Path) -> Check {
+/// Tries in `directory` what a replica will do in `wanted`.
+fn durable_writes(wanted: &Path, directory: &Path) -> Check {
     const CHECK: &str = "durable writes";
     let scratch = directory.join(format!(".nearwire-doctor-{}", std::process::id()));
     let probed = fs::create_dir(&scratch).and_then(|()| RealDisk::probe(&scratch, Flush::Before));
@@ -402,8 +403,8 @@ fn durable_writes(directory: &Path) -> Check {
             "a replica cannot keep anything here",
         )
         .remedy(format!(
-            "chown $USER {}, or --data-directory DIR",
-            directory.display()
+            "sudo install -d -o $USER {}, or --data-directory DIR",
+            wanted.display()
         )),
     }
 }

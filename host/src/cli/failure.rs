@@ -134,9 +134,7 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
         return Some((directory_exit(error), None));
     }
     if let Some(error) = error.downcast_ref::<nearwire::run::Error>() {
-        return error
-            .is_refused_identity()
-            .then_some((Exit::Unsupported, None));
+        return judge_run(error);
     }
     match error.downcast_ref::<datapath::Error>()? {
         // The texts of both end with what mends it.
@@ -145,6 +143,20 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
         | datapath::Error::InUse { .. }
         | datapath::Error::System { .. }
         | datapath::Error::Command { .. } => Some((Exit::Failed, None)),
+    }
+}
+
+/// An error of a node, by what is inside: it is transparent, so the chain does not show that.
+fn judge_run(error: &nearwire::run::Error) -> Option<(Exit, Option<String>)> {
+    use nearwire::run::Error;
+    if error.is_refused_identity() {
+        return Some((Exit::Unsupported, None));
+    }
+    match error {
+        Error::Directory(error) => judge(error),
+        Error::Datapath(error) => judge(error),
+        Error::Key(error) => Some((Exit::Usage, Some(error.remedy()))),
+        _ => None,
     }
 }
 

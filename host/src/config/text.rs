@@ -282,10 +282,7 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
 
 fn refused(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let place = match error.span() {
-        // An error about the document as a whole spans all of it.
-        Some(span) if span.start > 0 || span.end < text.trim_end().len() => {
-            Place::in_text(path, text, span.start)
-        }
+        Some(span) => Place::in_text(path, text, span.start),
         None => Place::File(path.to_owned()),
     };
     Error::Invalid {
