@@ -6,6 +6,7 @@ use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
 use nearwire_consensus::client::{self, Client};
 use nearwire_consensus::election::ElectionTiming;
+use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
 use nearwire_consensus::local::{Durability, Journal};
 use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
@@ -16,7 +17,7 @@ use nearwire_consensus::replica::{Io, Replica, Role};
 use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{Header, Kind, Parsed, parse};
-use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -99,6 +100,8 @@ struct Disk(Rc<RefCell<Log>>);
 struct Log {
     records: Vec<Vec<u8>>,
     flushed: usize,
+    /// The queue takes nothing for now.
+    full: bool,
     /// A broken build: claims that everything is flushed at once.
     lies: bool,
 }
@@ -106,12 +109,15 @@ struct Log {
 impl Journal for Disk {
     fn append(&mut self, head: &[u8], body: &[u8]) -> Option<u64> {
         let mut log = self.0.borrow_mut();
+        if log.full {
+            return None;
+        }
         log.records.push([head, body].concat());
         Some(log.records.len() as u64)
     }
 
     fn has_room(&self, _: usize) -> bool {
-        true
+        !self.0.borrow().full
     }
 
     fn flushed(&self) -> u64 {
@@ -830,5 +836,192 @@ fn what_a_candidate_is_taught_late_shifts_no_slot() {
             world.run_ms(1_000);
             world.check();
         }
+    }
+}
+
+/// What `index` sends to a stranger in answer to one packet.
+fn answers(world: &mut World, index: usize, header: &Header, value: &[u8]) -> Vec<Header> {
+    let stranger = SocketAddr::from(([10, 9, 9, 9], 9));
+    let bytes = [&header.to_bytes()[..], value].concat();
+    world.turn_host(index, Some((stranger, &bytes)));
+    let air = std::mem::take(&mut world.air);
+    let (own, rest): (Vec<_>, Vec<_>) = air.into_iter().partition(|flight| flight.to == stranger);
+    world.air = rest.into_iter().collect();
+    own.iter()
+        .filter_map(|flight| match parse(&flight.bytes, 65_535) {
+            Parsed::Ours(header, _) => Some(header),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
+    let mut world = World::new(7, 3, CALM, Durability::Volatile);
+    world.commit(100, 8);
+    let leader = world.leader().expect("somebody leads");
+    for kind in [Kind::CatchUp, Kind::SnapshotRequest] {
+        for sender in 0..4 {
+            let ask = Header {
+                slot: Slot(1),
+                watermark: 64,
+                ..Header::new(kind, GroupId(0), NodeId(sender))
+            };
+            assert_eq!(answers(&mut world, leader, &ask, &[]), [], "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_session_opened_later_is_not_called_unknown() {
+    let mut world = World::new(8, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.leader().expect("somebody leads");
+    let applied = world.hosts[leader].replica().expect("up").applied().slot();
+    let mut ask = |slot: Slot| {
+        let mut value = Vec::new();
+        Entry {
+            kind: EntryKind::Command,
+            session: SessionId::new(slot, 9),
+            sequence: Sequence(1),
+            behind: 0,
+            body: b"x",
+        }
+        .append(&mut value);
+        let header = Header {
+            length: value.len() as u16,
+            ..Header::new(Kind::Request, GroupId(0), NodeId::NONE)
+        };
+        answers(&mut world, leader, &header, &value).len()
+    };
+    assert_eq!(ask(applied), 1, "it would have been applied");
+    assert_eq!(ask(applied.next()), 0);
+}
+
+/// Turns of each host that nothing but its own timers called for.
+fn idle_turns(world: &mut World, ms: u64) -> u64 {
+    let end = world.now_ns + ms * MS;
+    let mut turns = 0;
+    while world.now_ns < end {
+        let due = |host: &Host| host.node.is_some() && host.wake_ns <= world.now_ns;
+        turns += world.hosts.iter().filter(|host| due(host)).count() as u64;
+        world.step();
+    }
+    turns
+}
+
+#[test]
+fn a_minority_waits_without_spinning() {
+    let mut world = World::new(9, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    for index in 1..3 {
+        world.kill(index);
+    }
+    world.run_ms(1_000);
+    let turns = idle_turns(&mut world, 1_000);
+    assert!(turns < 1_000, "{turns} turns in a second without a quorum");
+}
+
+#[test]
+fn nodes_that_never_led_elect_above_what_they_promised() {
+    let mut world = World::new(10, 3, CALM, Durability::Async);
+    // Rounds rise while node 3 leads again and again.
+    for _ in 0..4 {
+        world.commit(5, 1);
+        let leader = world.leader().expect("somebody leads");
+        world.kill(leader);
+        world.commit(5, 1);
+        world.start(leader);
+        world.run_ms(500);
+    }
+    let leader = world.leader().expect("somebody leads");
+    for index in 0..3 {
+        world.kill(index);
+    }
+    for index in (0..3).filter(|index| *index != leader) {
+        world.hosts[index].stable.round = 0;
+        world.start(index);
+    }
+    world.run_ms(5_000);
+    assert!(world.leader().is_some(), "nobody leads");
+    world.commit(5, 1);
+    world.check();
+}
+
+#[test]
+fn a_node_of_a_formed_cluster_keeps_its_members() {
+    let mut world = World::new(11, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    world.kill(0);
+    world.hosts.truncate(1);
+    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.start(0)));
+    assert!(started.is_err(), "one of three went on alone");
+}
+
+/// How far the host would come from its snapshot and what is flushed of its journal.
+fn recovered(host: &Host) -> Slot {
+    let layout = layout();
+    let acceptor = Acceptor {
+        node: host.birth.node,
+        incarnation: host.birth.incarnation(),
+        layout,
+    };
+    let region =
+        Region::create(blank(layout), layout, host.birth, Epoch(1), 0).expect("blank words");
+    let mut applied = Applied::new(Ledger::default());
+    if let Some((_, bytes)) = &host.stable.snapshot {
+        applied.restore(bytes).expect("own snapshot");
+    }
+    let mut recovery = Recovery::new(acceptor, applied);
+    let log = host.disk.0.borrow();
+    for record in &log.records[..log.flushed] {
+        recovery
+            .record(Some(&region), 0, record)
+            .expect("own record");
+    }
+    recovery.finish().0.slot()
+}
+
+#[test]
+fn a_replica_promises_no_more_than_its_journal_gives_back() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 3, STORM, Durability::Sync);
+        for turn in 0..6_000u64 {
+            world.submit(8);
+            world.step();
+            let index = world.random.below(3) as usize;
+            match world.random.below(40) {
+                0..8 => world.flush(index),
+                8 => world.hosts[index].disk.0.borrow_mut().full = true,
+                9..12 => world.hosts[index].disk.0.borrow_mut().full = false,
+                _ => {}
+            }
+            if turn % 1_500 == 1_499
+                && let Some(leader) = world.leader()
+            {
+                world.lose_power(leader);
+                let end = world.now_ns + 400 * MS;
+                while world.now_ns < end {
+                    world.step();
+                    // A flush wakes its node now, so that time stands still meanwhile.
+                    if world.random.below(4) == 0 {
+                        let index = world.random.below(3) as usize;
+                        world.hosts[index].disk.0.borrow_mut().full = false;
+                        world.flush(index);
+                    }
+                }
+                world.start(leader);
+            }
+            for host in &world.hosts {
+                let Some(replica) = host.replica() else {
+                    continue;
+                };
+                let promised = replica.recoverable();
+                if turn % 16 == 0 {
+                    assert!(recovered(host) >= promised, "seed {seed}, turn {turn}");
+                }
+            }
+        }
+        world.check();
     }
 }
