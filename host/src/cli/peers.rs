@@ -1,10 +1,10 @@
 //! Where the cluster is: what every command that talks to one is told.
 
 use super::Failure;
-use anyhow::Context;
 use consensus::NodeId;
 use consensus::auth::Key;
 use nearwire::config::{self, Config};
+use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,7 +56,11 @@ pub(crate) struct Cluster {
 impl PeersArgs {
     /// Finds out where the cluster is.
     pub(crate) fn cluster(&self) -> anyhow::Result<Cluster> {
-        let config = self.config.as_deref().map(Config::load).transpose()?;
+        let config = self
+            .config
+            .as_deref()
+            .map(Config::load_for_client)
+            .transpose()?;
         let members =
             match &config {
                 _ if !self.peers.is_empty() => {
@@ -125,16 +129,18 @@ fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
         }
         None => (NodeId::NONE, text),
     };
-    let unusable = || {
+    let unusable = |why: &dyn Display| {
         Failure::usage(format!(
-            "--peers {text}: {address:?} is no address of a replica"
+            "--peers {text}: {address:?} is no replica's address: {why}"
         ))
         .remedy("write HOST:PORT, such as 127.0.0.1:4747 or [::1]:4747")
     };
-    let mut found = address.to_socket_addrs().with_context(unusable)?;
+    let mut found = address
+        .to_socket_addrs()
+        .map_err(|error| unusable(&error))?;
     let address = found
         .find(|address| address.port() != 0)
-        .ok_or_else(unusable)?;
+        .ok_or_else(|| unusable(&"there is none with a port"))?;
     Ok((node, address))
 }
 

@@ -89,7 +89,8 @@ pub(crate) fn propose(args: &ProposeArgs, output: Output) -> anyhow::Result<()> 
 fn execute(words: &[&OsStr], peers: &PeersArgs, output: Output) -> anyhow::Result<()> {
     let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
     let (access, body) = kv::encode(&words).map_err(|error| {
-        Failure::usage(error.to_string()).remedy("`nearwire propose --help` has examples")
+        Failure::usage(error.to_string().trim_end())
+            .remedy("`nearwire propose --help` has examples")
     })?;
     let cluster = peers.cluster()?;
     let options = Options {
