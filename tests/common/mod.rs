@@ -1,13 +1,19 @@
 //! What the tests of whole processes share: a cluster, clients that move on when a node fails, and
 //! a ledger of what was acknowledged.
-#![allow(dead_code, reason = "each test file takes what it needs")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test file takes what it needs"
+)]
 #![allow(unreachable_pub, reason = "a module of several crates")]
 
 mod ledger;
+mod puppet;
 mod relay;
 mod resp;
 
 pub use ledger::{Ledger, Load};
+pub use puppet::{Puppet, REPLICA, SPEAKER};
 pub use relay::Relay;
 pub use resp::{Reply, Resp, Roaming};
 
@@ -207,21 +213,25 @@ impl Cluster {
 
     /// Waits for the end of a replica; `None` if it still runs after [`PATIENCE`].
     pub fn end_of(&mut self, node: u16) -> Option<ExitStatus> {
-        let process = self.process(node)?;
         let deadline = Instant::now() + PATIENCE;
-        // The zombie stays until `wait` below: its state is read, its number is not another's yet.
-        let stat = format!("/proc/{process}/stat");
         while Instant::now() < deadline {
-            let text = std::fs::read_to_string(&stat).unwrap_or_default();
-            let state = text
-                .rsplit_once(") ")
-                .and_then(|(_, rest)| rest.chars().next());
-            if matches!(state, Some('Z') | None) {
+            if self.has_ended(node) {
                 return self.wait(node);
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         None
+    }
+
+    /// Whether a replica's process has come to its end, without waiting.
+    pub fn has_ended(&self, node: u16) -> bool {
+        let Some(process) = self.process(node) else {
+            return true;
+        };
+        // The zombie stays until it is waited for, so its number is not another's yet.
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_none_or(|state| state.starts_with('Z'))
     }
 }
 
