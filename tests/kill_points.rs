@@ -63,7 +63,7 @@ fn vote_and_die(
             true
         }
     };
-    puppet.cluster.start(node).expect("starts again");
+    puppet.cluster.start_node(node);
     let restored = eventually("a report", || puppet.cluster.count(node, "restored"));
     let torn = u64::from(died && held);
     assert_eq!(restored, torn, "restored after {point}:{pass}");
@@ -126,7 +126,7 @@ fn a_first_vote_that_was_being_stored_is_whole_or_absent() {
         puppet.send(&accept, NEW);
         let status = puppet.cluster.end_of(node).expect("it ends");
         assert!(was_killed(status));
-        puppet.cluster.start(node).expect("starts again");
+        puppet.cluster.start_node(node);
         let prepare = puppet.request(Kind::Prepare, round + 1, 0);
         let (promise, _) = puppet.ask(&prepare, b"");
         assert_eq!(promise.kind, Kind::Promise);
@@ -200,7 +200,7 @@ fn die_at(cluster: &mut Cluster, load: &Load, point: &str, lead: bool) {
             return;
         }
         // It died before it led.
-        cluster.start(NODE).expect("starts again");
+        cluster.start_node(NODE);
         pass *= 4;
     }
     panic!("node {NODE} does not come to lead before it passes {point}");
@@ -213,7 +213,7 @@ fn die_under_load(lead: bool) {
     for (point, held) in POINTS {
         die_at(&mut cluster, &load, point, lead);
         load.advance(50);
-        cluster.start(NODE).expect("starts again");
+        cluster.start_node(NODE);
         let restored = eventually("a report", || cluster.count(NODE, "restored"));
         assert_eq!(restored, u64::from(held), "after {point}");
         cluster.settle(&[1, 2, 3]);
@@ -222,7 +222,7 @@ fn die_under_load(lead: bool) {
         if leader != NODE {
             cluster.kill(leader);
             load.advance(50);
-            cluster.start(leader).expect("starts again");
+            cluster.start_node(leader);
         }
     }
     let ledger = load.stop();

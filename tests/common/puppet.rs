@@ -44,7 +44,7 @@ impl Puppet {
         };
         let (speaker, other) = (take(SPEAKER), take(OTHER));
         let address = cluster.replicas()[0].address;
-        cluster.start(REPLICA.0).expect("starts");
+        cluster.start_node(REPLICA.0);
         let puppet = Self {
             cluster,
             speaker,
