@@ -14,8 +14,8 @@ mod resp;
 
 pub use ledger::{Ledger, Load};
 pub use puppet::{Puppet, REPLICA, SPEAKER};
-pub use relay::Relay;
-pub use resp::{Reply, Resp, Roaming};
+pub use relay::{Passed, Relay};
+pub use resp::{Reply, Resp, Roaming, request};
 
 use consensus::auth::Key;
 use nearwire::inspect::inspect;
