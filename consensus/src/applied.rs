@@ -1,6 +1,7 @@
 //! What the log has done so far: the state machine, its sessions and clock, and the newest values
 //! for those who lag.
 
+use crate::acceptor::MAX_SLOT;
 use crate::envelope::{EntryKind, Outcome, Status, entries};
 use crate::session::{Admission, Sessions};
 use crate::state_machine::{Frozen, RestoreError, StateMachine};
@@ -100,8 +101,7 @@ impl<S: StateMachine> Applied<S> {
                 }
                 EntryKind::Open => {
                     let nonce = entry.session.0;
-                    // At most 4,096 entries fit a value, so the names of sessions are unique.
-                    let id = SessionId(self.slot.0 << 12 | opened);
+                    let id = SessionId::new(self.slot, opened);
                     opened += 1;
                     let status = if self.sessions.open(id, self.clock_ms) {
                         Status::Opened
@@ -207,6 +207,12 @@ impl<S: StateMachine> Applied<S> {
         })
     }
 
+    /// The last slot that a snapshot covers, if it can be one.
+    pub fn snapshot_slot(bytes: &[u8]) -> Option<Slot> {
+        let slot = Slot(u64::from_be_bytes(*bytes.get(8..)?.first_chunk()?));
+        (slot.0 <= MAX_SLOT).then_some(slot)
+    }
+
     /// Replaces the state by a snapshot.
     ///
     /// # Errors
@@ -218,7 +224,8 @@ impl<S: StateMachine> Applied<S> {
         if u64::from_be_bytes(*magic) != SNAPSHOT_MAGIC {
             return Err(RestoreError("not a snapshot of this version"));
         }
-        let (slot, rest) = rest
+        let slot = Self::snapshot_slot(bytes).ok_or(RestoreError("no such slot"))?;
+        let (_, rest) = rest
             .split_first_chunk::<8>()
             .ok_or(RestoreError("cut off"))?;
         let (clock_ms, rest) = rest
@@ -227,7 +234,7 @@ impl<S: StateMachine> Applied<S> {
         let (sessions, rest) = Sessions::read(rest)?;
         self.machine.restore(rest)?;
         self.sessions = sessions;
-        self.slot = Slot(u64::from_be_bytes(*slot));
+        self.slot = slot;
         self.clock_ms = u64::from_be_bytes(*clock_ms);
         self.kept.clear();
         self.kept_bytes = 0;

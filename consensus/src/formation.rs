@@ -4,8 +4,12 @@
 //! memory. Each node pins, durably and once, the first incarnation that it sees of every member,
 //! and tells the others what it pinned. It votes and leads only when *every* member has pinned the
 //! very same incarnations: so whatever was ever chosen was chosen by acceptors that all nodes
-//! agree on, and a node that comes back with empty memory is recognised by each of them.
+//! agree on, and a node that comes back with empty memory is recognised by each of them. Greetings
+//! carry the terms too (quorums and dimensions): quorums that two nodes count differently need not
+//! intersect.
 
+use crate::quorum::Quorums;
+use crate::region::Layout;
 use crate::wire::{Flags, Header, Kind};
 use crate::{Epoch, GroupId, Incarnation, NodeId};
 use alloc::collections::BTreeMap;
@@ -35,6 +39,29 @@ pub enum Conflict {
         /// What it pinned.
         pinned: Incarnation,
     },
+    /// A member is configured with other quorums, another window or another value limit.
+    Terms {
+        /// The member.
+        node: NodeId,
+    },
+}
+
+/// What all members must have configured alike, packed as the wire carries it: phase-1 quorum u8,
+/// phase-2 quorum u8, groups u16, log2 of the window u8, value limit u24.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Terms(pub u64);
+
+impl Terms {
+    /// The terms of these quorums and dimensions.
+    pub const fn new(quorums: &Quorums, layout: &Layout) -> Self {
+        Self(
+            (quorums.phase1() as u64) << 56
+                | (quorums.phase2() as u64) << 48
+                | (layout.groups() as u64) << 32
+                | (layout.window().trailing_zeros() as u64) << 24
+                | layout.value_bytes() as u64,
+        )
+    }
 }
 
 /// What a greeting led to.
@@ -53,6 +80,7 @@ pub struct Greeted {
 pub struct Formation {
     node: NodeId,
     epoch: Epoch,
+    terms: Terms,
     members: Vec<NodeId>,
     pins: BTreeMap<NodeId, Incarnation>,
     confirmed: Vec<NodeId>,
@@ -65,6 +93,7 @@ impl Formation {
     pub fn new(
         node: NodeId,
         epoch: Epoch,
+        terms: Terms,
         members: Vec<NodeId>,
         pins: BTreeMap<NodeId, Incarnation>,
         formed: bool,
@@ -72,6 +101,7 @@ impl Formation {
         let mut formation = Self {
             node,
             epoch,
+            terms,
             members,
             pins,
             confirmed: Vec::new(),
@@ -130,6 +160,7 @@ impl Formation {
         let header = Header {
             incarnation: self.pins.get(&self.node).copied().unwrap_or_default(),
             epoch: self.epoch,
+            watermark: self.terms.0,
             flags,
             length: value.len() as u16,
             ..Header::new(Kind::Hello, GroupId(0), self.node)
@@ -148,6 +179,11 @@ impl Formation {
             return greeted;
         }
         greeted.answer = header.flags.has(Flags::ACK_WANTED);
+        if header.watermark != self.terms.0 {
+            let node = header.sender;
+            greeted.conflict = Some(Conflict::Terms { node });
+            return greeted;
+        }
         let shown = header.incarnation;
         match self.pins.get(&header.sender) {
             None => {
@@ -210,7 +246,14 @@ mod tests {
 
     fn fresh(node: u16, incarnation: u32) -> Formation {
         let pins = BTreeMap::from([(NodeId(node), Incarnation(incarnation))]);
-        Formation::new(NodeId(node), Epoch(1), MEMBERS.to_vec(), pins, false)
+        Formation::new(
+            NodeId(node),
+            Epoch(1),
+            Terms(7),
+            MEMBERS.to_vec(),
+            pins,
+            false,
+        )
     }
 
     /// Everybody greets everybody once.
@@ -268,8 +311,22 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_count_other_quorums_never_form() {
+        let mut nodes = vec![fresh(1, 11), fresh(2, 12), fresh(3, 13)];
+        nodes[1].terms = Terms(8);
+        let mut conflicts = Vec::new();
+        for _ in 0..5 {
+            conflicts = round(&mut nodes);
+        }
+        assert!(conflicts.contains(&Some(Conflict::Terms { node: NodeId(2) })));
+        assert!(nodes.iter().all(|node| !node.is_formed()));
+    }
+
+    #[test]
     fn a_single_node_is_a_cluster() {
         let pins = BTreeMap::from([(NodeId(1), Incarnation(1))]);
-        assert!(Formation::new(NodeId(1), Epoch(1), vec![NodeId(1)], pins, false).is_formed());
+        assert!(
+            Formation::new(NodeId(1), Epoch(1), Terms(7), vec![NodeId(1)], pins, false).is_formed()
+        );
     }
 }

@@ -79,6 +79,18 @@ impl Slot {
     }
 }
 
+impl SessionId {
+    /// The session opened by the `nth` opening entry of `slot`: at most 4,096 fit a value.
+    pub const fn new(slot: Slot, nth: u64) -> Self {
+        Self(slot.0 << 12 | nth)
+    }
+
+    /// The slot whose value opened the session.
+    pub const fn opened_in(self) -> Slot {
+        Slot(self.0 >> 12)
+    }
+}
+
 impl Incarnation {
     /// Matches every incarnation in a request that is fanned out.
     pub const ANY: Self = Self(0);

@@ -186,6 +186,17 @@ impl Leader {
         self.phase1.is_none()
     }
 
+    /// Whether phase 1 still waits for promises, so that state may be taken over from others: from
+    /// then on the ballot proposes from the slot that this node has applied.
+    pub fn is_preparing(&self) -> bool {
+        self.phase1.as_ref().is_some_and(|phase1| !phase1.complete)
+    }
+
+    /// Whether a value was proposed under this ballot: its first slot is fixed since.
+    pub fn has_proposed(&self) -> bool {
+        self.leads() || !self.in_flight.is_empty() || self.front > self.from
+    }
+
     /// The last slot that may have been chosen before this ballot: until it is applied, nobody is
     /// answered.
     pub const fn inherited(&self) -> Slot {
@@ -197,9 +208,9 @@ impl Leader {
         self.front.previous()
     }
 
-    /// Slots under way.
-    pub fn under_way(&self) -> usize {
-        self.in_flight.len()
+    /// The first slot proposed under this ballot.
+    pub const fn from(&self) -> Slot {
+        self.from
     }
 
     /// Whether a proposal is under way or waits.
@@ -405,14 +416,15 @@ impl Leader {
         }
     }
 
-    /// The next decided slot's value, in order.
-    pub fn next_decided(&mut self, membership: &Membership) -> Option<Vec<u8>> {
+    /// The next decided slot's value and who is known to have voted for it, in order.
+    pub fn next_decided(&mut self, membership: &Membership) -> Option<(Vec<u8>, Voters)> {
         let front = self.in_flight.front()?;
         if front.voters.count() < membership.quorums.phase2() {
             return None;
         }
         self.front = self.front.next();
-        self.in_flight.pop_front().map(|slot| slot.value)
+        let decided = self.in_flight.pop_front();
+        decided.map(|slot| (slot.value, slot.voters))
     }
 
     /// A refusal.
@@ -629,8 +641,9 @@ impl Leader {
             && self.barrier.confirmed == self.barrier.number
             || self.barrier.confirmed < self.barrier.number
                 && now_ns >= self.barrier.sent_ns + self.timing.resend_ns;
-        if !self.leads() && self.decided() < self.from {
-            // Heartbeats begin with the first decision or the end of phase 1.
+        if !self.has_proposed() {
+            // Heartbeats begin with the first proposal, which fixes the first slot: an acceptor
+            // that lags by a window needs the trim to take it.
             return;
         }
         let news = self.announced < self.decided();
@@ -667,12 +680,12 @@ impl Leader {
 
     /// When [`Leader::send`] should be called at the latest, in nanoseconds.
     pub fn next_timer_ns(&self) -> u64 {
-        let mut due = if self.leads() {
+        let mut due = if self.has_proposed() {
             self.decide_due_ns
         } else {
             u64::MAX
         };
-        if self.leads() && self.announced < self.decided() {
+        if self.has_proposed() && self.announced < self.decided() {
             due = due.min(
                 (self.decide_due_ns + self.timing.decide_ns)
                     .saturating_sub(self.timing.heartbeat_ns),
@@ -682,7 +695,13 @@ impl Leader {
             due = due.min(self.resend_due_ns);
         }
         if let Some(phase1) = &self.phase1 {
-            due = due.min(phase1.sent_ns + self.timing.resend_ns);
+            let resend_ns = self.timing.resend_ns;
+            due = due.min(phase1.sent_ns + (resend_ns << phase1.tries.min(5)));
+            let asked = phase1.fetched.iter().filter(|fetched| {
+                fetched.sent_ns != 0 && fetched.answered.count() < phase1.highs.len()
+            });
+            let oldest_ns = asked.map(|fetched| fetched.sent_ns).min();
+            due = due.min(oldest_ns.map_or(u64::MAX, |sent_ns| sent_ns + resend_ns));
         }
         if self.barrier.confirmed < self.barrier.number {
             due = due.min(self.barrier.sent_ns + self.timing.resend_ns);

@@ -109,6 +109,8 @@ pub struct Local<M, J> {
     /// The newest Decide of each group that is not journalled yet.
     decides: Vec<(Header, u64)>,
     appended: u64,
+    /// The journal refused a record that the region already holds.
+    failed: bool,
     scratch: Vec<u8>,
     counters: Counters,
 }
@@ -125,6 +127,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
             held: VecDeque::with_capacity(MAX_HELD),
             decides: Vec::new(),
             appended: 0,
+            failed: false,
             scratch,
             counters: Counters::default(),
         }
@@ -141,7 +144,8 @@ impl<M: Memory, J: Journal> Local<M, J> {
     ) -> Option<(Header, &[u8])> {
         let journals = self.durability != Durability::Volatile;
         let bytes = (HEADER_BYTES + RECORD_BYTES) * (1 + self.decides.len()) + value.len();
-        if journals && (!self.journal.has_room(bytes) || self.held.len() >= MAX_HELD) {
+        if journals && (self.failed || !self.journal.has_room(bytes) || self.held.len() >= MAX_HELD)
+        {
             self.counters.no_room += 1;
             return None;
         }
@@ -177,7 +181,9 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 Effect::Decided => self.note_decide(now_ns, request),
             };
             if !journalled {
-                // Room was checked above, so the journal has failed: nothing is answered any more.
+                // Room was checked above, so the journal has failed. The region may hold a vote now
+                // that no record backs: nothing is answered any more.
+                self.failed = true;
                 return None;
             }
         }
@@ -296,11 +302,14 @@ impl<M: Memory, J: Journal> Local<M, J> {
             .then_some(self.appended)
     }
 
-    /// Journals something that the acceptor did not do but the host must not forget.
-    pub fn record(&mut self, header: &Header, value: &[u8]) {
-        if self.durability != Durability::Volatile {
-            self.append(header, value);
-        }
+    /// Journals something that the acceptor did not do but the host must not forget. False if there
+    /// is no room.
+    pub fn record(&mut self, header: &Header, value: &[u8]) -> bool {
+        self.durability == Durability::Volatile
+            || self
+                .journal
+                .has_room(HEADER_BYTES + RECORD_BYTES + value.len())
+                && self.append(header, value)
     }
 
     /// The number of the last record appended, and of the last one flushed; `None` while a decided

@@ -7,7 +7,7 @@ use crate::acceptor::Acceptor;
 use crate::applied::Applied;
 use crate::auth::{self, Key};
 use crate::election::ElectionTiming;
-use crate::formation::{Conflict, Formation};
+use crate::formation::{Conflict, Formation, Terms};
 use crate::leader::LeaderTiming;
 use crate::local::{Asker, Counters, Durability, Journal, Local};
 use crate::memory::Memory;
@@ -73,6 +73,17 @@ pub enum NodeError {
     NotAMember {
         /// The node.
         node: NodeId,
+    },
+    /// The cluster formed with other members.
+    #[error(
+        "start node: its cluster formed with {formed} members, but other ones ({configured}) are \
+         configured; members cannot be changed in this version: restore the list of peers"
+    )]
+    OtherMembers {
+        /// How many formed it.
+        formed: usize,
+        /// How many are configured.
+        configured: usize,
     },
     /// The region is another life of its memory than the one that the cluster knows.
     #[error("start node: its memory is incarnation {found}, but the cluster knows it as {pinned}")]
@@ -166,7 +177,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         durability: Durability,
         states: Vec<Applied<S>>,
     ) -> Result<Self, NodeError> {
-        quorums(&config)?;
+        let terms = Terms::new(&quorums(&config)?, &acceptor.layout);
         if config.peers.iter().all(|peer| peer.node != config.node) {
             return Err(NodeError::NotAMember { node: config.node });
         }
@@ -179,7 +190,24 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 found: acceptor.incarnation,
             });
         }
-        let formation = Formation::new(config.node, config.epoch, members, pins, config.formed);
+        // Fewer or other members than formed the cluster could decide without those who hold votes.
+        let is_pinned = |peer: &Peer| pins.contains_key(&peer.node);
+        if config.formed
+            && (pins.len() != config.peers.len() || !config.peers.iter().all(is_pinned))
+        {
+            return Err(NodeError::OtherMembers {
+                formed: pins.len(),
+                configured: config.peers.len(),
+            });
+        }
+        let formation = Formation::new(
+            config.node,
+            config.epoch,
+            terms,
+            members,
+            pins,
+            config.formed,
+        );
         Ok(Self {
             local: Local::new(acceptor, memory, journal, durability),
             formation,

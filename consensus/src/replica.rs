@@ -9,10 +9,11 @@ use crate::catch_up::{CHUNK_BYTES, CatchUp, Chunk, LEARN_SLOTS, SNAPSHOT_CHUNKS}
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
 use crate::leader::{Heard, Leader, LeaderTiming, To};
-use crate::local::{Asker, Journal, Local};
+use crate::local::{Asker, Durability, Journal, Local};
 use crate::memory::Memory;
 use crate::quorum::{Membership, Voters};
 use crate::responses::{Responses, Route};
+use crate::session::Sessions;
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Sequence, SessionId, Slot};
@@ -30,6 +31,8 @@ const GAP_PATIENCE_NS: u64 = 2_000_000;
 const TRANSFER_NS: u64 = 1_000_000_000;
 /// A member not heard of for so long does not hold the trim back, in nanoseconds.
 const LAGGARD_NS: u64 = 1_000_000_000;
+/// Closed sessions that a leader may still hold in mind.
+const FORGOTTEN_SESSIONS: usize = 1024;
 /// Heartbeats between two reports of progress when there was none.
 const REPORT_BEATS: u64 = 10;
 /// Length of the address in a Redirect: IPv6 or mapped IPv4, then the port.
@@ -105,6 +108,8 @@ struct Progress {
 struct Lead {
     leader: Leader,
     since_ns: u64,
+    /// The last slot applied and the bytes of the snapshot under way, when that was last looked at.
+    learned: (Slot, u64),
     /// Next sequence of each session that has not been proposed.
     admitted: BTreeMap<u64, u64>,
     routes: BTreeMap<u64, Route>,
@@ -113,6 +118,17 @@ struct Lead {
     progress: Vec<Progress>,
     clock_ms: u64,
     transfer: Option<Transfer>,
+}
+
+impl Lead {
+    /// Forgets sessions that are closed, once there may be more of them than open ones.
+    fn forget_closed(&mut self, sessions: &Sessions) {
+        let open = |id: &u64| sessions.next(SessionId(*id)).is_some();
+        if self.routes.len() > 2 * sessions.len() + FORGOTTEN_SESSIONS {
+            self.routes.retain(|id, _| open(id));
+            self.admitted.retain(|id, _| open(id));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -301,6 +317,7 @@ impl<S: StateMachine> Replica<S> {
         let Some((appended, flushed)) = local.journalled(self.config.group) else {
             return;
         };
+        let applied = self.restorable(local);
         if let Some((number, slot)) = self.journalling
             && number <= flushed
         {
@@ -309,12 +326,39 @@ impl<S: StateMachine> Replica<S> {
             }
             self.journalling = None;
         }
-        if self.journalling.is_none() && self.recoverable < self.applied.slot() {
-            self.journalling = Some((appended, self.applied.slot()));
+        if self.journalling.is_none() && self.recoverable < applied {
+            self.journalling = Some((appended, applied));
             if appended <= flushed && self.unsaved.is_none() {
-                self.recoverable = self.applied.slot();
+                self.recoverable = applied;
                 self.journalling = None;
             }
+        }
+    }
+
+    /// How far the records of this node, once they are flushed, would bring it. A leader applies
+    /// what a quorum has accepted; until its own acceptor has taken the Decide, no record says that
+    /// it was chosen.
+    fn restorable<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Slot {
+        let applied = self.applied.slot();
+        let Some(lead) = &self.lead else {
+            return applied;
+        };
+        if local.durability() == Durability::Volatile {
+            return applied;
+        }
+        match local.view(self.config.group) {
+            Some(view) if view.decided.ballot == lead.leader.ballot() => {
+                applied.min(view.decided.upto)
+            }
+            _ => self.recoverable,
+        }
+    }
+
+    /// What was applied is not all in the journal: only a snapshot makes up for that.
+    fn miss_record<M: Memory, J: Journal>(&mut self, local: &Local<M, J>) {
+        if local.durability() != Durability::Volatile {
+            self.unsaved = Some(self.applied.slot());
+            self.snapshot_wanted = true;
         }
     }
 
@@ -342,9 +386,13 @@ impl<S: StateMachine> Replica<S> {
             }
             Kind::Request => self.requested(turn, from, header, value),
             Kind::Progress => self.progressed(turn, header),
-            Kind::CatchUp => self.asked_to_teach(turn, from, header),
+            Kind::CatchUp => self.asked_to_teach(turn, header),
             Kind::Learn => self.learned(turn, header, value),
-            Kind::SnapshotRequest => self.send_snapshot(turn, from, header.watermark),
+            Kind::SnapshotRequest => {
+                if let Some(to) = self.pupil(header) {
+                    self.send_snapshot(turn, to, header.watermark);
+                }
+            }
             Kind::SnapshotChunk => self.snapshot_piece(turn, from, header, value),
             Kind::PreVote => self.asked_pre_vote(turn, from, header),
             Kind::PreVoteGranted => self.pre_vote_granted(turn, header),
@@ -395,14 +443,30 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &self.lead else { return };
         let promised = turn.local.view(self.config.group).map(|view| view.promised);
         if promised.is_some_and(|promised| promised > lead.leader.ballot()) {
-            self.step_down(turn.now_ns);
+            self.step_down(turn);
         }
     }
 
-    fn step_down(&mut self, now_ns: u64) {
-        self.lead = None;
+    fn step_down<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        if let Some(lead) = self.lead.take()
+            && lead.leader.decided() >= lead.leader.from()
+        {
+            // What was decided last may never have been announced, and the next leader's Decide
+            // begins above it.
+            let record = Header {
+                slot: lead.leader.decided(),
+                ballot: lead.leader.ballot(),
+                vote_ballot: Ballot(lead.leader.from().0),
+                watermark: lead.leader.trim().0,
+                epoch: self.config.membership.epoch,
+                ..Header::new(Kind::Decide, self.config.group, self.config.node)
+            };
+            if !turn.local.record(&record, &[]) {
+                self.miss_record(turn.local);
+            }
+        }
         self.own_replies.clear();
-        self.election.wait(now_ns);
+        self.election.wait(turn.now_ns);
     }
 
     /// A reply of the member at `place`, this node's own acceptor included.
@@ -446,13 +510,14 @@ impl<S: StateMachine> Replica<S> {
                 if promised != Ballot::SEALED {
                     self.election.round = self.election.round.max(promised.round());
                 }
-                self.step_down(turn.now_ns);
+                self.step_down(turn);
             }
             Heard::Behind(trim) => {
-                let under_way = leader.under_way() > 0 || leader.leads();
+                // `from` is constant within a ballot: what has to be learned now lies above it.
+                let spent = leader.has_proposed();
                 self.catch_up.want(turn.now_ns, trim.previous(), 0);
-                if under_way {
-                    self.step_down(turn.now_ns);
+                if spent {
+                    self.step_down(turn);
                 }
             }
         }
@@ -496,6 +561,7 @@ impl<S: StateMachine> Replica<S> {
             });
             return;
         }
+        lead.forget_closed(self.applied.sessions());
         let limit = self.config.value_bytes - ENTRY_BYTES;
         for entry in entries(value).map_while(Result::ok) {
             let bytes = Entry::encoded_bytes(entry.body.len());
@@ -525,6 +591,12 @@ impl<S: StateMachine> Replica<S> {
                 EntryKind::Command => {
                     let applied = self.applied.sessions().next(id);
                     let Some(Sequence(applied)) = applied else {
+                        if id.opened_in() > self.applied.slot() {
+                            // A leader that was deposed without knowing it has not seen the session
+                            // opened: that it is unknown here means nothing.
+                            self.tally.deferred += 1;
+                            return;
+                        }
                         refuse(Status::UnknownSession, sequence);
                         return;
                     };
@@ -762,12 +834,21 @@ impl<S: StateMachine> Replica<S> {
         lead.leader.raise_trim(Slot(limit.min(*safe)).next());
     }
 
+    /// Where a member that asks to be taught is reached. What it asks for is a thousand times as
+    /// long as the question, so it goes to no address that a packet could name.
+    fn pupil(&self, request: &Header) -> Option<SocketAddr> {
+        let member = self.config.membership.member(request.sender)?;
+        (member.node != self.config.node).then_some(member.address)
+    }
+
     fn asked_to_teach<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
-        from: SocketAddr,
         request: &Header,
     ) {
+        let Some(to) = self.pupil(request) else {
+            return;
+        };
         let first = request.slot;
         let last = Slot(
             request
@@ -778,7 +859,7 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         if self.applied.kept(first).is_none() {
-            return self.send_snapshot_from(turn, from, first);
+            return self.send_snapshot_from(turn, to, first);
         }
         let mut slot = first;
         while slot <= last
@@ -790,9 +871,16 @@ impl<S: StateMachine> Replica<S> {
                 length: value.len() as u16,
                 ..Header::new(Kind::Learn, self.config.group, self.config.node)
             };
-            turn.io.send(from, &header, value);
+            turn.io.send(to, &header, value);
             slot = slot.next();
         }
+    }
+
+    /// Whether state may be taken over from others. A ballot that has its promises proposes from the
+    /// slot after the last one applied, and what it decides is applied in that order.
+    fn learns(&self) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_none_or(|lead| lead.leader.is_preparing())
     }
 
     fn learned<M: Memory, J: Journal, I: Io>(
@@ -801,9 +889,11 @@ impl<S: StateMachine> Replica<S> {
         header: &Header,
         value: &[u8],
     ) {
-        let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
         let next = self.applied.slot().next();
-        if leading || header.slot < next || self.config.membership.place(header.sender).is_none() {
+        if !self.learns()
+            || header.slot < next
+            || self.config.membership.place(header.sender).is_none()
+        {
             return;
         }
         if header.slot > next {
@@ -823,7 +913,10 @@ impl<S: StateMachine> Replica<S> {
                 length,
                 ..*header
             };
-            turn.local.record(&record, &value);
+            if !turn.local.record(&record, &value) {
+                // Not journalled, so not learned: it is asked for again.
+                break;
+            }
             self.tally.learned += 1;
             self.apply(ballot, value);
             learned = self.catch_up.take_early(slot.next());
@@ -883,8 +976,7 @@ impl<S: StateMachine> Replica<S> {
         header: &Header,
         value: &[u8],
     ) {
-        let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
-        if leading || self.config.membership.place(header.sender).is_none() {
+        if !self.learns() || self.config.membership.place(header.sender).is_none() {
             return;
         }
         let applied = self.applied.slot();
@@ -896,12 +988,11 @@ impl<S: StateMachine> Replica<S> {
             Chunk::Ask(request) => turn.io.send(from, &request, &[]),
             Chunk::Complete(bytes) => {
                 // Damaged bytes leave the state as it was: it is asked for again.
-                if self.applied.restore(&bytes).is_ok() {
+                if Applied::<S>::snapshot_slot(&bytes) == Some(header.slot)
+                    && self.applied.restore(&bytes).is_ok()
+                {
                     self.tally.snapshots += 1;
-                    if turn.local.durability() != crate::local::Durability::Volatile {
-                        self.unsaved = Some(self.applied.slot());
-                        self.snapshot_wanted = true;
-                    }
+                    self.miss_record(turn.local);
                     self.advanced(turn);
                 }
             }
@@ -933,6 +1024,7 @@ impl<S: StateMachine> Replica<S> {
             sender: self.config.node,
             incarnation: turn.local.acceptor().incarnation,
             epoch: self.config.membership.epoch,
+            length: 0,
             ..*request
         };
         turn.io.send(from, &reply, &[]);
@@ -959,7 +1051,11 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn ask_pre_vote<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let ballot = Ballot::new(self.election.round + 1, self.config.node);
+        // Nobody grants what lies below a promise, and of a leader that died before this process
+        // began only the region may know.
+        let promised = turn.local.view(self.config.group).map(|view| view.promised);
+        let known = promised.map_or(0, Ballot::round).max(self.election.round);
+        let ballot = Ballot::new(known + 1, self.config.node);
         let mut voters = Voters::default();
         voters.add(self.place);
         let nonce = self.election.nonce();
@@ -1007,6 +1103,7 @@ impl<S: StateMachine> Replica<S> {
         self.lead = Some(Lead {
             leader,
             since_ns: turn.now_ns,
+            learned: (self.applied.slot(), 0),
             admitted: BTreeMap::new(),
             routes: BTreeMap::new(),
             openers: BTreeMap::new(),
@@ -1047,6 +1144,7 @@ impl<S: StateMachine> Replica<S> {
                     kind: Kind::Ack,
                     sender: self.config.node,
                     incarnation: turn.local.acceptor().incarnation,
+                    length: 0,
                     ..*header
                 };
                 turn.io.send(from, &ack, &[]);
@@ -1161,10 +1259,15 @@ impl<S: StateMachine> Replica<S> {
                     lead.since_ns = u64::MAX;
                     self.tally.elected += 1;
                 }
-            } else if campaigning_ns > self.config.election.campaign_ns
-                && self.catch_up.wanted() <= self.applied.slot()
-            {
-                self.step_down(turn.now_ns);
+            } else if campaigning_ns > self.config.election.campaign_ns {
+                // A candidate that has to catch up first may take longer, while it gets on.
+                let pulled = self.catch_up.pulling().map_or(0, |(_, bytes, _)| bytes);
+                let learned = (self.applied.slot(), pulled);
+                if learned == lead.learned {
+                    self.step_down(turn);
+                } else {
+                    (lead.learned, lead.since_ns) = (learned, turn.now_ns);
+                }
             }
         }
     }
@@ -1247,12 +1350,31 @@ impl<S: StateMachine> Replica<S> {
         let mut any = false;
         while let Some(lead) = &mut self.lead {
             let ballot = lead.leader.ballot();
-            let Some(value) = lead.leader.next_decided(&self.config.membership) else {
+            let decided = lead.leader.next_decided(&self.config.membership);
+            let Some((value, voters)) = decided else {
                 break;
             };
             any = true;
-            debug_assert_eq!(lead.leader.decided(), self.applied.slot().next());
+            let slot = lead.leader.decided();
+            debug_assert_eq!(slot, self.applied.slot().next());
+            // The others may have chosen it without this node's acceptor.
+            let missing = turn.local.durability() != Durability::Volatile
+                && !voters.has(self.place)
+                && turn
+                    .local
+                    .vote(self.config.group, slot)
+                    .is_none_or(|(own, _)| own < ballot);
+            let record = Header {
+                slot,
+                vote_ballot: ballot,
+                length: value.len() as u16,
+                ..Header::new(Kind::Learn, self.config.group, self.config.node)
+            };
+            let missed = missing && !turn.local.record(&record, &value);
             self.apply(ballot, value);
+            if missed {
+                self.miss_record(turn.local);
+            }
         }
         if any {
             self.advanced(turn);
@@ -1308,7 +1430,10 @@ impl<S: StateMachine> Replica<S> {
         match &self.lead {
             Some(lead) => {
                 due = due.min(lead.leader.next_timer_ns());
-                if let Some(wake_ms) = self.applied.machine().wake_ms() {
+                if lead.leader.leads()
+                    && lead.leader.is_idle()
+                    && let Some(wake_ms) = self.applied.machine().wake_ms()
+                {
                     let in_ms = wake_ms.saturating_sub(unix_ms);
                     due = due.min(now_ns.saturating_add(in_ms.saturating_mul(1_000_000)));
                 }
@@ -1318,7 +1443,9 @@ impl<S: StateMachine> Replica<S> {
                     Some(pre_vote) => pre_vote.until_ns,
                     None => self.election_due_ns(local),
                 });
-                due = due.min(self.report_due_ns());
+                if self.leader(now_ns, local).is_some() {
+                    due = due.min(self.report_due_ns());
+                }
             }
         }
         due

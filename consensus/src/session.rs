@@ -44,6 +44,8 @@ pub enum Admission<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
     open: BTreeMap<u64, Session>,
+    /// No session was used before this time of the log, so that most ticks look at none.
+    oldest_ms: u64,
 }
 
 impl Sessions {
@@ -130,8 +132,13 @@ impl Sessions {
 
     /// Closes the sessions that were not used for [`SESSION_TTL_MS`].
     pub fn expire(&mut self, clock_ms: u64) {
+        if clock_ms.saturating_sub(self.oldest_ms) < SESSION_TTL_MS {
+            return;
+        }
         self.open
             .retain(|_, session| clock_ms.saturating_sub(session.used_ms) < SESSION_TTL_MS);
+        let used = self.open.values().map(|session| session.used_ms);
+        self.oldest_ms = used.min().unwrap_or(clock_ms);
     }
 
     /// How many sessions are open.
@@ -192,6 +199,9 @@ impl Sessions {
                 Ok(u64::from_be_bytes(*head))
             };
             let (id, next, used_ms, kept) = (field()?, field()?, field()?, field()?);
+            if next == 0 || next > u64::MAX / 2 {
+                return Err(RestoreError("no such sequence"));
+            }
             if kept > SESSION_WINDOW {
                 return Err(RestoreError("too many replies in a session"));
             }
@@ -216,7 +226,9 @@ impl Sessions {
                 },
             );
         }
-        Ok((Self { open }, rest))
+        let used = open.values().map(|session| session.used_ms);
+        let oldest_ms = used.min().unwrap_or_default();
+        Ok((Self { open, oldest_ms }, rest))
     }
 }
 

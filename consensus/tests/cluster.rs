@@ -6,17 +6,18 @@ use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
 use nearwire_consensus::client::{self, Client};
 use nearwire_consensus::election::ElectionTiming;
+use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
 use nearwire_consensus::local::{Durability, Journal};
 use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::{Io, Role};
+use nearwire_consensus::replica::{Io, Replica, Role};
 use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
-use nearwire_consensus::wire::{Header, Parsed, parse};
-use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use nearwire_consensus::wire::{Header, Kind, Parsed, parse};
+use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -491,6 +492,17 @@ impl World {
         }
     }
 
+    /// Submits commands until `outstanding` are unanswered.
+    fn submit(&mut self, outstanding: u64) {
+        while self.next_token - (self.acknowledged.len() as u64) < outstanding {
+            let body = self.next_token.to_be_bytes();
+            self.client
+                .submit_command(self.next_token, &body)
+                .expect("room");
+            self.next_token += 1;
+        }
+    }
+
     /// Submits `count` commands, at most `outstanding` at once, and waits for all of them.
     fn commit(&mut self, count: u64, outstanding: u64) {
         let end = self.next_token + count;
@@ -576,6 +588,10 @@ impl World {
 }
 
 impl Host {
+    fn replica(&self) -> Option<&Replica<Ledger>> {
+        self.node.as_ref()?.replicas().first()
+    }
+
     fn describe(&self) -> String {
         let Some(node) = &self.node else {
             return "down".into();
@@ -751,4 +767,188 @@ fn sync_durability_survives_the_loss_of_power_everywhere() {
 fn a_build_that_replies_before_the_flush_is_caught() {
     let broken = std::panic::catch_unwind(|| sync_restart(true).check());
     assert!(broken.is_err(), "replying before the flush went unnoticed");
+}
+
+/// Learn packets for everything that some replica has applied, by slot.
+type Lessons = BTreeMap<Slot, (SocketAddr, Vec<u8>)>;
+
+fn note_lessons(world: &World, lessons: &mut Lessons) {
+    for (index, host) in world.hosts.iter().enumerate() {
+        let Some(replica) = host.replica() else {
+            continue;
+        };
+        let mut slot = replica.applied().slot();
+        while !lessons.contains_key(&slot)
+            && let Some((ballot, value)) = replica.applied().kept(slot)
+        {
+            let header = Header {
+                slot,
+                vote_ballot: ballot,
+                length: value.len() as u16,
+                ..Header::new(Kind::Learn, GroupId(0), NodeId(index as u16 + 1))
+            };
+            let bytes = [&header.to_bytes()[..], value].concat();
+            lessons.insert(slot, (address(index + 1), bytes));
+            slot = slot.previous();
+        }
+    }
+}
+
+#[test]
+fn what_a_candidate_is_taught_late_shifts_no_slot() {
+    for seed in 0..60 {
+        let mut world = World::new(seed, 3, STORM, Durability::Volatile);
+        let mut lessons = Lessons::new();
+        for _ in 0..3 {
+            let target = world.next_token + 40;
+            while world.next_token < target {
+                world.submit(8);
+                world.step();
+                note_lessons(&world, &mut lessons);
+            }
+            let Some(leader) = world.leader() else {
+                continue;
+            };
+            world.kill(leader);
+            let end = world.now_ns + 600 * MS;
+            while world.now_ns < end {
+                world.step();
+                // Answers to CatchUp may come as late as they like.
+                for index in 0..3 {
+                    let late = world.random.below(10) == 0;
+                    let Some(replica) = world.hosts[index].replica().filter(|_| late) else {
+                        continue;
+                    };
+                    let next = replica.applied().slot().next();
+                    if replica.role() == Role::Candidate
+                        && let Some((from, bytes)) = lessons.get(&next)
+                    {
+                        world.turn_host(index, Some((*from, bytes)));
+                    }
+                }
+            }
+            world.start(leader);
+            world.run_ms(1_000);
+            world.check();
+        }
+    }
+}
+
+/// What `index` sends to a stranger in answer to one packet.
+fn answers(world: &mut World, index: usize, header: &Header, value: &[u8]) -> Vec<Header> {
+    let stranger = SocketAddr::from(([10, 9, 9, 9], 9));
+    let bytes = [&header.to_bytes()[..], value].concat();
+    world.turn_host(index, Some((stranger, &bytes)));
+    let air = std::mem::take(&mut world.air);
+    let (own, rest): (Vec<_>, Vec<_>) = air.into_iter().partition(|flight| flight.to == stranger);
+    world.air = rest.into_iter().collect();
+    own.iter()
+        .filter_map(|flight| match parse(&flight.bytes, 65_535) {
+            Parsed::Ours(header, _) => Some(header),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
+    let mut world = World::new(7, 3, CALM, Durability::Volatile);
+    world.commit(100, 8);
+    let leader = world.leader().expect("somebody leads");
+    for kind in [Kind::CatchUp, Kind::SnapshotRequest] {
+        for sender in 0..4 {
+            let ask = Header {
+                slot: Slot(1),
+                watermark: 64,
+                ..Header::new(kind, GroupId(0), NodeId(sender))
+            };
+            assert_eq!(answers(&mut world, leader, &ask, &[]), [], "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_session_opened_later_is_not_called_unknown() {
+    let mut world = World::new(8, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.leader().expect("somebody leads");
+    let applied = world.hosts[leader].replica().expect("up").applied().slot();
+    let mut ask = |slot: Slot| {
+        let mut value = Vec::new();
+        Entry {
+            kind: EntryKind::Command,
+            session: SessionId::new(slot, 9),
+            sequence: Sequence(1),
+            behind: 0,
+            body: b"x",
+        }
+        .append(&mut value);
+        let header = Header {
+            length: value.len() as u16,
+            ..Header::new(Kind::Request, GroupId(0), NodeId::NONE)
+        };
+        answers(&mut world, leader, &header, &value).len()
+    };
+    assert_eq!(ask(applied), 1, "it would have been applied");
+    assert_eq!(ask(applied.next()), 0);
+}
+
+/// Turns of each host that nothing but its own timers called for.
+fn idle_turns(world: &mut World, ms: u64) -> u64 {
+    let end = world.now_ns + ms * MS;
+    let mut turns = 0;
+    while world.now_ns < end {
+        let due = |host: &Host| host.node.is_some() && host.wake_ns <= world.now_ns;
+        turns += world.hosts.iter().filter(|host| due(host)).count() as u64;
+        world.step();
+    }
+    turns
+}
+
+#[test]
+fn a_minority_waits_without_spinning() {
+    let mut world = World::new(9, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    for index in 1..3 {
+        world.kill(index);
+    }
+    world.run_ms(1_000);
+    let turns = idle_turns(&mut world, 1_000);
+    assert!(turns < 1_000, "{turns} turns in a second without a quorum");
+}
+
+#[test]
+fn nodes_that_never_led_elect_above_what_they_promised() {
+    let mut world = World::new(10, 3, CALM, Durability::Async);
+    // Rounds rise while node 3 leads again and again.
+    for _ in 0..4 {
+        world.commit(5, 1);
+        let leader = world.leader().expect("somebody leads");
+        world.kill(leader);
+        world.commit(5, 1);
+        world.start(leader);
+        world.run_ms(500);
+    }
+    let leader = world.leader().expect("somebody leads");
+    for index in 0..3 {
+        world.kill(index);
+    }
+    for index in (0..3).filter(|index| *index != leader) {
+        world.hosts[index].stable.round = 0;
+        world.start(index);
+    }
+    world.run_ms(5_000);
+    assert!(world.leader().is_some(), "nobody leads");
+    world.commit(5, 1);
+    world.check();
+}
+
+#[test]
+fn a_node_of_a_formed_cluster_keeps_its_members() {
+    let mut world = World::new(11, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    world.kill(0);
+    world.hosts.truncate(1);
+    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.start(0)));
+    assert!(started.is_err(), "one of three went on alone");
 }

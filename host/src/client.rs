@@ -418,7 +418,7 @@ impl Client {
 
 /// A port of our own choice, of the members' family, and out of reach of other machines if the
 /// cluster is on this one.
-fn any_port(members: &[SocketAddr]) -> SocketAddr {
+pub(crate) fn any_port(members: &[SocketAddr]) -> SocketAddr {
     let all = |is: fn(&SocketAddr) -> bool| members.iter().all(is);
     let loopback = all(|address| address.ip().is_loopback());
     let ip: IpAddr = match (all(SocketAddr::is_ipv4), all(SocketAddr::is_ipv6), loopback) {

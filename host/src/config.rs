@@ -79,11 +79,16 @@ impl Config {
     /// # Errors
     /// As for [`load`](Self::load).
     pub fn load_with(path: &Path, overrides: Overrides) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(path, &text, overrides)
+        Self::parse(path, &read(path)?, overrides)
+    }
+
+    /// Reads and checks a file for what clients need of it, peers, region and key: it need not say
+    /// which node it is for, nor what that node keeps and where.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn load_for_client(path: &Path) -> Result<Self, Error> {
+        text::parse_for_client(path, &read(path)?)
     }
 
     /// Parses and checks the `text` of the file `path`.
@@ -138,6 +143,13 @@ impl Config {
             .map(|peer| (NodeId(peer.node), peer.address))
             .collect()
     }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// What survives what; see `docs/protocol.md`, "Durability".

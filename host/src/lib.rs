@@ -3,6 +3,7 @@
 pub mod client;
 pub mod config;
 pub mod data_directory;
+pub mod demo;
 pub mod engine;
 pub mod front;
 pub mod inspect;

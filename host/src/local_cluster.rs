@@ -1,7 +1,8 @@
 //! Replicas as child processes on this machine: for the demo, the benchmarks and the tests.
 
 use crate::config::{Durability, Wait};
-use crate::inspect::inspect;
+use crate::inspect::Inspector;
+use crate::run::DIE_WITH_PARENT;
 use consensus::NodeId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -221,6 +222,9 @@ impl LocalCluster {
 
     /// The command that runs a replica; its output goes to its log.
     ///
+    /// The replica is killed when the *thread* that spawns it ends (`PR_SET_PDEATHSIG`): that
+    /// thread must outlive the cluster.
+    ///
     /// # Errors
     /// The log cannot be opened.
     pub fn command(&self, node: u16) -> Result<Command, Error> {
@@ -232,10 +236,15 @@ impl LocalCluster {
             .open(&replica.log)
             .map_err(refused(format!("open {}", replica.log.display())))?;
         let mut command = Command::new(&self.options.program);
+        command.arg("run").arg("--config").arg(&replica.config);
+        // What the user set for a node of their own must not reach these.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"NEARWIRE_") {
+                command.env_remove(name);
+            }
+        }
         command
-            .arg("run")
-            .arg("--config")
-            .arg(&replica.config)
+            .env(DIE_WITH_PARENT, std::process::id().to_string())
             .envs(
                 self.options
                     .environment
@@ -250,7 +259,8 @@ impl LocalCluster {
         Ok(command)
     }
 
-    /// Starts a replica as a plain child process.
+    /// Starts a replica as a child process, from a thread that outlives the cluster; see
+    /// [`LocalCluster::command`].
     ///
     /// # Errors
     /// The system refuses.
@@ -324,7 +334,36 @@ impl LocalCluster {
 
     /// What a replica reports, if it answers within `timeout`.
     pub fn inspect(&self, node: u16, timeout: Duration) -> Option<serde_json::Value> {
-        inspect(self.replica(node).address, None, timeout).ok()
+        let address = [self.replica(node).address];
+        let mut inspector = Inspector::new(&address, None).ok()?;
+        let mut reports = inspector.inspect(&address, timeout, |_| false).ok()?;
+        Some(serde_json::Value::Object(reports.pop()??.0))
+    }
+
+    /// Finds replicas that ended without being told to.
+    ///
+    /// # Errors
+    /// One did.
+    pub fn check(&mut self) -> Result<(), Error> {
+        for index in 0..self.replicas.len() {
+            let Replica {
+                node,
+                child: Some(child),
+                ..
+            } = &mut self.replicas[index]
+            else {
+                continue;
+            };
+            let node = *node;
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(Error::Ended {
+                    node,
+                    status,
+                    log: self.log(node),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Waits for a leader that knows itself to be one.
@@ -334,17 +373,11 @@ impl LocalCluster {
     pub fn leader(&mut self, timeout: Duration) -> Result<u16, Error> {
         let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
-            for index in 0..self.replicas.len() {
-                let node = index as u16 + 1;
-                let Some(child) = &mut self.replicas[index].child else {
+            self.check()?;
+            for replica in &self.replicas {
+                let node = replica.node;
+                if replica.child.is_none() {
                     continue;
-                };
-                if let Ok(Some(status)) = child.try_wait() {
-                    return Err(Error::Ended {
-                        node,
-                        status,
-                        log: self.log(node),
-                    });
                 }
                 let report = self.inspect(node, Duration::from_millis(100));
                 if report.is_some_and(|report| report["role"] == "leader") {

@@ -23,6 +23,7 @@ use consensus::region::{Birth, Layout, LayoutError, OpenError};
 use consensus::state_machine::RestoreError;
 use consensus::{Epoch, NodeId};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
+use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,9 @@ const MS: u64 = 1_000_000;
 const FIRST_EPOCH: Epoch = Epoch(1);
 /// Submissions of the client front that may be under way or queued.
 const FRONT_CAPACITY: usize = 8192;
+
+/// Environment variable with the process that this node must not outlive: a demo's, a benchmark's.
+pub const DIE_WITH_PARENT: &str = "NEARWIRE_DIE_WITH_PARENT";
 
 /// A node cannot run, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +148,9 @@ fn durability(config: Durability) -> local::Durability {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run(config: &Config) -> Result<(), Error> {
+    if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
+        die_with(&parent.to_string_lossy())?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| Error::System {
@@ -152,6 +159,22 @@ pub fn run(config: &Config) -> Result<(), Error> {
         })?;
     }
     run_until(config, &stop)
+}
+
+/// Has the kernel kill this process when the thread that started it ends.
+fn die_with(parent: &str) -> Result<(), Error> {
+    let refused = |source| Error::System {
+        doing: "die with the parent process",
+        source,
+    };
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| refused(error.into()))?;
+    // The parent may have ended before the kernel knew of the wish.
+    if nix::unistd::getppid().to_string() == parent {
+        Ok(())
+    } else {
+        let text = format!("process {parent} has ended already");
+        Err(refused(std::io::Error::other(text)))
+    }
 }
 
 /// Runs a node until `stop` is set (looked at every 100 ms at least), or until it has to end.

@@ -18,7 +18,7 @@ pub use relay::{Passed, Relay};
 pub use resp::{Reply, Resp, Roaming, request};
 
 use consensus::auth::Key;
-use nearwire::inspect::inspect;
+use nearwire::inspect::Inspector;
 use nearwire::local_cluster::{LocalCluster, Options};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -160,8 +160,11 @@ impl Cluster {
 
     /// What a replica reports, if it answers.
     pub fn report(&self, node: u16) -> Option<serde_json::Value> {
-        let address = self.replicas()[usize::from(node) - 1].address;
-        inspect(address, self.key, Duration::from_millis(500)).ok()
+        let address = [self.replicas()[usize::from(node) - 1].address];
+        let mut inspector = Inspector::new(&address, self.key).ok()?;
+        let wait = Duration::from_millis(500);
+        let mut reports = inspector.inspect(&address, wait, |_| false).ok()?;
+        Some(serde_json::Value::Object(reports.pop()??.0))
     }
 
     /// A number in a replica's report.

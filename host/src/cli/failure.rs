@@ -82,10 +82,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    let (exit, remedy) = error
-        .chain()
-        .find_map(judge)
-        .unwrap_or((Exit::Failed, None));
+    let (exit, remedy) = verdict(error);
     let mut text = format!("error: {}\n", message(error));
     if let Some(remedy) = remedy {
         text.push_str(&format!("remedy: {remedy}\n"));
@@ -112,6 +109,16 @@ fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
         .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// What is known of the outermost error that is known at all.
+fn verdict(error: &anyhow::Error) -> (Exit, Option<String>) {
+    // One that was attached as context is no link of the chain.
+    let failure = error
+        .downcast_ref::<Failure>()
+        .and_then(|failure| judge(failure));
+    let known = failure.or_else(|| error.chain().find_map(judge));
+    known.unwrap_or((Exit::Failed, None))
+}
+
 /// The exit code and remedy of an error that is known here.
 fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
@@ -127,9 +134,7 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
         return Some((directory_exit(error), None));
     }
     if let Some(error) = error.downcast_ref::<nearwire::run::Error>() {
-        return error
-            .is_refused_identity()
-            .then_some((Exit::Unsupported, None));
+        return judge_run(error);
     }
     match error.downcast_ref::<datapath::Error>()? {
         // The texts of both end with what mends it.
@@ -138,6 +143,20 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
         | datapath::Error::InUse { .. }
         | datapath::Error::System { .. }
         | datapath::Error::Command { .. } => Some((Exit::Failed, None)),
+    }
+}
+
+/// An error of a node, by what is inside: it is transparent, so the chain does not show that.
+fn judge_run(error: &nearwire::run::Error) -> Option<(Exit, Option<String>)> {
+    use nearwire::run::Error;
+    if error.is_refused_identity() {
+        return Some((Exit::Unsupported, None));
+    }
+    match error {
+        Error::Directory(error) => judge(error),
+        Error::Datapath(error) => judge(error),
+        Error::Key(error) => Some((Exit::Usage, Some(error.remedy()))),
+        _ => None,
     }
 }
 
@@ -173,7 +192,8 @@ mod tests {
         let error = Err::<(), _>(Failure::unsupported("no io_uring").remedy("upgrade"))
             .context("open journal")
             .expect_err("an error");
-        let judged = error.chain().find_map(judge);
-        assert_eq!(judged, Some((Exit::Unsupported, Some("upgrade".into()))));
+        assert_eq!(verdict(&error), (Exit::Unsupported, Some("upgrade".into())));
+        let error = anyhow::anyhow!("EPERM").context(Failure::usage("open journal"));
+        assert_eq!(verdict(&error), (Exit::Usage, None));
     }
 }

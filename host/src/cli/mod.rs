@@ -9,6 +9,7 @@ mod leader;
 mod output;
 mod peers;
 mod propose;
+mod reply;
 mod run;
 mod shell;
 mod status;

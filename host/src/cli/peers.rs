@@ -1,10 +1,10 @@
 //! Where the cluster is: what every command that talks to one is told.
 
 use super::Failure;
-use anyhow::Context;
 use consensus::NodeId;
 use consensus::auth::Key;
 use nearwire::config::{self, Config};
+use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,15 +31,14 @@ pub(crate) struct PeersArgs {
     /// The file with the cluster's key, 32 hexadecimal digits.
     #[arg(long, env = "NEARWIRE_KEY_FILE", value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// How long to wait for an answer, in milliseconds.
+    /// How long to wait for an answer, in milliseconds: 1000 to look, 3000 to change.
     #[arg(
         long,
         env = "NEARWIRE_TIMEOUT_MS",
         value_name = "MS",
-        default_value_t = 3000,
         value_parser = clap::value_parser!(u64).range(1..=3_600_000)
     )]
-    timeout_ms: u64,
+    timeout_ms: Option<u64>,
 }
 
 /// A cluster as seen from outside.
@@ -51,14 +50,17 @@ pub(crate) struct Cluster {
     pub(crate) key: Option<Key>,
     /// Longest value of a request in bytes.
     pub(crate) max_value: usize,
-    /// How long to wait for an answer.
-    pub(crate) timeout: Duration,
+    timeout: Option<Duration>,
 }
 
 impl PeersArgs {
     /// Finds out where the cluster is.
     pub(crate) fn cluster(&self) -> anyhow::Result<Cluster> {
-        let config = self.config.as_deref().map(Config::load).transpose()?;
+        let config = self
+            .config
+            .as_deref()
+            .map(Config::load_for_client)
+            .transpose()?;
         let members =
             match &config {
                 _ if !self.peers.is_empty() => {
@@ -89,8 +91,25 @@ impl PeersArgs {
             members,
             key,
             max_value: region.value_bytes,
-            timeout: Duration::from_millis(self.timeout_ms),
+            timeout: self.timeout_ms.map(Duration::from_millis),
         })
+    }
+}
+
+impl Cluster {
+    /// Where its replicas are.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.members.iter().map(|&(_, address)| address).collect()
+    }
+
+    /// How long to wait for an answer that changes nothing.
+    pub(crate) fn looking(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(1))
+    }
+
+    /// How long to wait for a change.
+    pub(crate) fn changing(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(3))
     }
 }
 
@@ -110,16 +129,18 @@ fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
         }
         None => (NodeId::NONE, text),
     };
-    let unusable = || {
+    let unusable = |why: &dyn Display| {
         Failure::usage(format!(
-            "--peers {text}: {address:?} is no address of a replica"
+            "--peers {text}: {address:?} is no replica's address: {why}"
         ))
         .remedy("write HOST:PORT, such as 127.0.0.1:4747 or [::1]:4747")
     };
-    let mut found = address.to_socket_addrs().with_context(unusable)?;
+    let mut found = address
+        .to_socket_addrs()
+        .map_err(|error| unusable(&error))?;
     let address = found
         .find(|address| address.port() != 0)
-        .ok_or_else(unusable)?;
+        .ok_or_else(|| unusable(&"there is none with a port"))?;
     Ok((node, address))
 }
 

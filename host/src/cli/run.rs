@@ -16,7 +16,9 @@ One file can serve all nodes of a cluster: --node and --data-directory say which
 flag says goes before the environment, and that before the file.
 
 SIGINT and SIGTERM stop the replica. Exit code 3 means that the data directory is another node's, or
-that what it held is gone: such a node must not vote under its old name.")]
+that what it held is gone: such a node must not vote under its old name.
+
+The log goes to standard error; NEARWIRE_LOG (for example `debug`) says how much of it.")]
 pub(crate) struct Args {
     /// The configuration; `nearwire config example` prints one.
     #[arg(long, env = "NEARWIRE_CONFIG", value_name = "FILE")]
@@ -64,5 +66,12 @@ impl From<OverrideArgs> for Overrides {
 
 pub(crate) fn main(args: Args, _output: Output) -> anyhow::Result<()> {
     let config = Config::load_with(&args.config, args.overrides.into())?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NEARWIRE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
     nearwire::run::run(&config).map_err(Into::into)
 }

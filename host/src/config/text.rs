@@ -13,7 +13,7 @@ use toml::de::DeTable;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    cluster: String,
+    cluster: Option<String>,
     #[serde(default, deserialize_with = "some_node_number")]
     node: Option<u16>,
     data_directory: Option<PathBuf>,
@@ -69,13 +69,39 @@ fn some_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>
 pub(super) fn parse(path: &Path, text: &str, overrides: Overrides) -> Result<Config, Error> {
     let document = DeTable::parse(text).map_err(|error| refused(path, text, &error))?;
     let file: File = toml::from_str(text).map_err(|error| refused(path, text, &error))?;
+    build(path, text, document.get_ref(), file, overrides)
+}
+
+/// Parses and checks for a client, to which it does not matter whose copy it is.
+pub(super) fn parse_for_client(path: &Path, text: &str) -> Result<Config, Error> {
+    let document = DeTable::parse(text).map_err(|error| refused(path, text, &error))?;
+    let mut file: File = toml::from_str(text).map_err(|error| refused(path, text, &error))?;
+    file.node = file.node.or(file.peers.first().map(|peer| peer.node));
+    file.data_directory.get_or_insert_default();
+    file.durability.get_or_insert(Durability::Volatile);
+    build(path, text, document.get_ref(), file, Overrides::default())
+}
+
+fn build(
+    path: &Path,
+    text: &str,
+    document: &DeTable<'_>,
+    file: File,
+    overrides: Overrides,
+) -> Result<Config, Error> {
     let flags = Flags::of(&overrides);
+    if file.peers.is_empty() {
+        return Err(Error::Invalid {
+            place: Place::File(path.to_owned()),
+            problem: Box::new(Problem::NoPeers),
+        });
+    }
     let missing = |key: &str| Error::Invalid {
         place: Place::File(path.to_owned()),
         problem: Box::new(Problem::Missing(key.into())),
     };
     let config = Config {
-        cluster: file.cluster,
+        cluster: file.cluster.ok_or_else(|| missing("cluster"))?,
         node: overrides
             .node
             .or(file.node)
@@ -102,7 +128,7 @@ pub(super) fn parse(path: &Path, text: &str, overrides: Overrides) -> Result<Con
     check(&config).map_err(|(way, problem)| Error::Invalid {
         place: match flags.of_way(&way) {
             Some(flag) => Place::Flag(flag),
-            None => match place::find(document.get_ref(), &way) {
+            None => match place::find(document, &way) {
                 Some(span) => Place::in_text(path, text, span.start),
                 None => Place::File(path.to_owned()),
             },
@@ -175,9 +201,6 @@ fn check(config: &Config) -> Result<(), Found> {
 
 fn check_peers(peers: &[Peer]) -> Result<(), Found> {
     let at = |index, key| vec![Step::Key("peer"), Step::Item(index), Step::Key(key)];
-    let Some(first) = peers.first() else {
-        return Err((vec![Step::Key("peer")], Problem::NoPeers));
-    };
     for (index, peer) in peers.iter().enumerate() {
         let Peer { node, address, .. } = *peer;
         let before = &peers[..index];
@@ -199,7 +222,9 @@ fn check_peers(peers: &[Peer]) -> Result<(), Found> {
                 Problem::Unreachable { node, address, why },
             ));
         }
-        if address.is_ipv4() != first.address.is_ipv4() {
+        if let Some(first) = before.first()
+            && address.is_ipv4() != first.address.is_ipv4()
+        {
             let (v4, v6) = if address.is_ipv4() {
                 (node, first.node)
             } else {
@@ -257,9 +282,8 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
 
 fn refused(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let place = match error.span() {
-        // An error about the document as a whole spans all of it.
-        Some(span) if span != (0..text.len()) => Place::in_text(path, text, span.start),
-        _ => Place::File(path.to_owned()),
+        Some(span) => Place::in_text(path, text, span.start),
+        None => Place::File(path.to_owned()),
     };
     Error::Invalid {
         place,
@@ -321,4 +345,211 @@ fn changes(a: &str, b: &str) -> usize {
         }
     }
     row[b.chars().count()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::EXAMPLE;
+    use super::*;
+
+    fn parse_with(text: &str, overrides: Overrides) -> Result<Config, Error> {
+        parse(Path::new("node.toml"), text, overrides)
+    }
+
+    fn refused(text: &str) -> String {
+        let error = parse_with(text, Overrides::default()).expect_err("refused");
+        error.to_string()
+    }
+
+    /// The example with `from` replaced by `to`.
+    fn example(from: &str, to: &str) -> String {
+        assert!(EXAMPLE.contains(from), "{from} is not in the example");
+        EXAMPLE.replacen(from, to, 1)
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let config = parse_with(EXAMPLE, Overrides::default()).expect("a configuration");
+        assert_eq!(config.region, Region::default());
+        assert_eq!(config.worker, Worker::default());
+        assert_eq!(config.timing, Timing::default());
+        assert_eq!(config.this().address.port(), 4747);
+    }
+
+    #[test]
+    fn what_the_example_comments_out_is_right_too() {
+        let keys = [
+            "key_file =",
+            "priority =",
+            "[quorum]",
+            "phase",
+            "cpu =",
+            "fifo_priority =",
+        ];
+        let text: Vec<_> = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if keys.iter().any(|key| rest.starts_with(key)) => rest,
+                _ => line,
+            })
+            .collect();
+        let file: File = toml::from_str(&text.join("\n")).expect("a configuration");
+        assert!(file.key_file.is_some() && file.quorum.is_some());
+        assert!(file.worker.cpu.is_some() && file.worker.fifo_priority.is_some());
+    }
+
+    /// Checks that the example with `from` replaced by `to` is refused with `error` at the place
+    /// that `to` marks with `«`.
+    fn assert_points(from: &str, to: &str, error: &str) {
+        let text = example(from, to);
+        let at = text.find('«').expect("a mark");
+        let place = Place::in_text(Path::new("node.toml"), &text, at);
+        let refused = refused(&text.replace('«', ""));
+        assert!(
+            refused.starts_with(&format!("{place}: {error}")),
+            "{place}: {refused}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_word_is_pointed_at() {
+        for (from, to, error) in [
+            (
+                "heartbeat_ms =",
+                "«heartbeat =",
+                "unknown key `heartbeat`; did you mean `heartbeat_ms`?",
+            ),
+            (
+                "node = 3",
+                "«nod = 3",
+                "unknown key `nod`; did you mean `node`?",
+            ),
+            ("resp =", "«banana =", "unknown key `banana`"),
+            (
+                "= \"volatile\"\n",
+                "= «\"synch\"\n",
+                "unknown value `synch`; did you mean `sync`?",
+            ),
+        ] {
+            assert_points(from, to, error);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_pointed_at() {
+        for (from, to, error) in [
+            (
+                "node = 1\n",
+                "node = «4\n",
+                "node 4 is not among [[peer]]: the members are 1, 2, 3",
+            ),
+            (
+                "node = 1\n",
+                "node = «0\n",
+                "node 0, but a node's number is 1 to 1023",
+            ),
+            (
+                "node = 3\n",
+                "node = «1024\n",
+                "node 1024, but a node's number is 1 to 1023",
+            ),
+            (
+                "node = 3\n",
+                "node = «2\n",
+                "node 2 is there twice in [[peer]]",
+            ),
+            (
+                "\"127.0.0.1:4749",
+                "«\"127.0.0.1:4748",
+                "nodes 2 and 3 have the same address 127.0.0.1:4748",
+            ),
+            (
+                "\"127.0.0.1:4749",
+                "«\"127.0.0.1:0",
+                "node 3 cannot be reached at 127.0.0.1:0: port 0 is no port",
+            ),
+            (
+                "\"127.0.0.1:4749",
+                "«\"[::1]:4749",
+                "nodes 1 and 3 cannot talk",
+            ),
+            (
+                "\"127.0.0.1:4749",
+                "«\"here",
+                "\"here\" is no address: write \"IP:port\"",
+            ),
+            ("= 1384", "= «1385", "lay out region: values of 1385 bytes"),
+            ("= 4096", "= «4095", "lay out region: window of 4095 slots"),
+            (
+                "# fifo_priority = 50",
+                "fifo_priority = «100",
+                "SCHED_FIFO priority 100",
+            ),
+            (
+                "_ms = 150",
+                "_ms = «29",
+                "`election_ms` = 29 is less than three",
+            ),
+            ("_ms = 10", "_ms = «0", "`heartbeat_ms` is 0"),
+            ("\"example\"", "«\"\"", "`cluster` is empty"),
+            ("= 4096", "= «\"many\"", "invalid type"),
+        ] {
+            assert_points(from, to, error);
+        }
+    }
+
+    #[test]
+    fn quorums_that_need_not_intersect_are_refused() {
+        let quorum = "[quorum]\nphase1 = 1\nphase2 = 2\n[region]\n";
+        let error = refused(&example("[region]\n", quorum));
+        assert!(
+            error.contains("quorums 1 + 2 of 3 acceptors need not intersect"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_key_says_what_to_add() {
+        for key in ["cluster", "data_directory", "durability"] {
+            let line = EXAMPLE
+                .lines()
+                .find(|line| line.starts_with(key))
+                .expect("a line");
+            let error = parse_with(&example(line, ""), Overrides::default()).expect_err("refused");
+            assert_eq!(error.to_string(), format!("node.toml: missing key `{key}`"));
+            let remedy = error.remedy().expect("a remedy");
+            assert!(remedy.starts_with(&format!("add {key} = ")), "{remedy}");
+        }
+        assert!(refused("cluster = \"a\"\nnode = 1").contains("no [[peer]]"));
+    }
+
+    #[test]
+    fn a_flag_stands_in_for_a_key_and_is_blamed_for_itself() {
+        let text = example("node = 1\n", "");
+        let config = parse_with(
+            &text,
+            Overrides {
+                node: Some(2),
+                ..Overrides::default()
+            },
+        );
+        assert_eq!(config.expect("a configuration").this().address.port(), 4748);
+        let error = parse_with(
+            &text,
+            Overrides {
+                node: Some(9),
+                ..Overrides::default()
+            },
+        );
+        let error = error.expect_err("refused").to_string();
+        assert!(error.starts_with("--node: node 9 is not among"), "{error}");
+    }
+
+    #[test]
+    fn a_client_needs_no_more_than_the_peers() {
+        let text = "cluster = \"a\"\n[[peer]]\nnode = 5\naddress = \"127.0.0.1:1\"\n";
+        let config = parse_for_client(Path::new("c.toml"), text).expect("a configuration");
+        assert_eq!(config.members().len(), 1);
+        parse_for_client(Path::new("c.toml"), "cluster = \"a\"\n").expect_err("no peers");
+    }
 }
