@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, Load, PATIENCE, Reply, eventually, skip};
+use common::{Cluster, Load, PATIENCE, Reply, eventually, skip, spawn};
 use nix::sys::signal::Signal;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -30,11 +30,10 @@ fn has_redis_tools(test: &str) -> bool {
 
 fn redis_cli(cluster: &Cluster, node: u16, words: &[&str]) -> String {
     let port = cluster.fronts(&[node])[0].port().to_string();
-    let run = Command::new("redis-cli")
-        .args(["-p", &port])
-        .args(words)
-        .output();
-    let output = run.expect("redis-cli runs");
+    let mut command = Command::new("redis-cli");
+    command.args(["-p", &port]).args(words);
+    let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let output = child.wait_with_output().expect("redis-cli ends");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -42,14 +41,12 @@ fn redis_cli(cluster: &Cluster, node: u16, words: &[&str]) -> String {
 fn benchmark(cluster: &Cluster, node: u16) -> Child {
     let port = cluster.fronts(&[node])[0].port().to_string();
     let requests = std::env::var("NEARWIRE_TEST_REQUESTS").unwrap_or_else(|_| REQUESTS.to_owned());
-    Command::new("redis-benchmark")
+    let mut command = Command::new("redis-benchmark");
+    command
         .args(["-p", &port, "-t", "set,get,incr", "-n", &requests])
         .args(["-c", "50", "-P", "16", "--csv"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("redis-benchmark runs")
+        .stdin(Stdio::null());
+    spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
 }
 
 /// All three commands were measured and none was answered with an error.
@@ -105,7 +102,7 @@ fn redis_benchmark_at_a_follower_does_not_notice_that_the_leader_is_killed() {
     assert_benchmarked(&output);
     let rest = cluster.others(leader);
     cluster.leader_among(&rest);
-    cluster.start(leader).expect("starts again");
+    cluster.start_node(leader);
     cluster.settle(&[1, 2, 3]);
 }
 
@@ -119,7 +116,7 @@ fn no_acknowledged_write_is_lost_when_the_leader_is_killed() {
         let leader = cluster.lead();
         cluster.kill(leader);
         load.advance(300);
-        cluster.start(leader).expect("starts again");
+        cluster.start_node(leader);
         cluster.settle(&[1, 2, 3]);
         // The node that was killed serves again.
         let set = eventually("an answer of the node that was killed", || {

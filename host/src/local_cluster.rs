@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -83,6 +84,31 @@ fn refused(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
+/// Ports that Linux gives to nobody by itself (it begins at 32,768): the port of a replica that was
+/// killed is still free when it starts again.
+const PORTS: Range<u16> = 10_000..32_000;
+/// How many ports are tried.
+const PORT_TRIES: usize = 100;
+
+/// Binds a port that is free, chosen at random so that clusters that start at once differ.
+fn take_port<T>(
+    ip: IpAddr,
+    bind: impl Fn(SocketAddr) -> io::Result<T>,
+) -> Result<(SocketAddr, T), Error> {
+    let doing = || format!("find a free port of {ip}");
+    let mut result = Err(io::ErrorKind::AddrInUse.into());
+    for _ in 0..PORT_TRIES {
+        let random = getrandom::u32().map_err(io::Error::other);
+        let random = random.map_err(refused(doing()))? % PORTS.len() as u32;
+        let address = SocketAddr::new(ip, PORTS.start + random as u16);
+        result = bind(address).map(|socket| (address, socket));
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.map_err(refused(doing()))
+}
+
 /// One replica.
 #[derive(Debug)]
 pub struct Replica {
@@ -118,14 +144,10 @@ impl LocalCluster {
             let node = index as u16 + 1;
             let (address, resp) = if ip.is_loopback() {
                 // Both kinds of port are held until all are found, so that no two are the same.
-                let udp = UdpSocket::bind((*ip, 0)).map_err(refused("find a free port"))?;
-                let tcp = TcpListener::bind((*ip, 0)).map_err(refused("find a free port"))?;
-                let ports = (
-                    udp.local_addr().map_err(refused("look at a port"))?,
-                    tcp.local_addr().map_err(refused("look at a port"))?,
-                );
+                let (address, udp) = take_port(*ip, UdpSocket::bind)?;
+                let (resp, tcp) = take_port(*ip, TcpListener::bind)?;
                 held.push((udp, tcp));
-                ports
+                (address, resp)
             } else {
                 // A namespace of its own: every port is free.
                 (

@@ -1,15 +1,21 @@
 //! What the tests of whole processes share: a cluster, clients that move on when a node fails, and
 //! a ledger of what was acknowledged.
-#![allow(dead_code, reason = "each test file takes what it needs")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test file takes what it needs"
+)]
 #![allow(unreachable_pub, reason = "a module of several crates")]
 
 mod ledger;
+mod puppet;
 mod relay;
 mod resp;
 
 pub use ledger::{Ledger, Load};
-pub use relay::Relay;
-pub use resp::{Reply, Resp, Roaming};
+pub use puppet::{Puppet, REPLICA, SPEAKER};
+pub use relay::{Passed, Relay};
+pub use resp::{Reply, Resp, Roaming, request};
 
 use consensus::auth::Key;
 use nearwire::inspect::Inspector;
@@ -18,7 +24,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -26,6 +33,21 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A machine that runs other tests delays heartbeats: elections are not what these settings test.
 pub const CALM: &str = "\n[timing]\nelection_ms = 300\n";
+
+/// A child holds copies of this process's sockets until it becomes another program: ports that are
+/// let go meanwhile are not free yet. So nobody forks while ports are looked for.
+static FORKS: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    FORKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a program.
+#[track_caller]
+pub fn spawn(command: &mut Command) -> Child {
+    let _alone = alone();
+    command.spawn().expect("the program can be run")
+}
 
 /// Says on the uncaptured standard error that a test was skipped, and why.
 pub fn skip(name: &str, missing: &str) {
@@ -49,6 +71,11 @@ pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn prepare(options: Options) -> LocalCluster {
+    let _alone = alone();
+    LocalCluster::prepare(options).expect("free ports")
 }
 
 /// Replica processes with a directory of their own; both are gone when this is dropped.
@@ -79,7 +106,7 @@ impl Cluster {
         let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());
         options.resp = true;
         options.settings = settings.to_owned();
-        let local = LocalCluster::prepare(options).expect("free ports");
+        let local = prepare(options);
         Self {
             local,
             key: None,
@@ -90,7 +117,7 @@ impl Cluster {
     /// Three replicas with a leader.
     pub fn start() -> Self {
         let mut cluster = Self::prepare(CALM);
-        cluster.start_all().expect("replicas start");
+        cluster.start_all();
         cluster.lead();
         cluster
     }
@@ -105,7 +132,7 @@ impl Cluster {
         let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());
         options.resp = true;
         options.settings = format!("key_file = {:?}\n{CALM}", path.display().to_string());
-        let local = LocalCluster::prepare(options).expect("free ports");
+        let local = prepare(options);
         let number = u128::from_str_radix(digits, 16).expect("hexadecimal digits");
         Self {
             local,
@@ -182,10 +209,26 @@ impl Cluster {
         eventually("a connection", || Resp::connect(front).ok())
     }
 
+    /// As [`eventually`], and says what the replicas say.
+    #[track_caller]
+    pub fn eventually<T>(&self, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        eventually(what, || {
+            if Instant::now() + Duration::from_secs(1) > deadline {
+                for node in 1..=3 {
+                    let report = self.report(node).map(|report| report.to_string());
+                    let ended = self.has_ended(node);
+                    eprintln!("node {node}: ended {ended}: {report:?}\n{}", self.log(node));
+                }
+            }
+            done()
+        })
+    }
+
     /// Waits until every one of `nodes` has applied what any of them has by now.
     #[track_caller]
     pub fn settle(&self, nodes: &[u16]) {
-        let target = eventually("reports", || {
+        let target = self.eventually("reports", || {
             let applied: Option<Vec<u64>> = nodes
                 .iter()
                 .map(|node| self.count(*node, "applied"))
@@ -193,38 +236,54 @@ impl Cluster {
             applied?.into_iter().max()
         });
         for node in nodes {
-            eventually("a replica that catches up", || {
+            self.eventually("a replica that catches up", || {
                 self.count(*node, "applied")
                     .filter(|applied| *applied >= target)
             });
         }
     }
 
+    /// Starts a replica.
+    #[track_caller]
+    pub fn start_node(&mut self, node: u16) {
+        let child = spawn(&mut self.command(node).expect("a log file"));
+        self.adopt(node, child);
+    }
+
+    /// Starts every replica.
+    pub fn start_all(&mut self) {
+        (1..=3).for_each(|node| self.start_node(node));
+    }
+
     /// Starts a replica that dies when it passes `point` for the `pass`-th time.
     pub fn start_to_die(&mut self, node: u16, point: &str, pass: u64) {
         let mut command = self.command(node).expect("a log file");
         command.env(nearwire::kill_point::VARIABLE, format!("{point}:{pass}"));
-        let child = command.spawn().expect("a replica starts");
+        let child = spawn(&mut command);
         self.adopt(node, child);
     }
 
     /// Waits for the end of a replica; `None` if it still runs after [`PATIENCE`].
     pub fn end_of(&mut self, node: u16) -> Option<ExitStatus> {
-        let process = self.process(node)?;
         let deadline = Instant::now() + PATIENCE;
-        // The zombie stays until `wait` below: its state is read, its number is not another's yet.
-        let stat = format!("/proc/{process}/stat");
         while Instant::now() < deadline {
-            let text = std::fs::read_to_string(&stat).unwrap_or_default();
-            let state = text
-                .rsplit_once(") ")
-                .and_then(|(_, rest)| rest.chars().next());
-            if matches!(state, Some('Z') | None) {
+            if self.has_ended(node) {
                 return self.wait(node);
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         None
+    }
+
+    /// Whether a replica's process has come to its end, without waiting.
+    pub fn has_ended(&self, node: u16) -> bool {
+        let Some(process) = self.process(node) else {
+            return true;
+        };
+        // The zombie stays until it is waited for, so its number is not another's yet.
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_none_or(|state| state.starts_with('Z'))
     }
 }
 
