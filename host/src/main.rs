@@ -8,6 +8,6 @@ fn main() {
         .init();
     if let Err(e) = nearwire::run::run(&config) {
         eprintln!("error: {e}");
-        std::process::exit(1)
+        std::process::exit(if e.is_refused_identity() { 3 } else { 1 })
     }
 }

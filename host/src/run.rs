@@ -6,7 +6,8 @@ use crate::engine::{EngineError, Software};
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
-use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, max_request_bytes};
+use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_request_bytes};
+use crate::rehearsal::Rehearsal;
 use crate::resp;
 use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
 use crate::snapshots::Snapshots;
@@ -85,6 +86,9 @@ pub enum Error {
     /// The key file.
     #[error("{0}")]
     Key(String),
+    /// What a test asks for in the environment.
+    #[error("{0}")]
+    Rehearsal(String),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
         "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
@@ -165,6 +169,7 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         return Err(NodeError::NotAMember { node }.into());
     };
     let key = read_key(config)?;
+    let rehearsal = Rehearsal::from_environment().map_err(Error::Rehearsal)?;
     let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
@@ -200,7 +205,7 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     };
 
     let now_ns = clock::monotonic_ns();
-    let opened = open_state(config, &directory, layout, {
+    let opened = open_state(config, &rehearsal, &directory, layout, {
         let waker = waker.clone();
         Arc::new(move || waker.wake())
     })?;
@@ -213,11 +218,17 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
     })?;
+    #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
+    let mut wal = Wal::new(opened.journal);
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    if rehearsal.replies_before_flush {
+        wal.reply_before_flush();
+    }
     let node = Node::new(
         node_config(config, key, &directory, used_round, now_ns),
         acceptor,
         opened.region,
-        Wal::new(opened.journal),
+        wal,
         durability(config.durability),
         vec![opened.applied],
     )?;
@@ -247,6 +258,7 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         directory,
         address: own.address,
         snapshots,
+        snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
         stop: Arc::clone(&stop),
         facts: Facts {
@@ -373,6 +385,7 @@ struct Opened {
 
 fn open_state(
     config: &Config,
+    rehearsal: &Rehearsal,
     directory: &DataDirectory,
     layout: Layout,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -456,8 +469,17 @@ fn open_state(
         None
     } else {
         let flush = if sync { Flush::Before } else { Flush::Behind };
-        let options =
-            journal::Options::new(directory.journal_path(), directory.fingerprint(), flush);
+        let path = directory.journal_path();
+        let mut options = journal::Options::new(&path, directory.fingerprint(), flush);
+        if let Some(bytes) = rehearsal.segment_bytes {
+            options.segment_bytes = bytes;
+        }
+        let refused = |source| JournalError::Disk {
+            doing: "prepare journal directory",
+            path: path.clone(),
+            source,
+        };
+        options.disk = rehearsal.disk(&path, flush).map_err(refused)?;
         let (recovery, journal) = Journal::open(options, wake)?;
         if let Some(torn) = recovery.torn() {
             tracing::info!(?torn, "the journal's tail was torn and is cut off");
