@@ -479,6 +479,10 @@ fn open_state(
             path: path.clone(),
             source,
         };
+        // The cluster forms after the journal is begun, and nobody votes before.
+        if sync && identity.formed && !journal::exists(&path).map_err(refused)? {
+            return Err(lost("its journal is missing".into()));
+        }
         options.disk = rehearsal.disk(&path, flush).map_err(refused)?;
         let (recovery, journal) = Journal::open(options, wake)?;
         if let Some(torn) = recovery.torn() {
