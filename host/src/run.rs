@@ -17,16 +17,18 @@ use consensus::applied::Applied;
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
-use consensus::local;
+use consensus::local::{self, Local};
 use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError, OpenError};
 use consensus::state_machine::RestoreError;
-use consensus::{Epoch, NodeId};
+use consensus::wire::{Header, Kind};
+use consensus::{Ballot, Epoch, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 /// The first membership of every cluster.
@@ -218,13 +220,14 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
     })?;
+    let applied = opened.applied.slot();
     #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
     let mut wal = Wal::new(opened.journal);
     #[cfg(any(debug_assertions, feature = "kill-points"))]
     if rehearsal.replies_before_flush {
         wal.reply_before_flush();
     }
-    let node = Node::new(
+    let mut node = Node::new(
         node_config(config, key, &directory, used_round, now_ns),
         acceptor,
         opened.region,
@@ -232,6 +235,9 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         durability(config.durability),
         vec![opened.applied],
     )?;
+    if config.durability == Durability::Async {
+        journal_again(node.local_mut(), applied)?;
+    }
     let snapshots = Snapshots::start(opened.directory, opened.newest, {
         let waker = waker.clone();
         move || waker.wake()
@@ -513,6 +519,45 @@ fn open_state(
         restored,
         replayed,
     })
+}
+
+/// Journals what the region holds and the last process may not have come to write: behind the reply
+/// means behind the end of the process, too. Otherwise the state of a later life would stop at the
+/// hole, although this node reports that it could restore what lies behind it.
+fn journal_again(local: &mut Local<Software, Wal>, applied: Slot) -> Result<(), Error> {
+    let Some(view) = local.view(GROUP) else {
+        return Ok(());
+    };
+    let kept = view
+        .highest
+        .0
+        .saturating_sub(local.acceptor().layout.window());
+    for slot in applied.0.max(kept) + 1..=view.highest.0 {
+        let Some((ballot, value)) = local.vote(GROUP, Slot(slot)) else {
+            continue;
+        };
+        let value = value.to_vec();
+        let header = Header {
+            ballot,
+            slot: Slot(slot),
+            epoch: FIRST_EPOCH,
+            length: value.len() as u16,
+            ..Header::new(Kind::Accept, GROUP, ballot.node())
+        };
+        while !local.record(&header, &value) {
+            if let Some(error) = local.journal_mut().failed() {
+                return Err(Fatal::Journal(error.to_string()).into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    while view.promised != Ballot::NONE && local.checkpoint(GROUP).is_none() {
+        if let Some(error) = local.journal_mut().failed() {
+            return Err(Fatal::Journal(error.to_string()).into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn parse_boot_id(text: &str) -> u128 {
