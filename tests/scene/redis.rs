@@ -29,6 +29,11 @@ impl Redis {
         })
     }
 
+    /// Waits no longer for a reply.
+    pub(crate) fn give_up_after(&mut self, patience: Duration) -> io::Result<()> {
+        self.stream.get_mut().set_read_timeout(Some(patience))
+    }
+
     pub(crate) fn send(&mut self, commands: &[Vec<String>]) -> io::Result<()> {
         let mut bytes = Vec::new();
         for command in commands {
