@@ -47,20 +47,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(durability: Durability, window_slots: u64, rehearse: &str) -> Self {
-        Self::within(
-            tempfile::tempdir().unwrap(),
-            durability,
-            window_slots,
-            rehearse,
-        )
-    }
-
-    pub(crate) fn within(
-        scratch: tempfile::TempDir,
-        durability: Durability,
-        window_slots: u64,
-        rehearse: &str,
-    ) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
         let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), scratch.path());
         options.durability = durability;
         options.resp = true;
@@ -140,9 +127,26 @@ impl Scene {
     }
 
     pub(crate) fn report(&self, node: u16) -> serde_json::Value {
-        self.cluster
-            .inspect(node, SOON)
-            .unwrap_or_else(|| panic!("node {node}: {}", self.cluster.log(node)))
+        wait_for("a report", || {
+            assert!(
+                !self.has_ended(node),
+                "node {node}: {}",
+                self.cluster.log(node)
+            );
+            self.cluster.inspect(node, Duration::from_secs(1))
+        })
+    }
+
+    /// Whether the process of a replica is over, and only waited for.
+    fn has_ended(&self, node: u16) -> bool {
+        let Some(pid) = self.cluster.process(node) else {
+            return true;
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .map(|(_, rest)| rest.starts_with('Z'));
+        state.unwrap_or(true)
     }
 
     pub(crate) fn number(&self, node: u16, field: &str) -> u64 {
@@ -151,13 +155,8 @@ impl Scene {
 
     /// Waits for a replica that is expected to end by itself.
     pub(crate) fn wait_for_end(&mut self, node: u16) -> ExitStatus {
-        let pid = self.cluster.process(node).unwrap();
         wait_for("the end of a replica", || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let state = stat
-                .rsplit_once(") ")
-                .map(|(_, rest)| rest.starts_with('Z'));
-            state.unwrap_or(true).then_some(())
+            self.has_ended(node).then_some(())
         });
         self.cluster.wait(node).unwrap()
     }
