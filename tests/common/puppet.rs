@@ -2,7 +2,9 @@
 //! nothing else.
 
 use super::{Cluster, PATIENCE};
-use consensus::formation::Formation;
+use consensus::formation::{Formation, Terms};
+use consensus::quorum::Quorums;
+use consensus::region::Layout;
 use consensus::wire::{Flags, Header, Kind, Parsed, parse};
 use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use std::collections::BTreeMap;
@@ -58,12 +60,16 @@ impl Puppet {
 
     fn form(&self) {
         let members = vec![REPLICA, SPEAKER, OTHER];
+        let dimensions = nearwire::config::Region::default();
+        let layout = Layout::new(1, dimensions.window_slots, dimensions.value_bytes);
+        let quorums = Quorums::majority(members.len()).expect("three members");
+        let terms = Terms::new(&quorums, &layout.expect("the defaults"));
         let mut roles: Vec<(&UdpSocket, Formation)> = [&self.speaker, &self.other]
             .into_iter()
             .zip([SPEAKER, OTHER])
             .map(|(socket, node)| {
                 let pins = BTreeMap::from([(node, Incarnation(u32::from(node.0) << 8))]);
-                let formation = Formation::new(node, EPOCH, members.clone(), pins, false);
+                let formation = Formation::new(node, EPOCH, terms, members.clone(), pins, false);
                 (socket, formation)
             })
             .collect();
