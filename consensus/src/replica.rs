@@ -1212,7 +1212,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let (group, node) = (self.config.group, self.config.node);
         self.responses.flush(group, node, |to, header, value| {
-            turn.io.send(to, header, value)
+            turn.io.send(to, header, value);
         });
     }
 
