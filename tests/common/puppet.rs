@@ -2,7 +2,9 @@
 //! nothing else.
 
 use super::{Cluster, PATIENCE};
-use consensus::formation::Formation;
+use consensus::formation::{Formation, Terms};
+use consensus::quorum::Quorums;
+use consensus::region::Layout;
 use consensus::wire::{Flags, Header, Kind, Parsed, parse};
 use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use std::collections::BTreeMap;
@@ -58,12 +60,15 @@ impl Puppet {
 
     fn form(&self) {
         let members = vec![REPLICA, SPEAKER, OTHER];
+        let region = nearwire::config::Region::default();
+        let layout = Layout::new(1, region.window_slots, region.value_bytes).expect("defaults");
+        let terms = Terms::new(&Quorums::majority(3).expect("three members"), &layout);
         let mut roles: Vec<(&UdpSocket, Formation)> = [&self.speaker, &self.other]
             .into_iter()
             .zip([SPEAKER, OTHER])
             .map(|(socket, node)| {
                 let pins = BTreeMap::from([(node, Incarnation(u32::from(node.0) << 8))]);
-                let formation = Formation::new(node, EPOCH, members.clone(), pins, false);
+                let formation = Formation::new(node, EPOCH, terms, members.clone(), pins, false);
                 (socket, formation)
             })
             .collect();
