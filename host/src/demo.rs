@@ -362,6 +362,7 @@ impl<'a> Run<'a> {
                 source,
             }
         })?;
+        directory.remove_on_panic();
         let cluster = LocalCluster::prepare(local_cluster::Options {
             durability: options.durability,
             ..local_cluster::Options::new(&options.program, directory.path())

@@ -12,6 +12,7 @@ pub mod kill_point;
 pub mod kv;
 pub mod local_cluster;
 pub mod node;
+pub mod rehearsal;
 pub mod resp;
 pub mod run;
 pub mod snapshot_file;

@@ -6,7 +6,8 @@ use crate::engine::{EngineError, Software};
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
-use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, max_request_bytes};
+use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_request_bytes};
+use crate::rehearsal::Rehearsal;
 use crate::resp;
 use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
 use crate::snapshots::Snapshots;
@@ -16,17 +17,19 @@ use consensus::applied::Applied;
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
-use consensus::local;
+use consensus::local::{self, Local};
 use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError, OpenError};
 use consensus::state_machine::RestoreError;
-use consensus::{Epoch, NodeId};
+use consensus::wire::{Header, Kind};
+use consensus::{Ballot, Epoch, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 /// The first membership of every cluster.
@@ -89,6 +92,9 @@ pub enum Error {
     /// The key file.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// What a test asks for in the environment.
+    #[error("{0}")]
+    Rehearsal(String),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
         "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
@@ -188,6 +194,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         return Err(NodeError::NotAMember { node }.into());
     };
     let key = config.key_file.as_deref().map(read_key).transpose()?;
+    let rehearsal = Rehearsal::from_environment().map_err(Error::Rehearsal)?;
     let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
@@ -223,7 +230,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     };
 
     let now_ns = clock::monotonic_ns();
-    let opened = open_state(config, &directory, layout, {
+    let opened = open_state(config, &rehearsal, &directory, layout, {
         let waker = waker.clone();
         Arc::new(move || waker.wake())
     })?;
@@ -236,14 +243,24 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
     })?;
-    let node = Node::new(
+    let applied = opened.applied.slot();
+    #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
+    let mut wal = Wal::new(opened.journal);
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    if rehearsal.replies_before_flush {
+        wal.reply_before_flush();
+    }
+    let mut node = Node::new(
         node_config(config, key, &directory, used_round, now_ns),
         acceptor,
         opened.region,
-        Wal::new(opened.journal),
+        wal,
         durability(config.durability),
         vec![opened.applied],
     )?;
+    if config.durability == Durability::Async {
+        journal_again(node.local_mut(), applied)?;
+    }
     let snapshots = Snapshots::start(opened.directory, opened.newest, {
         let waker = waker.clone();
         move || waker.wake()
@@ -270,6 +287,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         directory,
         address: own.address,
         snapshots,
+        snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
         stop: Arc::clone(stop),
         facts: Facts {
@@ -377,6 +395,7 @@ struct Opened {
 
 fn open_state(
     config: &Config,
+    rehearsal: &Rehearsal,
     directory: &DataDirectory,
     layout: Layout,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -460,8 +479,21 @@ fn open_state(
         None
     } else {
         let flush = if sync { Flush::Before } else { Flush::Behind };
-        let options =
-            journal::Options::new(directory.journal_path(), directory.fingerprint(), flush);
+        let path = directory.journal_path();
+        let mut options = journal::Options::new(&path, directory.fingerprint(), flush);
+        if let Some(bytes) = rehearsal.segment_bytes {
+            options.segment_bytes = bytes;
+        }
+        let refused = |source| JournalError::Disk {
+            doing: "prepare journal directory",
+            path: path.clone(),
+            source,
+        };
+        // The cluster forms after the journal is begun, and nobody votes before.
+        if sync && identity.formed && !journal::exists(&path).map_err(refused)? {
+            return Err(lost("its journal is missing".into()));
+        }
+        options.disk = rehearsal.disk(&path, flush).map_err(refused)?;
         let (recovery, journal) = Journal::open(options, wake)?;
         if let Some(torn) = recovery.torn() {
             tracing::info!(?torn, "the journal's tail was torn and is cut off");
@@ -491,6 +523,45 @@ fn open_state(
         restored,
         replayed,
     })
+}
+
+/// Journals what the region holds and the last process may not have come to write: behind the reply
+/// means behind the end of the process, too. Otherwise the state of a later life would stop at the
+/// hole, although this node reports that it could restore what lies behind it.
+fn journal_again(local: &mut Local<Software, Wal>, applied: Slot) -> Result<(), Error> {
+    let Some(view) = local.view(GROUP) else {
+        return Ok(());
+    };
+    let kept = view
+        .highest
+        .0
+        .saturating_sub(local.acceptor().layout.window());
+    for slot in applied.0.max(kept) + 1..=view.highest.0 {
+        let Some((ballot, value)) = local.vote(GROUP, Slot(slot)) else {
+            continue;
+        };
+        let value = value.to_vec();
+        let header = Header {
+            ballot,
+            slot: Slot(slot),
+            epoch: FIRST_EPOCH,
+            length: value.len() as u16,
+            ..Header::new(Kind::Accept, GROUP, ballot.node())
+        };
+        while !local.record(&header, &value) {
+            if let Some(error) = local.journal_mut().failed() {
+                return Err(Fatal::Journal(error.to_string()).into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    while view.promised != Ballot::NONE && local.checkpoint(GROUP).is_none() {
+        if let Some(error) = local.journal_mut().failed() {
+            return Err(Fatal::Journal(error.to_string()).into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn parse_boot_id(text: &str) -> u128 {

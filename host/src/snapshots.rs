@@ -86,13 +86,22 @@ impl Snapshots {
         }
     }
 
-    /// Waits until the snapshot that is being written is on disk.
-    pub fn finish(mut self) -> Option<Result<Slot, SnapshotError>> {
+    /// Writes the last state, behind the snapshot that is being written, and waits until it is on
+    /// disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(mut self, slot: Slot, frozen: Box<dyn Frozen>) -> Result<(), SnapshotError> {
+        if slot > self.slot()
+            && let Some(jobs) = &self.jobs
+        {
+            let _ = jobs.send(Job { slot, frozen });
+        }
         self.jobs = None;
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
-        self.poll()
+        self.done.try_iter().last().unwrap_or(Ok(None)).map(drop)
     }
 
     /// The last slot of the newest snapshot.

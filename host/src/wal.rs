@@ -7,6 +7,8 @@ use consensus::local;
 pub struct Wal {
     journal: Option<Journal>,
     record: Vec<u8>,
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    replies_before_flush: bool,
 }
 
 impl Wal {
@@ -15,7 +17,15 @@ impl Wal {
         Self {
             journal,
             record: Vec::with_capacity(64 * 1024),
+            #[cfg(any(debug_assertions, feature = "kill-points"))]
+            replies_before_flush: false,
         }
+    }
+
+    /// A deliberate defect, to show that the tests would notice it: everything counts as flushed.
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    pub fn reply_before_flush(&mut self) {
+        self.replies_before_flush = true;
     }
 
     /// Why nothing is journalled any more, if that is so.
@@ -60,6 +70,10 @@ impl local::Journal for Wal {
     }
 
     fn flushed(&self) -> u64 {
+        #[cfg(any(debug_assertions, feature = "kill-points"))]
+        if self.replies_before_flush {
+            return self.appended();
+        }
         self.journal
             .as_ref()
             .map_or(0, |journal| journal.flushed().0)

@@ -60,9 +60,10 @@ impl Puppet {
 
     fn form(&self) {
         let members = vec![REPLICA, SPEAKER, OTHER];
-        let region = nearwire::config::Region::default();
-        let layout = Layout::new(1, region.window_slots, region.value_bytes).expect("defaults");
-        let terms = Terms::new(&Quorums::majority(3).expect("three members"), &layout);
+        let dimensions = nearwire::config::Region::default();
+        let layout = Layout::new(1, dimensions.window_slots, dimensions.value_bytes);
+        let quorums = Quorums::majority(members.len()).expect("three members");
+        let terms = Terms::new(&quorums, &layout.expect("the defaults"));
         let mut roles: Vec<(&UdpSocket, Formation)> = [&self.speaker, &self.other]
             .into_iter()
             .zip([SPEAKER, OTHER])

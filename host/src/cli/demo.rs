@@ -20,7 +20,7 @@ const BAR_STEPS: u64 = 1000;
 /// Three replica processes form a cluster on this machine. One client writes without a pause while
 /// the leader is killed and started again; afterwards every acknowledged write is read back. It
 /// needs no privilege and no network but loopback, and leaves nothing behind.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   nearwire demo                      a quarter of a minute, three replicas in memory
@@ -220,8 +220,9 @@ fn text(report: &Report) -> String {
     let machine = &report.machine;
     let _ = write!(
         text,
-        "\n\nRound trips of one client with {} writes of {} bytes under way; {} wait. Steady\n\
-         ends with the kill; all after warm-up includes failover and rejoining. {:.1} s on {} CPUs ({}), Linux {}, hypervisor {}.",
+        "\n\nRound trips of one client with {} writes of {} bytes under way; {} wait. Steady ends\n\
+         with the kill; all after warm-up includes failover and rejoining. It took {:.1} s on\n\
+         {} CPUs ({}), Linux {}, hypervisor {}.",
         report.outstanding,
         report.value_bytes,
         report.client_wait,

@@ -8,8 +8,8 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// How the names of such directories begin.
@@ -50,14 +50,12 @@ impl Directory {
             }
             // Another run may have taken the directory for a leftover before it was locked.
             if let Some(lock) = lock(&path)? {
-                let directory = Self {
+                return Ok(Self {
                     path,
                     kept,
                     removed: Arc::new(AtomicBool::new(false)),
                     _lock: lock,
-                };
-                directory.remove_on_panic();
-                return Ok(directory);
+                });
             }
         }
         Err(io::Error::new(
@@ -70,22 +68,19 @@ impl Directory {
         &self.path
     }
 
-    /// A release build aborts at a panic, so that nothing is dropped.
-    fn remove_on_panic(&self) {
-        static HOOK: Once = Once::new();
+    /// Removes the directory at a panic too: a release build aborts, so that nothing is dropped.
+    pub(super) fn remove_on_panic(&self) {
         if self.kept {
             return;
         }
         let (path, removed) = (self.path.clone(), Arc::clone(&self.removed));
-        HOOK.call_once(|| {
-            let before = std::panic::take_hook();
-            std::panic::set_hook(Box::new(move |panic| {
-                before(panic);
-                if !removed.load(Ordering::Relaxed) {
-                    remove(&path);
-                }
-            }));
-        });
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            before(panic);
+            if !removed.load(Ordering::Relaxed) {
+                remove(&path);
+            }
+        }));
     }
 }
 
@@ -174,6 +169,18 @@ mod tests {
                 left
             );
         }
+    }
+
+    #[test]
+    fn a_panic_takes_the_directory_along_even_if_nothing_is_dropped() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = std::mem::ManuallyDrop::new(
+            Directory::create(parent.path(), false).expect("a directory"),
+        );
+        directory.remove_on_panic();
+        let thread = std::thread::spawn(|| panic!("on purpose"));
+        assert!(thread.join().is_err());
+        assert!(!directory.path().exists());
     }
 
     #[test]
