@@ -515,7 +515,7 @@ fn a_cluster_that_names_a_peer_that_is_not_there_says_who_is_missing() {
 
 #[test]
 fn a_directory_or_a_port_in_use_is_said_and_whoever_has_it_is_not_disturbed() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let first = cluster.process(1).expect("runs").to_string();
     let load = Load::start("in-use", &cluster.fronts(&[1, 2, 3]), 3);
     load.advance(50);
