@@ -406,6 +406,10 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         };
         let layout = self.local.acceptor().layout;
         for (number, applied) in self.waiting.drain(..).enumerate() {
+            // A region that survived the process may know of decisions that no record tells of.
+            if self.local.durability() != Durability::Volatile {
+                self.local.checkpoint(GroupId(number as u16));
+            }
             let config = ReplicaConfig {
                 node: self.config.node,
                 group: GroupId(number as u16),

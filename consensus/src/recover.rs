@@ -7,7 +7,7 @@
 use crate::acceptor::{Acceptor, Step};
 use crate::applied::Applied;
 use crate::memory::{Buffers, Memory, raise};
-use crate::region::group;
+use crate::region::{Decided, group};
 use crate::state_machine::StateMachine;
 use crate::wire::{Header, Kind, Parsed, parse};
 use crate::{Ballot, Slot};
@@ -29,6 +29,10 @@ pub struct Recovery<S> {
     acceptor: Acceptor,
     applied: Applied<S>,
     votes: BTreeMap<Slot, (Ballot, Vec<u8>)>,
+    /// Values known to be chosen, for slots that are not next yet.
+    learned: BTreeMap<Slot, (Ballot, Vec<u8>)>,
+    /// The newest decided record.
+    decided: Decided,
     highest_round: u64,
     scratch: Vec<u8>,
     records: u64,
@@ -42,6 +46,8 @@ impl<S: StateMachine> Recovery<S> {
             acceptor,
             applied,
             votes: BTreeMap::new(),
+            learned: BTreeMap::new(),
+            decided: Decided::default(),
             highest_round: 0,
             scratch,
             records: 0,
@@ -81,27 +87,48 @@ impl<S: StateMachine> Recovery<S> {
                 }
             }
             Kind::Decide => {
-                let (from, upto) = (Slot(header.vote_ballot.0), header.slot);
-                while self.applied.slot() < upto {
-                    let slot = self.applied.slot().next();
-                    match self.votes.get(&slot) {
-                        Some((ballot, _)) if slot >= from && *ballot >= header.ballot => {}
-                        _ => break,
-                    }
-                    let Some((ballot, value)) = self.votes.remove(&slot) else {
-                        break;
-                    };
-                    self.applied.apply(ballot, value, |_, _| {});
+                let told = Decided {
+                    ballot: header.ballot,
+                    from: Slot(header.vote_ballot.0),
+                    upto: header.slot,
+                };
+                // What a lower ballot decided stays true, but the newest record is the one that
+                // later votes are held against.
+                self.apply_decided(told);
+                if told.ballot > self.decided.ballot {
+                    self.decided = told;
+                } else if told.ballot == self.decided.ballot {
+                    self.decided.upto = self.decided.upto.max(told.upto);
                 }
             }
-            Kind::Learn if header.slot == self.applied.slot().next() => {
-                self.votes.remove(&header.slot);
-                self.applied
-                    .apply(header.vote_ballot, Vec::from(value), |_, _| {});
+            // A leader learns past slots whose Decide is still to come.
+            Kind::Learn if header.slot > self.applied.slot() => {
+                self.learned
+                    .insert(header.slot, (header.vote_ballot, Vec::from(value)));
             }
             _ => {}
         }
+        // A Decide may be older than the vote or the lesson that it waited for.
+        self.apply_decided(self.decided);
         Ok(())
+    }
+
+    fn apply_decided(&mut self, decided: Decided) {
+        loop {
+            let slot = self.applied.slot().next();
+            let is_decided = |ballot: Ballot| {
+                (decided.from..=decided.upto).contains(&slot) && ballot >= decided.ballot
+            };
+            let voted = self.votes.get(&slot).map(|(ballot, _)| *ballot);
+            let known = match self.learned.remove(&slot) {
+                None if voted.is_some_and(is_decided) => self.votes.remove(&slot),
+                learned => learned,
+            };
+            let Some((ballot, value)) = known else {
+                return;
+            };
+            self.applied.apply(ballot, value, |_, _| {});
+        }
     }
 
     fn step<M: Memory>(&mut self, memory: &M, now_ns: u64, header: &Header, value: &[u8]) {

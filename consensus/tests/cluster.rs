@@ -100,6 +100,8 @@ struct Disk(Rc<RefCell<Log>>);
 struct Log {
     records: Vec<Vec<u8>>,
     flushed: usize,
+    /// The queue takes nothing for now.
+    full: bool,
     /// A broken build: claims that everything is flushed at once.
     lies: bool,
 }
@@ -107,12 +109,15 @@ struct Log {
 impl Journal for Disk {
     fn append(&mut self, head: &[u8], body: &[u8]) -> Option<u64> {
         let mut log = self.0.borrow_mut();
+        if log.full {
+            return None;
+        }
         log.records.push([head, body].concat());
         Some(log.records.len() as u64)
     }
 
     fn has_room(&self, _: usize) -> bool {
-        true
+        !self.0.borrow().full
     }
 
     fn flushed(&self) -> u64 {
@@ -951,4 +956,72 @@ fn a_node_of_a_formed_cluster_keeps_its_members() {
     world.hosts.truncate(1);
     let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.start(0)));
     assert!(started.is_err(), "one of three went on alone");
+}
+
+/// How far the host would come from its snapshot and what is flushed of its journal.
+fn recovered(host: &Host) -> Slot {
+    let layout = layout();
+    let acceptor = Acceptor {
+        node: host.birth.node,
+        incarnation: host.birth.incarnation(),
+        layout,
+    };
+    let region =
+        Region::create(blank(layout), layout, host.birth, Epoch(1), 0).expect("blank words");
+    let mut applied = Applied::new(Ledger::default());
+    if let Some((_, bytes)) = &host.stable.snapshot {
+        applied.restore(bytes).expect("own snapshot");
+    }
+    let mut recovery = Recovery::new(acceptor, applied);
+    let log = host.disk.0.borrow();
+    for record in &log.records[..log.flushed] {
+        recovery
+            .record(Some(&region), 0, record)
+            .expect("own record");
+    }
+    recovery.finish().0.slot()
+}
+
+#[test]
+fn a_replica_promises_no_more_than_its_journal_gives_back() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 3, STORM, Durability::Sync);
+        for turn in 0..6_000u64 {
+            world.submit(8);
+            world.step();
+            let index = world.random.below(3) as usize;
+            match world.random.below(40) {
+                0..8 => world.flush(index),
+                8 => world.hosts[index].disk.0.borrow_mut().full = true,
+                9..12 => world.hosts[index].disk.0.borrow_mut().full = false,
+                _ => {}
+            }
+            if turn % 1_500 == 1_499
+                && let Some(leader) = world.leader()
+            {
+                world.lose_power(leader);
+                let end = world.now_ns + 400 * MS;
+                while world.now_ns < end {
+                    world.step();
+                    // A flush wakes its node now, so that time stands still meanwhile.
+                    if world.random.below(4) == 0 {
+                        let index = world.random.below(3) as usize;
+                        world.hosts[index].disk.0.borrow_mut().full = false;
+                        world.flush(index);
+                    }
+                }
+                world.start(leader);
+            }
+            for host in &world.hosts {
+                let Some(replica) = host.replica() else {
+                    continue;
+                };
+                let promised = replica.recoverable();
+                if turn % 16 == 0 {
+                    assert!(recovered(host) >= promised, "seed {seed}, turn {turn}");
+                }
+            }
+        }
+        world.check();
+    }
 }
