@@ -5,6 +5,7 @@
 //! client). [`Udp`] is the datapath that works everywhere; [`Loopback`] needs no sockets;
 //! [`Faulty`] and [`Capture`] wrap any other. Threads hand each other work through a [`queue`].
 
+mod alarm;
 pub mod clock;
 mod faulty;
 mod frame;

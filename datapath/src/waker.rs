@@ -1,9 +1,9 @@
 //! Wakes a thread that sleeps on file descriptors.
 
+use crate::alarm::Alarm;
 use crossbeam_utils::CachePadded;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -39,6 +39,7 @@ pub struct Waker {
 /// The side that sleeps. There is one, and it belongs to one thread at a time.
 pub struct Sleeper {
     shared: Arc<Shared>,
+    alarm: Alarm,
     syscalls: u64,
 }
 
@@ -78,6 +79,7 @@ impl Sleeper {
         };
         Ok(Self {
             shared: Arc::new(shared),
+            alarm: Alarm::new()?,
             syscalls: 0,
         })
     }
@@ -105,20 +107,26 @@ impl Sleeper {
         if at_most.is_zero() || !self.shared.token.fall_asleep() {
             return Ok(());
         }
-        let at_most = TimeSpec::from_duration(at_most.min(LONGEST_SLEEP));
+        self.syscalls += u64::from(self.alarm.set(at_most.min(LONGEST_SLEEP))?);
         let event = self.shared.event.as_fd();
         let mut fds = [
             PollFd::new(event, PollFlags::POLLIN),
+            PollFd::new(self.alarm.as_fd(), PollFlags::POLLIN),
             PollFd::new(also.unwrap_or(event), PollFlags::POLLIN),
         ];
-        let awaited = 1 + usize::from(also.is_some());
-        let woken = ppoll(&mut fds[..awaited], Some(at_most), None);
+        let awaited = 2 + usize::from(also.is_some());
+        let woken = ppoll(&mut fds[..awaited], None, None);
+        let [notified, fired] = [0, 1].map(|index: usize| fds[index].any().unwrap_or(false));
         self.shared.token.clear();
         self.syscalls += 1;
         // The write may still be under way when a packet ended the sleep. It then makes a later
         // sleep short, once.
-        if fds[0].any().unwrap_or(false) {
+        if notified {
             let _ = self.shared.event.read();
+            self.syscalls += 1;
+        }
+        if fired {
+            self.alarm.fired();
             self.syscalls += 1;
         }
         match woken {
