@@ -134,7 +134,7 @@ fn a_cluster_that_lost_its_state_says_so_and_serves_nothing() {
             report["wanted"].as_u64() > report["applied"].as_u64(),
             "{report}"
         );
-        assert_eq!(report["role"] == "leader", false, "{report}");
+        assert_ne!(report["role"], "leader", "{report}");
     }
     let deadline = std::time::Instant::now() + Duration::from_secs(3);
     while std::time::Instant::now() < deadline {
