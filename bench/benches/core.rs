@@ -14,14 +14,14 @@ fn codec(criterion: &mut Criterion) {
         bencher.iter(|| subjects::parse(black_box(&packet)));
     });
     group.bench_function("write", |bencher| {
-        bencher.iter(|| subjects::write(black_box(9)))
+        bencher.iter(|| subjects::write(black_box(9)));
     });
     group.bench_function("tag", |bencher| {
         bencher.iter(|| subjects::tag(black_box(&[7; VALUE_BYTES])));
     });
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("walk", |bencher| {
-        bencher.iter(|| subjects::walk(black_box(&batch)))
+        bencher.iter(|| subjects::walk(black_box(&batch)));
     });
     group.bench_function("pack", |bencher| {
         let mut out = subjects::batch();

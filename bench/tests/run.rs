@@ -206,7 +206,7 @@ fn a_run_measures_system_and_floor_and_stops_the_cluster() {
     let mut seen = Vec::new();
     let options = quick(Options::rate(Where::Loopback));
     let outcome = run(&mut target, &options, &mut |progress: Progress| {
-        seen.push(progress)
+        seen.push(progress);
     });
     let outcome = outcome.expect("loopback works");
     println!("{}", to_table(std::slice::from_ref(&outcome.row)));
@@ -273,7 +273,7 @@ fn a_polling_cluster_with_a_blocking_client_is_a_row_that_says_so() {
     let options = quick(Options::latency(Where::Loopback));
     let outcome = run(&mut target, &options, &mut |_| {}).expect("a row");
     let reason = outcome.row.unsupported.expect("a reason");
-    assert!(reason.contains("--client-wait polling"), "{reason}");
+    assert!(reason.contains("--wait polling"), "{reason}");
     assert_eq!(
         (outcome.row.setting.leader_wait, target.starts),
         (Waiting::Polling, 0)

@@ -1,12 +1,28 @@
-//! A node's configuration: one TOML file.
+//! A node's configuration: one TOML file, which a command line may override in places.
 
+mod error;
+mod key;
+mod place;
+mod text;
+
+use consensus::NodeId;
+use consensus::auth::Key;
+use consensus::quorum::{QuorumError, Quorums};
+use consensus::region::{Layout, LayoutError};
 use serde::{Deserialize, Serialize};
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The whole file.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+pub use error::{Error, Problem};
+pub use key::{KeyError, read_key};
+pub use place::Place;
+
+/// A configuration in which every key is explained.
+pub const EXAMPLE: &str = include_str!("config/example.toml");
+
+/// The whole file, checked: see [`Config::load`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The cluster's name: nodes of another cluster are refused.
     pub cluster: String,
@@ -19,25 +35,125 @@ pub struct Config {
     /// Where Redis clients are served; nowhere if absent.
     pub resp: Option<SocketAddr>,
     /// Every member of the cluster, this node included.
-    #[serde(rename = "peer")]
     pub peers: Vec<Peer>,
     /// Votes that each phase needs; majorities if absent.
     pub quorum: Option<Quorum>,
     /// The region's dimensions: fixed once the region exists.
-    #[serde(default)]
     pub region: Region,
     /// The worker thread.
-    #[serde(default)]
     pub worker: Worker,
     /// How long things take.
-    #[serde(default)]
     pub timing: Timing,
     /// A file with the cluster's key (32 hexadecimal digits): every packet carries a tag if set.
     pub key_file: Option<PathBuf>,
 }
 
+/// What a command line or the environment says instead of the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// See [`Config::node`].
+    pub node: Option<u16>,
+    /// See [`Config::data_directory`].
+    pub data_directory: Option<PathBuf>,
+    /// See [`Config::durability`].
+    pub durability: Option<Durability>,
+    /// See [`Config::resp`].
+    pub resp: Option<SocketAddr>,
+    /// See [`Worker::wait`].
+    pub wait: Option<Wait>,
+    /// See [`Config::key_file`].
+    pub key_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads and checks a file, and the key file that it names.
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it cannot be; the error points at it.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::load_with(path, Overrides::default())
+    }
+
+    /// Reads a file, puts `overrides` in place of what it says, and checks the whole.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn load_with(path: &Path, overrides: Overrides) -> Result<Self, Error> {
+        Self::parse(path, &read(path)?, overrides)
+    }
+
+    /// Reads and checks a file for what clients need of it, peers, region and key: it need not say
+    /// which node it is for, nor what that node keeps and where.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn load_for_client(path: &Path) -> Result<Self, Error> {
+        text::parse_for_client(path, &read(path)?)
+    }
+
+    /// Parses and checks the `text` of the file `path`.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn parse(path: &Path, text: &str, overrides: Overrides) -> Result<Self, Error> {
+        text::parse(path, text, overrides)
+    }
+
+    /// This node among the peers.
+    ///
+    /// # Panics
+    /// It is none of them, which no configuration that was loaded has.
+    pub fn this(&self) -> &Peer {
+        let this = self.peers.iter().find(|peer| peer.node == self.node);
+        this.expect("a loaded configuration names this node among its peers")
+    }
+
+    /// The votes that each phase needs.
+    ///
+    /// # Errors
+    /// None for a configuration that was loaded.
+    pub fn quorums(&self) -> Result<Quorums, QuorumError> {
+        let members = self.peers.len();
+        match self.quorum {
+            Some(Quorum { phase1, phase2 }) => Quorums::flexible(members, phase1, phase2),
+            None => Quorums::majority(members),
+        }
+    }
+
+    /// The layout of a region of `groups` logs.
+    ///
+    /// # Errors
+    /// None for a configuration that was loaded, and 1 to 4096 groups.
+    pub fn layout(&self, groups: u16) -> Result<Layout, LayoutError> {
+        Layout::new(groups, self.region.window_slots, self.region.value_bytes)
+    }
+
+    /// The cluster's key, if there is one.
+    ///
+    /// # Errors
+    /// The key file cannot be used (any more).
+    pub fn key(&self) -> Result<Option<Key>, KeyError> {
+        self.key_file.as_deref().map(read_key).transpose()
+    }
+
+    /// Every member and where its datagrams go.
+    pub fn members(&self) -> Vec<(NodeId, SocketAddr)> {
+        let peers = self.peers.iter();
+        peers
+            .map(|peer| (NodeId(peer.node), peer.address))
+            .collect()
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// What survives what; see `docs/protocol.md`, "Durability".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Votes outlive the process, not the machine.
@@ -53,8 +169,10 @@ pub enum Durability {
 #[serde(deny_unknown_fields)]
 pub struct Peer {
     /// Its number.
+    #[serde(deserialize_with = "text::node_number")]
     pub node: u16,
     /// Where its datagrams go, `IP:port`.
+    #[serde(deserialize_with = "text::address")]
     pub address: SocketAddr,
     /// Higher ones are elected first.
     #[serde(default)]
@@ -83,7 +201,10 @@ pub struct Region {
 
 impl Default for Region {
     fn default() -> Self {
-        Self { window_slots: 4096, value_bytes: 1384 }
+        Self {
+            window_slots: 4096,
+            value_bytes: 1384,
+        }
     }
 }
 
@@ -100,7 +221,7 @@ pub struct Worker {
 }
 
 /// How a worker waits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// Sleeps in the kernel.
@@ -122,6 +243,9 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_ms: 10, election_ms: 150 }
+        Self {
+            heartbeat_ms: 10,
+            election_ms: 150,
+        }
     }
 }

@@ -69,7 +69,11 @@ impl Software {
         epoch: Epoch,
     ) -> Result<Self, EngineError> {
         let refused = |doing| {
-            move |source| EngineError::Io { doing, path: path.to_owned(), source }
+            move |source| EngineError::Io {
+                doing,
+                path: path.to_owned(),
+                source,
+            }
         };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
@@ -77,8 +81,12 @@ impl Software {
         // Every byte is allocated now: a full disk is an error here, not a SIGBUS later.
         allocate(&file, layout.bytes()).map_err(refused("allocate region"))?;
         let mapping = map(&file).map_err(refused("map region"))?;
-        let region = Region::create(mapping, layout, birth, epoch, 0)
-            .map_err(|source| EngineError::Open { path: path.to_owned(), source })?;
+        let region = Region::create(mapping, layout, birth, epoch, 0).map_err(|source| {
+            EngineError::Open {
+                path: path.to_owned(),
+                source,
+            }
+        })?;
         Ok(Self { region })
     }
 
@@ -87,17 +95,35 @@ impl Software {
     ///
     /// # Errors
     /// There is none, or it is another's, damaged, or of another life.
-    pub fn open(path: &Path, layout: Layout, birth: Birth) -> Result<(Self, Restored), EngineError> {
+    pub fn open(
+        path: &Path,
+        layout: Layout,
+        birth: Birth,
+    ) -> Result<(Self, Restored), EngineError> {
         let refused = |doing| {
-            move |source| EngineError::Io { doing, path: path.to_owned(), source }
+            move |source| EngineError::Io {
+                doing,
+                path: path.to_owned(),
+                source,
+            }
         };
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).open(path).map_err(refused("open region"))?;
+        let file = options
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(refused("open region"))?;
         let length = file.metadata().map_err(refused("look at region"))?.len();
-        let open = |source| EngineError::Open { path: path.to_owned(), source };
+        let open = |source| EngineError::Open {
+            path: path.to_owned(),
+            source,
+        };
         if length != layout.bytes() as u64 && length < 4096 {
             let found = length as usize;
-            return Err(open(OpenError::Size { found, wanted: layout.bytes() }));
+            return Err(open(OpenError::Size {
+                found,
+                wanted: layout.bytes(),
+            }));
         }
         let mapping = map(&file).map_err(refused("map region"))?;
         let (region, restored) = Region::open(mapping, layout, birth).map_err(open)?;

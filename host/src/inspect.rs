@@ -1,57 +1,232 @@
-//! Asks a node what it is doing.
+//! What a tool asks of running nodes: what they are doing, and to hand leadership over.
 
 use consensus::auth::{self, Key};
+use consensus::client::decode_address;
 use consensus::wire::{self, Header, Kind, Parsed};
-use consensus::{GroupId, NodeId};
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use consensus::{Ballot, GroupId, NodeId};
+use datapath::{Datapath, Error, Received, Transmit, Udp, Wait, clock};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-/// Longest report in bytes.
-const MAX_REPORT_BYTES: usize = 64 * 1024;
+/// Between two repetitions of a question, in nanoseconds.
+const REPEAT_NS: u64 = 100_000_000;
+/// Longest value of a datagram in bytes.
+const MAX_DATAGRAM_VALUE: usize = 65_535;
 
-/// The report of the node at `address`: the JSON object that `nearwire status` shows.
-///
-/// # Errors
-/// Nobody answered within `timeout`, or the system refuses the socket.
-pub fn inspect(
-    address: SocketAddr,
+/// What a node says about itself: a JSON object, of which this build need not know every field.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub struct Report(pub Map<String, Value>);
+
+impl Report {
+    /// A field that is text.
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.0.get(field)?.as_str()
+    }
+
+    /// A field that is a node's number.
+    pub fn node(&self, field: &str) -> Option<NodeId> {
+        let number = self.0.get(field)?.as_u64()?;
+        u16::try_from(number).ok().map(NodeId)
+    }
+
+    /// Whether the node says that it leads.
+    pub fn leads(&self) -> bool {
+        self.text("role") == Some("leader")
+    }
+
+    /// Its ballot; [`Ballot::NONE`] if it names none.
+    pub fn ballot(&self) -> Ballot {
+        let parse = || {
+            let (round, node) = self.text("ballot")?.split_once('.')?;
+            Some(Ballot::new(round.parse().ok()?, NodeId(node.parse().ok()?)))
+        };
+        parse().unwrap_or_default()
+    }
+}
+
+/// A node's answer to [`Inspector::hand_over`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandOver {
+    /// It leads, and will hand over as soon as the successor has caught up.
+    Accepted,
+    /// It does not lead, or does not know the successor. It takes this node for the leader.
+    Redirected(Option<(NodeId, SocketAddr)>),
+    /// It did not answer in time.
+    Silent,
+}
+
+/// Asks nodes, from a port of its own.
+pub struct Inspector {
+    socket: Udp,
     key: Option<Key>,
-    timeout: Duration,
-) -> io::Result<serde_json::Value> {
-    let any: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(address)?;
-    let deadline = Instant::now() + timeout;
-    let mut answer = vec![0; MAX_REPORT_BYTES];
-    for nonce in 1.. {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
+    nonce: u32,
+}
+
+impl Inspector {
+    /// For nodes at these addresses. Questions carry the tag of `key`, and answers must.
+    ///
+    /// # Errors
+    /// There is no socket or no randomness left.
+    pub fn new(nodes: &[SocketAddr], key: Option<Key>) -> Result<Self, Error> {
+        let nonce = getrandom::u32().map_err(|error| Error::System {
+            doing: "draw a nonce".into(),
+            source: std::io::Error::other(error),
+        })?;
+        Ok(Self {
+            socket: Udp::bind(crate::client::any_port(nodes), Wait::Blocking)?,
+            key,
+            nonce,
+        })
+    }
+
+    /// Asks every node what it is doing, until all have answered, `enough` says so or time is up.
+    /// A node that did not answer has no report.
+    ///
+    /// # Errors
+    /// The socket went away.
+    pub fn inspect(
+        &mut self,
+        nodes: &[SocketAddr],
+        timeout: Duration,
+        mut enough: impl FnMut(&[Option<Report>]) -> bool,
+    ) -> Result<Vec<Option<Report>>, Error> {
+        let mut reports = vec![None; nodes.len()];
+        let question = Header::new(Kind::Inspect, GroupId(0), NodeId::NONE);
+        self.ask(nodes, &question, timeout, |index, header, value| {
+            if header.kind != Kind::Report {
+                return Answered::Not;
+            }
+            reports[index] = serde_json::from_slice(value).ok().map(Report);
+            if reports[index].is_none() {
+                Answered::Not
+            } else if enough(&reports) {
+                Answered::All
+            } else {
+                Answered::One
+            }
+        })?;
+        Ok(reports)
+    }
+
+    /// Asks the leader to hand over to `successor`.
+    ///
+    /// # Errors
+    /// The socket went away.
+    pub fn hand_over(
+        &mut self,
+        leader: SocketAddr,
+        successor: NodeId,
+        timeout: Duration,
+    ) -> Result<HandOver, Error> {
+        let question = Header {
+            vote_ballot: Ballot(u64::from(successor.0)),
+            ..Header::new(Kind::Transfer, GroupId(0), NodeId::NONE)
+        };
+        let mut answer = HandOver::Silent;
+        self.ask(&[leader], &question, timeout, |_, header, value| {
+            answer = match header.kind {
+                Kind::Ack => HandOver::Accepted,
+                Kind::Redirect => HandOver::Redirected(named_leader(header, value)),
+                _ => return Answered::Not,
+            };
+            Answered::One
+        })?;
+        Ok(answer)
+    }
+
+    /// Sends `question` to each node, and again to those who have not answered. An answer is known
+    /// by its nonce: a node with several addresses may answer from another one.
+    fn ask(
+        &mut self,
+        nodes: &[SocketAddr],
+        question: &Header,
+        timeout: Duration,
+        mut take: impl FnMut(usize, &Header, &[u8]) -> Answered,
+    ) -> Result<(), Error> {
+        let first_nonce = self.nonce;
+        self.nonce = first_nonce.wrapping_add(nodes.len() as u32);
+        let mut waiting = vec![true; nodes.len()];
+        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        let until_ns = clock::monotonic_ns().saturating_add(timeout_ns);
+        let mut ask_ns = 0;
+        while waiting.contains(&true) {
+            let now_ns = clock::monotonic_ns();
+            if now_ns >= until_ns {
+                break;
+            }
+            if now_ns >= ask_ns {
+                for (index, to) in nodes
+                    .iter()
+                    .enumerate()
+                    .filter(|(index, _)| waiting[*index])
+                {
+                    let nonce = first_nonce.wrapping_add(index as u32);
+                    self.send(*to, Header { nonce, ..*question });
+                }
+                self.socket.flush()?;
+                ask_ns = now_ns + REPEAT_NS;
+            }
+            let at_most = ask_ns.min(until_ns).saturating_sub(now_ns);
+            self.socket.wait(Duration::from_nanos(at_most))?;
+            let count = self.socket.receive()?;
+            for packet in 0..count {
+                let (_, datagram) = self.socket.halves().0.packet(packet);
+                let Parsed::Ours(header, value) = wire::parse(datagram, MAX_DATAGRAM_VALUE) else {
+                    continue;
+                };
+                let tagged = |key| auth::is_authentic(key, &header, value);
+                let index = header.nonce.wrapping_sub(first_nonce) as usize;
+                if self.key.is_none_or(tagged) && waiting.get(index) == Some(&true) {
+                    match take(index, &header, value) {
+                        Answered::Not => {}
+                        Answered::One => waiting[index] = false,
+                        Answered::All => return Ok(()),
+                    }
+                }
+            }
         }
-        let mut header = Header { nonce, ..Header::new(Kind::Inspect, GroupId(0), NodeId::NONE) };
-        if let Some(key) = key {
+        Ok(())
+    }
+
+    fn send(&mut self, to: SocketAddr, mut header: Header) {
+        if let Some(key) = self.key {
             header.tag = auth::tag(key, &header, &[]);
         }
-        // A refused port may be a node that is about to start: only the time-out ends this.
-        let sent = socket.send(&header.to_bytes());
-        socket.set_read_timeout(Some(left.min(Duration::from_millis(100))))?;
-        let received = sent.and_then(|_| socket.recv(&mut answer));
-        let Ok(length) = received else {
-            std::thread::sleep(left.min(Duration::from_millis(2)));
-            continue;
-        };
-        let datagram = answer.get(..length).unwrap_or_default();
-        if let Parsed::Ours(reply, value) = wire::parse(datagram, MAX_REPORT_BYTES)
-            && reply.kind == Kind::Report
-            && key.is_none_or(|key| auth::is_authentic(key, &reply, value))
-            && let Ok(report) = serde_json::from_slice(value)
-        {
-            return Ok(report);
-        }
+        self.socket.halves().1.send(to, &header.to_bytes(), &[]);
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")))
+}
+
+enum Answered {
+    Not,
+    One,
+    All,
+}
+
+fn named_leader(header: &Header, value: &[u8]) -> Option<(NodeId, SocketAddr)> {
+    let node = u16::try_from(header.vote_ballot.0)
+        .ok()
+        .filter(|&node| node != 0)?;
+    Some((NodeId(node), decode_address(value)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_field_by_field() {
+        let report: Report = serde_json::from_str(
+            r#"{"node": 3, "role": "leader", "ballot": "7.3", "leader": null, "new": [1]}"#,
+        )
+        .map(Report)
+        .expect("JSON");
+        assert!(report.leads());
+        assert_eq!(report.node("node"), Some(NodeId(3)));
+        assert_eq!(report.node("leader"), None);
+        assert_eq!(report.ballot(), Ballot::new(7, NodeId(3)));
+        assert_eq!(Report::default().ballot(), Ballot::NONE);
+    }
 }

@@ -1,7 +1,10 @@
 //! The host side of nearwire: runs replicas, keeps what must outlive them, and serves clients.
 
+pub mod bench_target;
+pub mod client;
 pub mod config;
 pub mod data_directory;
+pub mod demo;
 pub mod engine;
 pub mod front;
 pub mod inspect;
@@ -10,6 +13,7 @@ pub mod kill_point;
 pub mod kv;
 pub mod local_cluster;
 pub mod node;
+pub mod rehearsal;
 pub mod resp;
 pub mod run;
 pub mod snapshot_file;

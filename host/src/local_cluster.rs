@@ -1,12 +1,14 @@
 //! Replicas as child processes on this machine: for the demo, the benchmarks and the tests.
 
 use crate::config::{Durability, Wait};
-use crate::inspect::inspect;
+use crate::inspect::Inspector;
+use crate::run::DIE_WITH_PARENT;
 use consensus::NodeId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -76,7 +78,35 @@ pub enum Error {
 }
 
 fn refused(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::System { doing: doing.into(), source }
+    move |source| Error::System {
+        doing: doing.into(),
+        source,
+    }
+}
+
+/// Ports that Linux gives to nobody by itself (it begins at 32,768): the port of a replica that was
+/// killed is still free when it starts again.
+const PORTS: Range<u16> = 10_000..32_000;
+/// How many ports are tried.
+const PORT_TRIES: usize = 100;
+
+/// Binds a port that is free, chosen at random so that clusters that start at once differ.
+fn take_port<T>(
+    ip: IpAddr,
+    bind: impl Fn(SocketAddr) -> io::Result<T>,
+) -> Result<(SocketAddr, T), Error> {
+    let doing = || format!("find a free port of {ip}");
+    let mut result = Err(io::ErrorKind::AddrInUse.into());
+    for _ in 0..PORT_TRIES {
+        let random = getrandom::u32().map_err(io::Error::other);
+        let random = random.map_err(refused(doing()))? % PORTS.len() as u32;
+        let address = SocketAddr::new(ip, PORTS.start + random as u16);
+        result = bind(address).map(|socket| (address, socket));
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.map_err(refused(doing()))
 }
 
 /// One replica.
@@ -114,17 +144,16 @@ impl LocalCluster {
             let node = index as u16 + 1;
             let (address, resp) = if ip.is_loopback() {
                 // Both kinds of port are held until all are found, so that no two are the same.
-                let udp = UdpSocket::bind((*ip, 0)).map_err(refused("find a free port"))?;
-                let tcp = TcpListener::bind((*ip, 0)).map_err(refused("find a free port"))?;
-                let ports = (
-                    udp.local_addr().map_err(refused("look at a port"))?,
-                    tcp.local_addr().map_err(refused("look at a port"))?,
-                );
+                let (address, udp) = take_port(*ip, UdpSocket::bind)?;
+                let (resp, tcp) = take_port(*ip, TcpListener::bind)?;
                 held.push((udp, tcp));
-                ports
+                (address, resp)
             } else {
                 // A namespace of its own: every port is free.
-                ((*ip, consensus::wire::DEFAULT_PORT).into(), (*ip, 6379).into())
+                (
+                    (*ip, consensus::wire::DEFAULT_PORT).into(),
+                    (*ip, 6379).into(),
+                )
             };
             replicas.push(Replica {
                 node,
@@ -166,7 +195,9 @@ impl LocalCluster {
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
         for peer in &self.replicas {
             let (node, address) = (peer.node, peer.address);
-            text.push_str(&format!("\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"));
+            text.push_str(&format!(
+                "\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"
+            ));
         }
         text
     }
@@ -183,10 +214,16 @@ impl LocalCluster {
 
     /// The members as a client knows them.
     pub fn members(&self) -> Vec<(NodeId, SocketAddr)> {
-        self.replicas.iter().map(|replica| (NodeId(replica.node), replica.address)).collect()
+        self.replicas
+            .iter()
+            .map(|replica| (NodeId(replica.node), replica.address))
+            .collect()
     }
 
     /// The command that runs a replica; its output goes to its log.
+    ///
+    /// The replica is killed when the *thread* that spawns it ends (`PR_SET_PDEATHSIG`): that
+    /// thread must outlive the cluster.
     ///
     /// # Errors
     /// The log cannot be opened.
@@ -199,11 +236,21 @@ impl LocalCluster {
             .open(&replica.log)
             .map_err(refused(format!("open {}", replica.log.display())))?;
         let mut command = Command::new(&self.options.program);
+        command.arg("run").arg("--config").arg(&replica.config);
+        // What the user set for a node of their own must not reach these.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"NEARWIRE_") {
+                command.env_remove(name);
+            }
+        }
         command
-            .arg("run")
-            .arg("--config")
-            .arg(&replica.config)
-            .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
+            .env(DIE_WITH_PARENT, std::process::id().to_string())
+            .envs(
+                self.options
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -212,13 +259,16 @@ impl LocalCluster {
         Ok(command)
     }
 
-    /// Starts a replica as a plain child process.
+    /// Starts a replica as a child process, from a thread that outlives the cluster; see
+    /// [`LocalCluster::command`].
     ///
     /// # Errors
     /// The system refuses.
     pub fn start(&mut self, node: u16) -> Result<(), Error> {
         let mut command = self.command(node)?;
-        let child = command.spawn().map_err(refused(format!("start replica {node}")))?;
+        let child = command
+            .spawn()
+            .map_err(refused(format!("start replica {node}")))?;
         self.adopt(node, child);
         Ok(())
     }
@@ -284,7 +334,36 @@ impl LocalCluster {
 
     /// What a replica reports, if it answers within `timeout`.
     pub fn inspect(&self, node: u16, timeout: Duration) -> Option<serde_json::Value> {
-        inspect(self.replica(node).address, None, timeout).ok()
+        let address = [self.replica(node).address];
+        let mut inspector = Inspector::new(&address, None).ok()?;
+        let mut reports = inspector.inspect(&address, timeout, |_| false).ok()?;
+        Some(serde_json::Value::Object(reports.pop()??.0))
+    }
+
+    /// Finds replicas that ended without being told to.
+    ///
+    /// # Errors
+    /// One did.
+    pub fn check(&mut self) -> Result<(), Error> {
+        for index in 0..self.replicas.len() {
+            let Replica {
+                node,
+                child: Some(child),
+                ..
+            } = &mut self.replicas[index]
+            else {
+                continue;
+            };
+            let node = *node;
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(Error::Ended {
+                    node,
+                    status,
+                    log: self.log(node),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Waits for a leader that knows itself to be one.
@@ -294,11 +373,11 @@ impl LocalCluster {
     pub fn leader(&mut self, timeout: Duration) -> Result<u16, Error> {
         let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
-            for index in 0..self.replicas.len() {
-                let node = index as u16 + 1;
-                let Some(child) = &mut self.replicas[index].child else { continue };
-                if let Ok(Some(status)) = child.try_wait() {
-                    return Err(Error::Ended { node, status, log: self.log(node) });
+            self.check()?;
+            for replica in &self.replicas {
+                let node = replica.node;
+                if replica.child.is_none() {
+                    continue;
                 }
                 let report = self.inspect(node, Duration::from_millis(100));
                 if report.is_some_and(|report| report["role"] == "leader") {

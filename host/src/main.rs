@@ -1,8 +1,7 @@
-//! nearwire
-fn main() {
-    let path = std::env::args().nth(3).expect("config");
-    let text = std::fs::read_to_string(path).expect("read");
-    let config: nearwire::config::Config = toml::from_str(&text).expect("config");
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    if let Err(e) = nearwire::run::run(&config) { eprintln!("error: {e}"); std::process::exit(1) }
+//! The nearwire command.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
 }

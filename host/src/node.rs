@@ -1,6 +1,6 @@
 //! The service that a worker drives: a node, its client front, its snapshots.
 
-use crate::data_directory::DataDirectory;
+use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
 use crate::snapshots::Snapshots;
@@ -9,7 +9,7 @@ use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
 use consensus::node::{Node, NodeIo};
-use consensus::replica::Io;
+use consensus::replica::{Io, Replica};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
@@ -25,11 +25,13 @@ pub const GROUP: GroupId = GroupId(0);
 /// Rounds reserved ahead, so that an election waits for no disk.
 const ROUNDS_AHEAD: u64 = 1024;
 /// Slots applied between two snapshots of a journalled state.
-const SNAPSHOT_SLOTS: u64 = 50_000;
-/// Between two looks at the journal's position, in slots.
-const MARK_SLOTS: u64 = 1024;
+pub const SNAPSHOT_SLOTS: u64 = 50_000;
+/// Looks at the journal's position between two snapshots.
+const MARKS: u64 = 50;
 /// Marks kept at the most.
 const MAX_MARKS: usize = 1024;
+/// After a snapshot that could not be written, the next one waits so long, in nanoseconds.
+const SNAPSHOT_PAUSE_NS: u64 = 1_000_000_000;
 /// Between two refreshes of the report for other threads, in nanoseconds.
 const REPORT_NS: u64 = 100_000_000;
 /// Longest sleep of a worker.
@@ -111,7 +113,11 @@ impl<T: Transmit> Io for Outbox<'_, T> {
             return true;
         }
         let reserved = round + ROUNDS_AHEAD;
-        match self.host.directory.update(|identity| identity.reserved_round = reserved) {
+        match self
+            .host
+            .directory
+            .update(|identity| identity.reserved_round = reserved)
+        {
             Ok(()) => {
                 self.host.reserved_round = reserved;
                 true
@@ -135,9 +141,14 @@ impl<T: Transmit> Io for Outbox<'_, T> {
 
 impl<T: Transmit> NodeIo for Outbox<'_, T> {
     fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
-        let result = self.host.directory.update(|identity| {
-            identity.pins = pins.clone();
-            identity.formed = formed;
+        let result = boot_id().and_then(|boot_id| {
+            self.host.directory.update(|identity| {
+                if formed && !identity.formed {
+                    identity.formed_boot_id = Some(boot_id);
+                }
+                identity.pins = pins.clone();
+                identity.formed = formed;
+            })
         });
         if let Err(error) = &result {
             self.host.error = Some(error.to_string());
@@ -154,7 +165,7 @@ impl<T: Transmit> NodeIo for Outbox<'_, T> {
     }
 }
 
-/// Where the journal stood when no slot above `highest` had been voted for.
+/// Where the journal stood when nothing about a slot above `highest` was in it.
 #[derive(Clone, Copy)]
 struct Mark {
     highest: Slot,
@@ -165,6 +176,9 @@ struct Mark {
 #[derive(Default)]
 struct Cutting {
     marks: VecDeque<Mark>,
+    /// The newest snapshot. The journal is cut behind the one before it: should the newest rot, the
+    /// other and the journal still give the same state.
+    newest: Slot,
     /// Cut below the first number once the second is flushed.
     waiting: Option<(u64, u64)>,
 }
@@ -178,6 +192,8 @@ pub struct NodeService<S> {
     facts: Facts,
     unix: (u64, u64),
     cutting: Cutting,
+    snapshot_slots: u64,
+    snapshot_due_ns: u64,
     report: Arc<Mutex<String>>,
     report_due_ns: u64,
     stop: Arc<AtomicBool>,
@@ -195,6 +211,8 @@ pub struct Parts<S> {
     pub address: SocketAddr,
     /// Its snapshots.
     pub snapshots: Snapshots,
+    /// Slots applied between two of them.
+    pub snapshot_slots: u64,
     /// The worker's end of a client front.
     pub front: Option<WorkerEnd>,
     /// Set to stop.
@@ -216,8 +234,11 @@ impl<S: StateMachine> NodeService<S> {
             None => None,
             Some(end) => {
                 // The own node first: while it leads, a front's requests never leave the process.
-                let mut members: Vec<_> =
-                    config.peers.iter().map(|peer| (peer.node, peer.address)).collect();
+                let mut members: Vec<_> = config
+                    .peers
+                    .iter()
+                    .map(|peer| (peer.node, peer.address))
+                    .collect();
                 members.sort_by_key(|(node, _)| *node != config.node);
                 let client = Client::new(client::Config {
                     members,
@@ -227,10 +248,18 @@ impl<S: StateMachine> NodeService<S> {
                     max_in_flight: FRONT_WINDOW,
                     seed: config.seed ^ 0x6672_6f6e_7400_0000,
                 })?;
-                Some(Front { end, client, waiting: None })
+                Some(Front {
+                    end,
+                    client,
+                    waiting: None,
+                })
             }
         };
         let reserved_round = parts.directory.identity().reserved_round;
+        let cutting = Cutting {
+            newest: parts.snapshots.slot(),
+            ..Cutting::default()
+        };
         Ok(Self {
             host: Host {
                 directory: parts.directory,
@@ -246,7 +275,9 @@ impl<S: StateMachine> NodeService<S> {
             key,
             facts: parts.facts,
             unix: (0, 0),
-            cutting: Cutting::default(),
+            cutting,
+            snapshot_slots: parts.snapshot_slots,
+            snapshot_due_ns: 0,
             report: Arc::new(Mutex::new(String::new())),
             report_due_ns: 0,
             stop: parts.stop,
@@ -270,15 +301,11 @@ impl<S: StateMachine> NodeService<S> {
     /// # Errors
     /// The snapshot cannot be written.
     pub fn close(mut self) -> Result<(), crate::snapshot_file::SnapshotError> {
-        let Some(replica) = self.node.replica_mut(GROUP) else { return Ok(()) };
+        let Some(replica) = self.node.replica_mut(GROUP) else {
+            return Ok(());
+        };
         let (slot, frozen) = replica.freeze();
-        if slot > self.host.snapshots.slot() && !self.host.snapshots.is_busy() {
-            self.host.snapshots.write(slot, frozen);
-        }
-        match self.host.snapshots.finish() {
-            Some(Err(error)) => Err(error),
-            _ => Ok(()),
-        }
+        self.host.snapshots.finish(slot, frozen)
     }
 
     fn unix_ms(&mut self, now_ns: u64) -> u64 {
@@ -301,8 +328,12 @@ impl<S: StateMachine> NodeService<S> {
                 }
                 _ => {
                     let from = self.host.address;
-                    let mut io = Outbox { host: &mut self.host, tx };
-                    self.node.handle_parsed(now_ns, unix_ms, from, &header, &value, &mut io);
+                    let mut io = Outbox {
+                        host: &mut self.host,
+                        tx,
+                    };
+                    self.node
+                        .handle_parsed(now_ns, unix_ms, from, &header, &value, &mut io);
                 }
             }
         }
@@ -310,7 +341,9 @@ impl<S: StateMachine> NodeService<S> {
 
     /// Moves submissions into the session, requests out of it, and results back.
     fn serve_front<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> u64 {
-        let Self { front, host, key, .. } = self;
+        let Self {
+            front, host, key, ..
+        } = self;
         let Some(front) = front else { return u64::MAX };
         if front.client.poll_timeout().is_some_and(|due| due <= now_ns) {
             front.client.handle_timeout(now_ns);
@@ -323,12 +356,19 @@ impl<S: StateMachine> NodeService<S> {
                     Failure::OutcomeUnknown
                 }
             });
-            front.end.complete(Completion { token: event.token, result });
+            front.end.complete(Completion {
+                token: event.token,
+                result,
+            });
         }
         while let Some(submission) = front.waiting.take().or_else(|| front.end.poll_submission()) {
             let taken = match submission.access {
-                Access::Command => front.client.submit_command(submission.token, &submission.body),
-                Access::Query => front.client.submit_query(submission.token, &submission.body),
+                Access::Command => front
+                    .client
+                    .submit_command(submission.token, &submission.body),
+                Access::Query => front
+                    .client
+                    .submit_query(submission.token, &submission.body),
             };
             match taken {
                 Ok(()) => {}
@@ -338,14 +378,18 @@ impl<S: StateMachine> NodeService<S> {
                 }
                 Err(SubmitError::TooLarge) => {
                     let result = Err(Failure::TooLarge { limit: 0 });
-                    front.end.complete(Completion { token: submission.token, result });
+                    front.end.complete(Completion {
+                        token: submission.token,
+                        result,
+                    });
                 }
             }
         }
         front.end.flush();
         while let Some(datagram) = front.client.poll_transmit(now_ns) {
             if datagram.to == host.address {
-                host.to_self.push_back((datagram.header, datagram.value.to_vec()));
+                host.to_self
+                    .push_back((datagram.header, datagram.value.to_vec()));
             } else {
                 let mut header = datagram.header;
                 if let Some(key) = *key {
@@ -358,35 +402,50 @@ impl<S: StateMachine> NodeService<S> {
     }
 
     /// Takes snapshots when they are due and cuts the journal behind them.
-    fn keep_state(&mut self) {
-        if let Some(result) = self.host.snapshots.poll() {
-            match result {
-                Ok(slot) => self.saved(slot),
-                Err(error) => self.host.error = Some(error.to_string()),
+    fn keep_state(&mut self, now_ns: u64) {
+        match self.host.snapshots.poll() {
+            Some(Ok(slot)) => {
+                self.host.error = None;
+                self.saved(slot);
             }
+            Some(Err(error)) => {
+                self.host.error = Some(error.to_string());
+                self.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
+            }
+            None => {}
         }
-        let (appended, flushed) =
-            self.node.local().journalled(GROUP).unwrap_or_default();
+        let (appended, flushed) = self.node.local().journalled(GROUP).unwrap_or_default();
         if let Some((below, needs)) = self.cutting.waiting
             && needs <= flushed
         {
             self.node.local_mut().journal_mut().cut(below);
             self.cutting.waiting = None;
         }
-        let Some(view) = self.node.local().view(GROUP) else { return };
-        let last = self.cutting.marks.back().map_or(Slot::NONE, |mark| mark.highest);
-        if appended > 0 && view.highest.0 >= last.0 + MARK_SLOTS {
-            if self.cutting.marks.len() == MAX_MARKS {
-                self.cutting.marks.pop_front();
+        let highest = self
+            .node
+            .local()
+            .view(GROUP)
+            .map_or(Slot::NONE, |view| view.highest);
+        let Some(replica) = self.node.replica_mut(GROUP) else {
+            return;
+        };
+        // What was learned from others is journalled too, and may lie above every own vote.
+        let highest = highest.max(replica.applied().slot());
+        let marks = &mut self.cutting.marks;
+        let last = marks.back().map_or(Slot::NONE, |mark| mark.highest);
+        if appended > 0 && highest.0 > last.0 + self.snapshot_slots / MARKS {
+            if marks.len() == MAX_MARKS {
+                marks.pop_front();
             }
-            self.cutting.marks.push_back(Mark { highest: view.highest, number: appended });
+            marks.push_back(Mark {
+                highest,
+                number: appended,
+            });
         }
-        let journals = appended > 0;
         let newest = self.host.snapshots.slot();
-        let busy = self.host.snapshots.is_busy();
-        let Some(replica) = self.node.replica_mut(GROUP) else { return };
-        let due = journals && replica.applied().slot().0 >= newest.0 + SNAPSHOT_SLOTS;
-        if !busy && (due || replica.take_snapshot_wanted()) {
+        let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
+        let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
+        if idle && (due || replica.take_snapshot_wanted()) {
             let (slot, frozen) = replica.freeze();
             if slot > newest {
                 self.host.snapshots.write(slot, frozen);
@@ -396,12 +455,18 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
-    /// A snapshot is on disk: votes that it covers and nobody may ask for again can go.
+    /// A snapshot is on disk: votes that the one before it covers and nobody may ask for again can
+    /// go.
     fn saved(&mut self, slot: Slot) {
-        let Some(replica) = self.node.replica_mut(GROUP) else { return };
+        let Some(replica) = self.node.replica_mut(GROUP) else {
+            return;
+        };
         replica.snapshot_saved(slot);
-        let Some(view) = self.node.local().view(GROUP) else { return };
-        let covered = slot.min(view.trim.previous());
+        let before = std::mem::replace(&mut self.cutting.newest, slot);
+        let Some(view) = self.node.local().view(GROUP) else {
+            return;
+        };
+        let covered = before.min(view.trim.previous());
         let mut below = None;
         while let Some(mark) = self.cutting.marks.front()
             && mark.highest <= covered
@@ -443,23 +508,36 @@ impl<S: StateMachine> NodeService<S> {
         let refused = self.node.refused();
         let by_reason = |names: &[&str], counts: &[u64]| -> serde_json::Value {
             let pairs = names.iter().zip(counts).filter(|(_, count)| **count > 0);
-            pairs.map(|(name, count)| ((*name).to_owned(), (*count).into())).collect::<serde_json::Map<_, _>>().into()
+            pairs
+                .map(|(name, count)| ((*name).to_owned(), (*count).into()))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
         };
         let dropped_names = consensus::acceptor::Drop::ALL.map(consensus::acceptor::Drop::name);
         let malformed_names = consensus::wire::Malformed::ALL.map(consensus::wire::Malformed::name);
         let tally = replica.map(|replica| *replica.tally()).unwrap_or_default();
+        let applied = replica.map_or(Slot::NONE, |replica| replica.applied().slot());
+        let wanted = replica.map_or(Slot::NONE, |replica| replica.catch_up().wanted());
+        let leader = replica.and_then(|replica| replica.leader(now_ns, local));
+        let reason = (wanted > applied && leader.is_none()).then(|| {
+            let first = applied.next();
+            format!(
+                "slots {first} to {wanted} were chosen, but no node that answers has their values: \
+                 start the nodes that have them; until then nothing is served"
+            )
+        });
         let mut report = serde_json::json!({
             "node": config.node.0,
             "address": self.host.address.to_string(),
             "resp": self.facts.resp.map(|resp| resp.to_string()),
             "role": replica.map_or("forming", |replica| replica.role().name()),
-            "leader": replica.and_then(|replica| replica.leader(now_ns, local)).map(|node| node.0),
+            "leader": leader.map(|node| node.0),
             "ballot": view.map(|view| view.promised.to_string()),
-            "applied": replica.map_or(0, |replica| replica.applied().slot().0),
+            "applied": applied.0,
             "decided": view.map_or(0, |view| view.decided.upto.0),
             "trim": view.map_or(0, |view| view.trim.0),
             "highest": view.map_or(0, |view| view.highest.0),
-            "wanted": replica.map_or(0, |replica| replica.catch_up().wanted().0),
+            "wanted": wanted.0,
             "engine": "software",
             "mode": self.facts.mode,
             "wait": self.facts.wait,
@@ -491,11 +569,24 @@ impl<S: StateMachine> NodeService<S> {
             "sent": self.stats.sent,
             "error": self.host.error,
         });
-        if let Some((path, statistics)) = self.node.local_mut().journal_mut().report()
-            && let Some(fields) = report.as_object_mut()
-        {
-            fields.insert("journal".into(), path.into());
-            fields.insert("flush_p50_us".into(), statistics.latency_us(0.5).into());
+        let recoverable = replica.map_or(Slot::NONE, Replica::recoverable);
+        let mut more = vec![
+            ("recoverable", recoverable.0.into()),
+            ("reason", reason.into()),
+        ];
+        if let Some((path, statistics)) = self.node.local_mut().journal_mut().report() {
+            more.extend([
+                ("journal", path.into()),
+                ("flush_p50_us", statistics.latency_us(0.5).into()),
+                ("journal_stalls", statistics.stalls.into()),
+                ("segments_recycled", statistics.segments_recycled.into()),
+            ]);
+        }
+        if let Some(fields) = report.as_object_mut() {
+            fields.extend(
+                more.into_iter()
+                    .map(|(name, value)| (name.to_owned(), value)),
+            );
         }
         report.to_string()
     }
@@ -534,7 +625,10 @@ pub const fn max_request_bytes(value_bytes: usize) -> usize {
 impl<S: StateMachine> Service for NodeService<S> {
     fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], tx: &mut T) {
         let unix_ms = self.unix_ms(now_ns);
-        let mut io = Outbox { host: &mut self.host, tx };
+        let mut io = Outbox {
+            host: &mut self.host,
+            tx,
+        };
         self.node.handle(now_ns, unix_ms, from, datagram, &mut io);
     }
 
@@ -545,7 +639,10 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.deliver(now_ns, tx);
         self.serve_front(now_ns, tx);
         self.deliver(now_ns, tx);
-        let mut io = Outbox { host: &mut self.host, tx };
+        let mut io = Outbox {
+            host: &mut self.host,
+            tx,
+        };
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
         if !self.host.to_self.is_empty() {
             self.deliver(now_ns, tx);
@@ -556,7 +653,7 @@ impl<S: StateMachine> Service for NodeService<S> {
         } else if let Some(front) = &self.front {
             due = due.min(front.client.poll_timeout().unwrap_or(u64::MAX));
         }
-        self.keep_state();
+        self.keep_state(now_ns);
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)

@@ -1,12 +1,13 @@
 //! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
 
-use crate::config::{Config, Durability, Wait};
+use crate::config::{Config, Durability, KeyError, Wait, read_key};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
 use crate::engine::{EngineError, Software};
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
-use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, max_request_bytes};
+use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_request_bytes};
+use crate::rehearsal::Rehearsal;
 use crate::resp;
 use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
 use crate::snapshots::Snapshots;
@@ -16,22 +17,28 @@ use consensus::applied::Applied;
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
-use consensus::local;
+use consensus::local::{self, Local};
 use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError, OpenError};
 use consensus::state_machine::RestoreError;
-use consensus::{Epoch, NodeId};
+use consensus::wire::{Header, Kind};
+use consensus::{Ballot, Epoch, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
+use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
 /// Submissions of the client front that may be under way or queued.
 const FRONT_CAPACITY: usize = 8192;
+
+/// Environment variable with the process that this node must not outlive: a demo's, a benchmark's.
+pub const DIE_WITH_PARENT: &str = "NEARWIRE_DIE_WITH_PARENT";
 
 /// A node cannot run, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +90,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The key file.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// What a test asks for in the environment.
     #[error("{0}")]
-    Key(String),
+    Rehearsal(String),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
         "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
@@ -144,23 +154,47 @@ fn durability(config: Durability) -> local::Durability {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run(config: &Config) -> Result<(), Error> {
+    if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
+        die_with(&parent.to_string_lossy())?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .map_err(|source| Error::System { doing: "catch signals", source })?;
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| Error::System {
+            doing: "catch signals",
+            source,
+        })?;
     }
-    run_until(config, stop)
+    run_until(config, &stop)
+}
+
+/// Has the kernel kill this process when the thread that started it ends.
+fn die_with(parent: &str) -> Result<(), Error> {
+    let refused = |source| Error::System {
+        doing: "die with the parent process",
+        source,
+    };
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| refused(error.into()))?;
+    // The parent may have ended before the kernel knew of the wish.
+    if nix::unistd::getppid().to_string() == parent {
+        Ok(())
+    } else {
+        let text = format!("process {parent} has ended already");
+        Err(refused(std::io::Error::other(text)))
+    }
 }
 
 /// Runs a node until `stop` is set (looked at every 100 ms at least), or until it has to end.
 ///
 /// # Errors
 /// Says what could not be opened, or why the node ended.
-pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
+pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     let node = NodeId(config.node);
     let own = config.peers.iter().find(|peer| peer.node == config.node);
-    let Some(own) = own else { return Err(NodeError::NotAMember { node }.into()) };
-    let key = read_key(config)?;
+    let Some(own) = own else {
+        return Err(NodeError::NotAMember { node }.into());
+    };
+    let key = config.key_file.as_deref().map(read_key).transpose()?;
+    let rehearsal = Rehearsal::from_environment().map_err(Error::Rehearsal)?;
     let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
@@ -171,7 +205,11 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     let found = directory.identity().durability;
     if found != config.durability {
         let directory = config.data_directory.clone();
-        return Err(Error::OtherDurability { directory, found, wanted: config.durability });
+        return Err(Error::OtherDurability {
+            directory,
+            found,
+            wanted: config.durability,
+        });
     }
 
     // The ports come before the state: a second process ends here and changes nothing.
@@ -184,36 +222,53 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     let request_bytes = max_request_bytes(layout.value_bytes());
     let max_command_bytes = (request_bytes - consensus::envelope::ENTRY_BYTES) & !7;
     let server = match config.resp {
-        Some(listen) => {
-            Some(resp::Server::bind(resp::Options::new(listen, max_command_bytes))?)
-        }
+        Some(listen) => Some(resp::Server::bind(resp::Options::new(
+            listen,
+            max_command_bytes,
+        ))?),
         None => None,
     };
 
     let now_ns = clock::monotonic_ns();
-    let opened = open_state(config, &directory, layout, {
+    let opened = open_state(config, &rehearsal, &directory, layout, {
         let waker = waker.clone();
         Arc::new(move || waker.wake())
     })?;
     let acceptor = opened.acceptor;
-    let used_round = directory.identity().reserved_round.max(opened.highest_round);
+    let used_round = directory
+        .identity()
+        .reserved_round
+        .max(opened.highest_round);
     directory.update(|identity| {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
     })?;
-    let node = Node::new(
+    let applied = opened.applied.slot();
+    #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
+    let mut wal = Wal::new(opened.journal);
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    if rehearsal.replies_before_flush {
+        wal.reply_before_flush();
+    }
+    let mut node = Node::new(
         node_config(config, key, &directory, used_round, now_ns),
         acceptor,
         opened.region,
-        Wal::new(opened.journal),
+        wal,
         durability(config.durability),
         vec![opened.applied],
     )?;
+    if config.durability == Durability::Async {
+        journal_again(node.local_mut(), applied)?;
+    }
     let snapshots = Snapshots::start(opened.directory, opened.newest, {
         let waker = waker.clone();
         move || waker.wake()
     })
-    .map_err(|source| Error::System { doing: "start the snapshot writer", source })?;
+    .map_err(|source| Error::System {
+        doing: "start the snapshot writer",
+        source,
+    })?;
 
     let mut front_end = None;
     let front = server.as_ref().map(|server| {
@@ -232,8 +287,9 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         directory,
         address: own.address,
         snapshots,
+        snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
-        stop: Arc::clone(&stop),
+        stop: Arc::clone(stop),
         facts: Facts {
             wait: match config.worker.wait {
                 Wait::Blocking => "blocking",
@@ -253,8 +309,10 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
         }
         _ => None,
     };
-    let placement =
-        Placement { cpu: config.worker.cpu, fifo_priority: config.worker.fifo_priority };
+    let placement = Placement {
+        cpu: config.worker.cpu,
+        fifo_priority: config.worker.fifo_priority,
+    };
     let mut worker = Worker::new(datapath, service).placed(placement);
     tracing::info!(node = config.node, address = %own.address, "node runs");
     let result = worker.run();
@@ -272,21 +330,6 @@ pub fn run_until(config: &Config, stop: Arc<AtomicBool>) -> Result<(), Error> {
     Ok(())
 }
 
-fn read_key(config: &Config) -> Result<Option<Key>, Error> {
-    let Some(path) = &config.key_file else { return Ok(None) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::Key(format!("read key file {}: {error}", path.display())))?;
-    let number = u128::from_str_radix(text.trim(), 16).ok().filter(|_| text.trim().len() == 32);
-    match number {
-        Some(number) => Ok(Some(Key::from_bytes(number.to_be_bytes()))),
-        None => Err(Error::Key(format!(
-            "key file {}: it takes 32 hexadecimal digits; make one with \
-             `head -c16 /dev/urandom | xxd -p`",
-            path.display()
-        ))),
-    }
-}
-
 fn node_config(
     config: &Config,
     key: Option<Key>,
@@ -294,8 +337,10 @@ fn node_config(
     used_round: u64,
     seed: u64,
 ) -> node::Config {
-    let (heartbeat_ns, election_ns) =
-        (config.timing.heartbeat_ms * MS, config.timing.election_ms * MS);
+    let (heartbeat_ns, election_ns) = (
+        config.timing.heartbeat_ms * MS,
+        config.timing.election_ms * MS,
+    );
     let identity = directory.identity();
     node::Config {
         node: NodeId(config.node),
@@ -315,7 +360,11 @@ fn node_config(
             heartbeat_ns,
             decide_ns: MS,
             // A flush may take its time; a datagram that is lost is lost at once.
-            resend_ns: if config.durability == Durability::Sync { 20 * MS } else { 5 * MS },
+            resend_ns: if config.durability == Durability::Sync {
+                20 * MS
+            } else {
+                5 * MS
+            },
         },
         election: ElectionTiming {
             timeout_ns: election_ns,
@@ -346,6 +395,7 @@ struct Opened {
 
 fn open_state(
     config: &Config,
+    rehearsal: &Rehearsal,
     directory: &DataDirectory,
     layout: Layout,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -358,9 +408,18 @@ fn open_state(
     };
     let sync = config.durability == Durability::Sync;
     // Under `sync` the journal is the memory, and it outlives the machine.
-    let boot = if sync { 0 } else { parse_boot_id(&identity.boot_id) };
-    if !sync && identity.formed && data_directory::boot_id()? != identity.boot_id {
-        return Err(lost("the machine has restarted since, and its votes were in memory".into()));
+    let boot = if sync {
+        0
+    } else {
+        parse_boot_id(&identity.boot_id)
+    };
+    if !sync
+        && let Some(voting) = identity.voting_boot_id()
+        && data_directory::boot_id()? != voting
+    {
+        return Err(lost(
+            "the machine has restarted since, and its votes were in memory".into(),
+        ));
     }
     let birth = Birth {
         cluster: directory.fingerprint() >> 32,
@@ -368,7 +427,11 @@ fn open_state(
         nonce: identity.region_nonce,
         boot,
     };
-    let acceptor = Acceptor { node: identity.node, incarnation: birth.incarnation(), layout };
+    let acceptor = Acceptor {
+        node: identity.node,
+        incarnation: birth.incarnation(),
+        layout,
+    };
 
     let mut snapshots = SnapshotDirectory::open(directory.snapshots_path(GROUP), GROUP)?;
     let found = snapshots.newest()?;
@@ -377,30 +440,26 @@ fn open_state(
     }
     let mut applied = Applied::new(Kv::new());
     if let Some(snapshot) = &found.snapshot {
-        applied.restore(&snapshot.body()?).map_err(|source| Error::Restore {
-            path: snapshot.path().to_owned(),
-            source,
-        })?;
+        applied
+            .restore(&snapshot.body()?)
+            .map_err(|source| Error::Restore {
+                path: snapshot.path().to_owned(),
+                source,
+            })?;
     }
 
     let path = directory.path().join("region");
     let create = || Software::create(&path, layout, birth, FIRST_EPOCH);
-    let (region, restored) = if sync {
+    // Before the cluster has formed this node has never voted.
+    let (region, restored) = if sync || !identity.formed {
         (create()?, 0)
     } else {
         match Software::open(&path, layout, birth) {
             Ok((region, restored)) => (region, restored.entries + restored.groups),
-            // Before the cluster has formed this node has never voted.
             Err(EngineError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
-                if identity.formed {
-                    return Err(lost("its region is missing".into()));
-                }
-                (create()?, 0)
-            }
-            Err(EngineError::Open { source: OpenError::Blank, .. }) if !identity.formed => {
-                (create()?, 0)
+                return Err(lost("its region is missing".into()));
             }
             Err(EngineError::Open {
                 source: source @ (OpenError::Blank | OpenError::OtherIncarnation { .. }),
@@ -416,8 +475,21 @@ fn open_state(
         None
     } else {
         let flush = if sync { Flush::Before } else { Flush::Behind };
-        let options =
-            journal::Options::new(directory.journal_path(), directory.fingerprint(), flush);
+        let path = directory.journal_path();
+        let mut options = journal::Options::new(&path, directory.fingerprint(), flush);
+        if let Some(bytes) = rehearsal.segment_bytes {
+            options.segment_bytes = bytes;
+        }
+        let refused = |source| JournalError::Disk {
+            doing: "prepare journal directory",
+            path: path.clone(),
+            source,
+        };
+        // The cluster forms after the journal is begun, and nobody votes before.
+        if sync && identity.formed && !journal::exists(&path).map_err(refused)? {
+            return Err(lost("its journal is missing".into()));
+        }
+        options.disk = rehearsal.disk(&path, flush).map_err(refused)?;
         let (recovery, journal) = Journal::open(options, wake)?;
         if let Some(torn) = recovery.torn() {
             tracing::info!(?torn, "the journal's tail was torn and is cut off");
@@ -449,18 +521,66 @@ fn open_state(
     })
 }
 
+/// Journals what the region holds and the last process may not have come to write: behind the reply
+/// means behind the end of the process, too. Otherwise the state of a later life would stop at the
+/// hole, although this node reports that it could restore what lies behind it.
+fn journal_again(local: &mut Local<Software, Wal>, applied: Slot) -> Result<(), Error> {
+    let Some(view) = local.view(GROUP) else {
+        return Ok(());
+    };
+    let kept = view
+        .highest
+        .0
+        .saturating_sub(local.acceptor().layout.window());
+    for slot in applied.0.max(kept) + 1..=view.highest.0 {
+        let Some((ballot, value)) = local.vote(GROUP, Slot(slot)) else {
+            continue;
+        };
+        let value = value.to_vec();
+        let header = Header {
+            ballot,
+            slot: Slot(slot),
+            epoch: FIRST_EPOCH,
+            length: value.len() as u16,
+            ..Header::new(Kind::Accept, GROUP, ballot.node())
+        };
+        while !local.record(&header, &value) {
+            if let Some(error) = local.journal_mut().failed() {
+                return Err(Fatal::Journal(error.to_string()).into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    while view.promised != Ballot::NONE && local.checkpoint(GROUP).is_none() {
+        if let Some(error) = local.journal_mut().failed() {
+            return Err(Fatal::Journal(error.to_string()).into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 fn parse_boot_id(text: &str) -> u128 {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     // A boot id that is no UUID (a test's) still tells one boot from another.
-    u128::from_str_radix(&digits, 16).unwrap_or_else(|_| u128::from(crc_fast::crc32_iscsi(text.as_bytes()))).max(1)
+    u128::from_str_radix(&digits, 16)
+        .unwrap_or_else(|_| u128::from(crc_fast::crc32_iscsi(text.as_bytes())))
+        .max(1)
 }
 
 fn info_text(report: &std::sync::Mutex<String>) -> String {
-    let text = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let text = report
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .clone();
     let fields: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&text).unwrap_or_default();
     let mut info = String::from("# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\n");
-    info.push_str(concat!("nearwire_version:", env!("CARGO_PKG_VERSION"), "\r\n\r\n# Nearwire\r\n"));
+    info.push_str(concat!(
+        "nearwire_version:",
+        env!("CARGO_PKG_VERSION"),
+        "\r\n\r\n# Nearwire\r\n"
+    ));
     for (name, value) in fields {
         let value = match value {
             serde_json::Value::String(text) => text,

@@ -439,7 +439,7 @@ mod tests {
         let mut directory = SnapshotDirectory::open(scratch.path(), GROUP).unwrap();
         directory.write(Slot(1), |_| false).unwrap();
         let snapshot = directory.newest().unwrap().snapshot.unwrap();
-        assert_eq!(snapshot.body().unwrap(), Vec::<u8>::new());
+        assert!(snapshot.body().unwrap().is_empty());
     }
 
     #[test]

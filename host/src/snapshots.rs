@@ -34,20 +34,28 @@ impl Snapshots {
     ) -> std::io::Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (report, done) = channel();
-        let writer = thread::Builder::new().name("snapshot".into()).spawn(move || {
-            for mut job in queue {
-                let written = directory.write(job.slot, |out| job.frozen.next_chunk(out));
-                let result = written.and_then(|_| {
-                    let Newest { snapshot, .. } = directory.newest()?;
-                    Ok(snapshot)
-                });
-                if report.send(result).is_err() {
-                    return;
+        let writer = thread::Builder::new()
+            .name("snapshot".into())
+            .spawn(move || {
+                for mut job in queue {
+                    let written = directory.write(job.slot, |out| job.frozen.next_chunk(out));
+                    let result = written.and_then(|_| {
+                        let Newest { snapshot, .. } = directory.newest()?;
+                        Ok(snapshot)
+                    });
+                    if report.send(result).is_err() {
+                        return;
+                    }
+                    wake();
                 }
-                wake();
-            }
-        })?;
-        Ok(Self { newest, jobs: Some(jobs), done, busy: false, writer: Some(writer) })
+            })?;
+        Ok(Self {
+            newest,
+            jobs: Some(jobs),
+            done,
+            busy: false,
+            writer: Some(writer),
+        })
     }
 
     /// Whether a snapshot is being written.
@@ -78,18 +86,29 @@ impl Snapshots {
         }
     }
 
-    /// Waits until the snapshot that is being written is on disk.
-    pub fn finish(mut self) -> Option<Result<Slot, SnapshotError>> {
+    /// Writes the last state, behind the snapshot that is being written, and waits until it is on
+    /// disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(mut self, slot: Slot, frozen: Box<dyn Frozen>) -> Result<(), SnapshotError> {
+        if slot > self.slot()
+            && let Some(jobs) = &self.jobs
+        {
+            let _ = jobs.send(Job { slot, frozen });
+        }
         self.jobs = None;
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
-        self.poll()
+        self.done.try_iter().last().unwrap_or(Ok(None)).map(drop)
     }
 
     /// The last slot of the newest snapshot.
     pub fn slot(&self) -> Slot {
-        self.newest.as_ref().map_or(Slot::NONE, |snapshot| snapshot.id().slot)
+        self.newest
+            .as_ref()
+            .map_or(Slot::NONE, |snapshot| snapshot.id().slot)
     }
 
     /// Reads the newest snapshot at `offset`: its slot, its length, and the bytes read.

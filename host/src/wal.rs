@@ -7,12 +7,25 @@ use consensus::local;
 pub struct Wal {
     journal: Option<Journal>,
     record: Vec<u8>,
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    replies_before_flush: bool,
 }
 
 impl Wal {
     /// Wraps the journal that `durability` asks for.
     pub fn new(journal: Option<Journal>) -> Self {
-        Self { journal, record: Vec::with_capacity(64 * 1024) }
+        Self {
+            journal,
+            record: Vec::with_capacity(64 * 1024),
+            #[cfg(any(debug_assertions, feature = "kill-points"))]
+            replies_before_flush: false,
+        }
+    }
+
+    /// A deliberate defect, to show that the tests would notice it: everything counts as flushed.
+    #[cfg(any(debug_assertions, feature = "kill-points"))]
+    pub fn reply_before_flush(&mut self) {
+        self.replies_before_flush = true;
     }
 
     /// Why nothing is journalled any more, if that is so.
@@ -29,7 +42,9 @@ impl Wal {
 
     /// The number of the last record appended.
     pub fn appended(&self) -> u64 {
-        self.journal.as_ref().map_or(0, |journal| journal.appended().0)
+        self.journal
+            .as_ref()
+            .map_or(0, |journal| journal.appended().0)
     }
 
     /// How it writes, and how it went so far.
@@ -49,10 +64,18 @@ impl local::Journal for Wal {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.journal.as_ref().is_some_and(|journal| journal.has_room(bytes))
+        self.journal
+            .as_ref()
+            .is_some_and(|journal| journal.has_room(bytes))
     }
 
     fn flushed(&self) -> u64 {
-        self.journal.as_ref().map_or(0, |journal| journal.flushed().0)
+        #[cfg(any(debug_assertions, feature = "kill-points"))]
+        if self.replies_before_flush {
+            return self.appended();
+        }
+        self.journal
+            .as_ref()
+            .map_or(0, |journal| journal.flushed().0)
     }
 }

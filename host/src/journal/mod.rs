@@ -47,7 +47,8 @@ use segments::{Finished, Housekeeper, Shelf, Yard};
 use shared::{PanicGuard, Shared};
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread::{self, JoinHandle};
@@ -129,6 +130,23 @@ impl Options {
             needs: "a multiple of 4096, at least 131072",
         })
     }
+}
+
+/// Whether `directory` holds anything that an earlier life may have journalled.
+///
+/// # Errors
+/// The directory is there but cannot be listed.
+pub fn exists(directory: &Path) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for entry in entries {
+        if entry?.file_name().to_string_lossy().starts_with("segment-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The worker's end: one producer, which never waits.
@@ -325,7 +343,7 @@ impl Opening {
             disk.remove(path)
                 .map_err(JournalError::disk("remove", path))?;
         }
-        let life = getrandom::u64().map_err(|error| refused(std::io::Error::other(error)))?;
+        let life = getrandom::u64().map_err(|error| refused(io::Error::other(error)))?;
         let spares = std::mem::take(&mut found.spares);
         Ok(Self {
             path: disk.path(),

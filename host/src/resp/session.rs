@@ -288,9 +288,10 @@ fn refusal(failure: Failure) -> RespError {
         Failure::TooLarge { limit } => {
             format!("ERR value too large: this cluster's limit is {limit} bytes").into()
         }
-        Failure::OutcomeUnknown => RespError::fixed(
-            "TRYAGAIN outcome unknown: the command may or may not have been applied",
-        ),
+        // Not TRYAGAIN: clients repeat that by themselves, and an INCR would count twice.
+        Failure::OutcomeUnknown => {
+            RespError::fixed("ERR outcome unknown: the command may or may not have been applied")
+        }
         Failure::Overloaded => RespError::fixed("TRYAGAIN overloaded: the command was not applied"),
         Failure::Stopping => {
             RespError::fixed("CLUSTERDOWN this node is stopping: the command was not applied")

@@ -356,7 +356,7 @@ fn failures_are_errors_that_a_client_knows() {
         ),
         (
             Failure::OutcomeUnknown,
-            "-TRYAGAIN outcome unknown: the command may or may not have",
+            "-ERR outcome unknown: the command may or may not have",
         ),
     ];
     for (failure, text) in cases {
@@ -384,7 +384,7 @@ fn a_worker_that_is_gone_leaves_answers_and_not_silence() {
     exchange(
         &mut stream,
         &line("PING"),
-        b"-TRYAGAIN outcome unknown: the command may or may not have been applied\r\n\
+        b"-ERR outcome unknown: the command may or may not have been applied\r\n\
           -CLUSTERDOWN this node is stopping: the command was not applied\r\n+PONG\r\n",
     );
     exchange(

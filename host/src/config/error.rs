@@ -1,0 +1,207 @@
+//! What may be wrong with a configuration.
+
+use super::{KeyError, Place};
+use consensus::NodeId;
+use consensus::quorum::QuorumError;
+use consensus::region::LayoutError;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("read configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It says something that cannot be.
+    #[error("{place}: {problem}")]
+    Invalid {
+        /// Where.
+        place: Place,
+        /// What.
+        problem: Box<Problem>,
+    },
+    /// The key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// What is wrong at some place.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// It is no TOML, or a value of another type than the key takes.
+    #[error("{0}")]
+    Text(String),
+    /// Nothing has this name.
+    #[error("unknown {what} `{found}`{}", suggestion(nearest.as_deref()))]
+    Unknown {
+        /// A key, or a value of a key that takes one of several words.
+        what: &'static str,
+        /// What stands there.
+        found: String,
+        /// The known one that is most like it.
+        nearest: Option<String>,
+        /// All that are known there.
+        known: Vec<String>,
+    },
+    /// A key that has no default is absent.
+    #[error("missing key `{0}`")]
+    Missing(String),
+    /// A name without a character.
+    #[error("`cluster` is empty")]
+    NoName,
+    /// There are no members.
+    #[error("no [[peer]]: a cluster has at least one member")]
+    NoPeers,
+    /// This node is no member.
+    #[error("node {node} is not among [[peer]]: the members are {}", list(members))]
+    NotAMember {
+        /// This node.
+        node: u16,
+        /// The members.
+        members: Vec<u16>,
+    },
+    /// Two members have one number.
+    #[error("node {0} is there twice in [[peer]]")]
+    SameNode(u16),
+    /// Two members have one address.
+    #[error("nodes {first} and {second} have the same address {address}")]
+    SameAddress {
+        /// One.
+        first: u16,
+        /// The other.
+        second: u16,
+        /// Theirs.
+        address: SocketAddr,
+    },
+    /// A member cannot be reached there.
+    #[error("node {node} cannot be reached at {address}: {why}")]
+    Unreachable {
+        /// The member.
+        node: u16,
+        /// Its address.
+        address: SocketAddr,
+        /// What is wrong with the address.
+        why: &'static str,
+    },
+    /// A node listens on its own address, and a socket carries one family.
+    #[error("nodes {v4} and {v6} cannot talk: one has an IPv4 address and the other IPv6")]
+    MixedFamilies {
+        /// A member with an IPv4 address.
+        v4: u16,
+        /// A member with an IPv6 address.
+        v6: u16,
+    },
+    /// Quorums that do not intersect or cannot be met.
+    #[error(transparent)]
+    Quorums(#[from] QuorumError),
+    /// A region that cannot be.
+    #[error(transparent)]
+    Region(#[from] LayoutError),
+    /// A priority that the kernel does not know.
+    #[error("SCHED_FIFO priority {0}, but it takes 1 to 99")]
+    FifoPriority(u8),
+    /// A leader that never speaks, or always.
+    #[error("`heartbeat_ms` is 0")]
+    NoHeartbeat,
+    /// Followers would campaign against a leader that is well.
+    #[error(
+        "`election_ms` = {election_ms} is less than three times `heartbeat_ms` = {heartbeat_ms}: \
+         one late heartbeat would cost the leader its place"
+    )]
+    Hasty {
+        /// Silence before a campaign.
+        election_ms: u64,
+        /// Between heartbeats.
+        heartbeat_ms: u64,
+    },
+    /// The key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+fn suggestion(nearest: Option<&str>) -> String {
+    nearest.map_or(String::new(), |nearest| {
+        format!("; did you mean `{nearest}`?")
+    })
+}
+
+fn list(numbers: &[u16]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+    numbers.join(", ")
+}
+
+impl Error {
+    /// What mends it, where that can be said.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => {
+                Some("`nearwire config example` prints a configuration to start from".into())
+            }
+            Self::Invalid { problem, .. } => problem.remedy(),
+            Self::Key(error) => Some(error.remedy()),
+        }
+    }
+}
+
+impl Problem {
+    fn remedy(&self) -> Option<String> {
+        let text = match self {
+            Self::Unknown { known, .. } if known.is_empty() => return None,
+            Self::Unknown { known, .. } => format!("known here: {}", known.join(", ")),
+            Self::Missing(key) => return wanted(key),
+            Self::NoName => wanted("cluster")?,
+            Self::NoPeers => "add [[peer]] with node = … and address = \"IP:port\" for every \
+                              member, this node included"
+                .into(),
+            Self::NotAMember { node, .. } => {
+                format!("add [[peer]] with node = {node}, or correct `node`")
+            }
+            Self::SameNode(_) => {
+                format!("give each member a number of its own, 1 to {}", NodeId::MAX)
+            }
+            Self::SameAddress { .. } => "give each member a port or an IP of its own".into(),
+            Self::Unreachable { .. } => {
+                "write the address that the other members reach it at".into()
+            }
+            Self::MixedFamilies { .. } => "write all addresses as IPv4 or all as IPv6".into(),
+            Self::Key(error) => error.remedy(),
+            Self::NoHeartbeat => "the default is heartbeat_ms = 10".into(),
+            Self::Hasty { heartbeat_ms, .. } => {
+                format!(
+                    "write election_ms = {} or more",
+                    heartbeat_ms.saturating_mul(3)
+                )
+            }
+            // The texts say what is taken.
+            Self::Text(_) | Self::Quorums(_) | Self::Region(_) | Self::FifoPriority(_) => {
+                return None;
+            }
+        };
+        Some(text)
+    }
+}
+
+/// What a key without a default takes.
+fn wanted(key: &str) -> Option<String> {
+    let text = match key {
+        "cluster" => "cluster = \"NAME\", the same on every node",
+        "node" => "node = N, this node's number among [[peer]], or --node N",
+        "data_directory" => "data_directory = \"DIR\", or --data-directory DIR",
+        "durability" => {
+            "durability = \"volatile\", \"async\" or \"sync\": what an acknowledged write \
+             survives is yours to decide"
+        }
+        "address" => "address = \"IP:port\", where this member's datagrams go",
+        "phase1" => "phase1 = N, the promises that a new leader needs",
+        "phase2" => "phase2 = N, the votes that choose a value",
+        _ => return None,
+    };
+    Some(format!("add {text}"))
+}

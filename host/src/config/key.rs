@@ -1,0 +1,155 @@
+//! The file that holds a cluster's key.
+
+use consensus::auth::Key;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A key file is read no further: it holds 32 digits and perhaps a line end.
+const MAX_BYTES: u64 = 256;
+
+/// A key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// It cannot be read.
+    #[error("read key file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Others may read it.
+    #[error("key file {} is open to others (mode {mode:04o}): its key is no secret", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// It holds something else.
+    #[error("key file {} does not hold a key of 32 hexadecimal digits ({found})", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it holds; never the text itself.
+        found: String,
+    },
+}
+
+impl KeyError {
+    /// What mends it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Unreadable { path, .. } => {
+                format!(
+                    "see `ls -l {}`; the node's user must own it",
+                    path.display()
+                )
+            }
+            Self::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
+            Self::Malformed { path, .. } => format!(
+                "copy the key of another node, or make a new one for all: (umask 077; od -An -N16 \
+                 -tx1 /dev/urandom | tr -d ' ' > {})",
+                path.display()
+            ),
+        }
+    }
+}
+
+/// Reads the key in `path`.
+///
+/// # Errors
+/// The file cannot be read, may be read by everybody, or holds no key.
+pub fn read_key(path: &Path) -> Result<Key, KeyError> {
+    let unreadable = |source| KeyError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
+    // A group may share a key on purpose (mode 640); everybody does so by mistake.
+    if mode & 0o007 != 0 {
+        return Err(KeyError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let mut text = Vec::new();
+    file.take(MAX_BYTES)
+        .read_to_end(&mut text)
+        .map_err(unreadable)?;
+    let digits = text.trim_ascii();
+    parse(digits).ok_or_else(|| KeyError::Malformed {
+        path: path.to_owned(),
+        found: describe(digits),
+    })
+}
+
+fn parse(digits: &[u8]) -> Option<Key> {
+    let digits: &[u8; 32] = digits.try_into().ok()?;
+    let mut bytes = [0; 16];
+    for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let digit = |digit: &u8| char::from(*digit).to_digit(16);
+        *byte = (digit(high)? << 4 | digit(low)?) as u8;
+    }
+    Some(Key::from_bytes(bytes))
+}
+
+fn describe(digits: &[u8]) -> String {
+    match digits.iter().position(|byte| !byte.is_ascii_hexdigit()) {
+        _ if digits.is_empty() => "it is empty".into(),
+        Some(at) => format!("character {} is no such digit", at + 1),
+        None => format!("it holds {} digits", digits.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+
+    fn read(text: &str, mode: u32) -> Result<Key, KeyError> {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let path = scratch.path().join("key");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("set");
+        read_key(&path)
+    }
+
+    #[test]
+    fn a_key_is_its_32_digits() {
+        let key = read("000102030405060708090a0b0C0D0E0F\n", 0o600).expect("a key");
+        let bytes = std::array::from_fn(|index| index as u8);
+        assert_eq!(key, Key::from_bytes(bytes));
+        assert!(read("000102030405060708090a0b0c0d0e0f", 0o640).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_everybody_may_read_is_refused() {
+        let error = read("000102030405060708090a0b0c0d0e0f", 0o644).expect_err("refused");
+        assert!(
+            matches!(error, KeyError::Exposed { mode: 0o644, .. }),
+            "{error}"
+        );
+        assert!(
+            error.remedy().starts_with("chmod 600 "),
+            "{}",
+            error.remedy()
+        );
+    }
+
+    #[test]
+    fn what_is_no_key_is_described_but_not_repeated() {
+        for (text, found) in [
+            ("", "it is empty"),
+            ("0011", "it holds 4 digits"),
+            ("secret!", "character 1 is no such digit"),
+            ("000102030405060708090a0b0c0d0e0f00", "it holds 34 digits"),
+        ] {
+            let error = read(text, 0o600).expect_err("refused").to_string();
+            assert!(error.ends_with(&format!("({found})")), "{error}");
+        }
+    }
+}
