@@ -982,6 +982,20 @@ fn recovered(host: &Host) -> Slot {
     recovery.finish().0.slot()
 }
 
+/// Lets time pass with disks that work.
+fn settle(world: &mut World, ms: u64) {
+    let end = world.now_ns + ms * MS;
+    while world.now_ns < end {
+        world.step();
+        // A flush wakes its node now, so that time stands still meanwhile.
+        if world.random.below(4) == 0 {
+            let index = world.random.below(3) as usize;
+            world.hosts[index].disk.0.borrow_mut().full = false;
+            world.flush(index);
+        }
+    }
+}
+
 #[test]
 fn a_replica_promises_no_more_than_its_journal_gives_back() {
     for seed in 0..20 {
@@ -1000,16 +1014,7 @@ fn a_replica_promises_no_more_than_its_journal_gives_back() {
                 && let Some(leader) = world.leader()
             {
                 world.lose_power(leader);
-                let end = world.now_ns + 400 * MS;
-                while world.now_ns < end {
-                    world.step();
-                    // A flush wakes its node now, so that time stands still meanwhile.
-                    if world.random.below(4) == 0 {
-                        let index = world.random.below(3) as usize;
-                        world.hosts[index].disk.0.borrow_mut().full = false;
-                        world.flush(index);
-                    }
-                }
+                settle(&mut world, 400);
                 world.start(leader);
             }
             for host in &world.hosts {
@@ -1022,6 +1027,7 @@ fn a_replica_promises_no_more_than_its_journal_gives_back() {
                 }
             }
         }
+        settle(&mut world, 3_000);
         world.check();
     }
 }
