@@ -320,7 +320,11 @@ fn a_session_that_never_was_is_told_so() {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let timeout = Some(Duration::from_millis(200));
     socket.set_read_timeout(timeout).expect("an open socket");
-    let session = SessionId(u64::MAX - 5);
+    let mut client = cluster.connect(leader).patient(common::PATIENCE);
+    let set = client.call(&["SET", "something", "applied"]);
+    assert_eq!(set.expect("an answer"), Reply::ok());
+    // A session that a leader may not have heard of yet would be asked for again.
+    let session = SessionId::new(Slot::FIRST, 4000);
     let (_, body) = nearwire::kv::encode(&[b"SET", b"forged", b"1"]).expect("a command");
     let entry = Entry {
         kind: EntryKind::Command,
@@ -347,7 +351,6 @@ fn a_session_that_never_was_is_told_so() {
         (header.kind == Kind::Response).then_some(first)
     });
     assert_eq!(status, Status::UnknownSession);
-    let mut client = cluster.connect(leader);
     let found = client.call(&["GET", "forged"]).expect("an answer");
     assert_eq!(found, Reply::Bulk(None));
 }
