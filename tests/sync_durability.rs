@@ -10,11 +10,18 @@
 
 mod scene;
 
+use consensus::NodeId;
+use consensus::wire::{Kind, Parsed, parse};
 use nearwire::config::Durability;
+use nearwire::data_directory::{DataDirectory, Expectation};
+use nearwire::journal::{self, Flush, Journal};
 use nearwire::kill_point;
+use nearwire::node::GROUP;
 use nearwire::rehearsal;
 use scene::{ALL, Ledger, Load, Scene, bytes_in, load, wait_for, wait_for_writes};
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
 
 const WRITERS: usize = 4;
 
@@ -156,6 +163,77 @@ fn the_journal_is_cut_behind_snapshots_and_nothing_is_lost_with_it() {
     }
     scene.start_all();
     ledger.assert_kept(&scene);
+}
+
+#[test]
+fn what_a_replica_may_be_asked_for_is_not_cut() {
+    let rehearse = "discarding,segment_bytes=131072,snapshot_slots=150";
+    let mut scene = Scene::new(Durability::Sync, 256, rehearse);
+    let ledger = Ledger::default();
+    for round in 1..=2 {
+        scene.start_all();
+        let load = Load::start(&scene, &ledger, WRITERS);
+        for node in ALL {
+            wait_for("segments that are given back", || {
+                (scene.number(node, "segments_recycled") >= 3 * round).then_some(())
+            });
+        }
+        scene.kill_all();
+        load.stop();
+        ALL.into_iter()
+            .for_each(|node| assert_reaches_back(&scene, node));
+    }
+}
+
+/// What is on the disk of a dead replica must give its votes from the trim on, and its state from
+/// the older of its two snapshots on.
+fn assert_reaches_back(scene: &Scene, node: u16) {
+    let expectation = Expectation {
+        cluster: "local".to_owned(),
+        node: NodeId(node),
+        durability: Durability::Sync,
+    };
+    let path = scene.cluster.data_directory(node);
+    let directory = DataDirectory::open(path, &expectation).unwrap();
+    let names = std::fs::read_dir(directory.snapshots_path(GROUP)).unwrap();
+    let mut snapshots: Vec<u64> = names
+        .filter_map(|name| {
+            let name = name.unwrap().file_name().into_string().unwrap();
+            name.strip_prefix("snapshot-")?.parse().ok()
+        })
+        .collect();
+    snapshots.sort_unstable_by(|a, b| b.cmp(a));
+    let newest = snapshots.first().copied().unwrap_or(0);
+    let older = snapshots.get(1).copied().unwrap_or(0);
+
+    let options = journal::Options::new(
+        directory.journal_path(),
+        directory.fingerprint(),
+        Flush::Before,
+    );
+    let (recovery, _journal) = Journal::open(options, Arc::new(|| {})).unwrap();
+    let (mut slots, mut trim) = (BTreeSet::new(), 0);
+    recovery
+        .replay(|_, record| {
+            let Parsed::Ours(header, _) = parse(record, usize::from(u16::MAX)) else {
+                panic!("not a packet");
+            };
+            match header.kind {
+                Kind::Accept | Kind::Learn => _ = slots.insert(header.slot.0),
+                Kind::Decide => trim = trim.max(header.watermark),
+                other => assert_eq!(other, Kind::Prepare),
+            }
+        })
+        .unwrap();
+    let last = newest.min(slots.last().copied().unwrap_or(0));
+    for slot in (older + 1).min(trim.max(1))..=last {
+        let first = slots.first();
+        assert!(
+            slots.contains(&slot),
+            "node {node}: slot {slot} is gone: snapshots {older} and {newest}, trim {trim}, \
+             journal from {first:?}"
+        );
+    }
 }
 
 #[test]

@@ -87,6 +87,37 @@ fn a_stop_in_order_keeps_everything() {
 }
 
 #[test]
+fn a_machine_that_restarts_before_the_cluster_forms_loses_nothing() {
+    let mut scene = Scene::new(Durability::Volatile, 64, "");
+    let ledger = Ledger::default();
+    scene.start(1);
+    scene.start(2);
+    wait_for("two nodes that have pinned each other", || {
+        let pinned = |node: u16, other: u16| {
+            let path = scene.cluster.data_directory(node).join("identity");
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.contains(&format!("\n{other} = "))
+        };
+        (pinned(1, 2) && pinned(2, 1)).then_some(())
+    });
+    scene.cluster.kill(1);
+    scene.cluster.kill(2);
+    scene.forget_memory(1);
+    scene.next_boot();
+    scene.start_all();
+    load(&scene, &ledger, WRITERS, 200);
+    scene.cluster.kill(1);
+    scene.start(1);
+    scene.wait_until_caught_up(1);
+    ledger.assert_kept(&scene);
+    // From now on another boot means that votes are gone.
+    scene.cluster.kill(1);
+    scene.next_boot();
+    scene.start(1);
+    assert_eq!(scene.wait_for_end(1).code(), Some(3));
+}
+
+#[test]
 fn a_cluster_that_lost_its_state_says_so_and_serves_nothing() {
     let mut scene = Scene::new(Durability::Volatile, 64, "");
     let ledger = Ledger::default();

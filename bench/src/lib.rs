@@ -42,6 +42,9 @@ pub enum Error {
         /// Longest value of a Request in bytes.
         max_value: usize,
     },
+    /// Somebody wants it to end.
+    #[error("interrupted")]
+    Interrupted,
     /// The system has no thread left.
     #[error("start the thread {name}: {source}")]
     Thread {

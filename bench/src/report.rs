@@ -91,6 +91,14 @@ pub struct Floors {
     /// Median round trip of an echo whose both sides poll, where the client polls.
     #[serde(serialize_with = "thousandths_if")]
     pub udp_echo_polling_p50_us: Option<f64>,
+    /// Median time of a flush of one record while as many others as there are replicas flush theirs,
+    /// where a commit waits for flushes.
+    #[serde(serialize_with = "thousandths_if")]
+    pub flush_p50_us: Option<f64>,
+    /// Median latency of a commit of the same cluster without flushes, where a commit waits for
+    /// them.
+    #[serde(serialize_with = "thousandths_if")]
+    pub volatile_commit_p50_us: Option<f64>,
 }
 
 /// What was measured. Latencies and rates are medians over the rounds.
@@ -136,6 +144,9 @@ pub struct Measured {
     /// Median over the rounds of p50 / the polling echo's p50 of that round.
     #[serde(serialize_with = "thousandths_if")]
     pub ratio_p50_polling: Option<f64>,
+    /// Median over the rounds of p50 / (flush p50 + volatile commit p50 of that round).
+    #[serde(serialize_with = "thousandths_if")]
+    pub ratio_sync: Option<f64>,
 }
 
 /// One row. Every key is always there; what was not measured is null.
@@ -245,12 +256,25 @@ pub fn to_table(rows: &[Row]) -> String {
                 .udp_echo_lost
                 .map_or("-".into(), |lost| lost.to_string()),
         ]);
+        for (name, p50_us) in [
+            ("  flush", floors.flush_p50_us),
+            ("  volatile", floors.volatile_commit_p50_us),
+        ] {
+            if p50_us.is_some() {
+                let gap = String::new();
+                table.add_row([name.into(), gap.clone(), gap, number(p50_us, 1)]);
+            }
+        }
     }
     let mut text: String = table
         .lines()
         .map(|line| format!("{}\n", line.trim_end()))
         .collect();
     for row in rows {
+        if let Some(ratio) = row.measured.ratio_sync {
+            let engine = &row.setting.engine;
+            text += &format!("{engine}: p50 / (flush + volatile commit) = {ratio:.2}\n");
+        }
         if let Some(reason) = &row.unsupported {
             text += &format!("{} is unsupported here: {reason}\n", row.setting.engine);
         }
@@ -364,6 +388,7 @@ mod tests {
         "floors",
         "ratio_p50",
         "ratio_rate",
+        "ratio_sync",
         "rounds",
         "warmup_s",
         "command_line",
@@ -375,6 +400,8 @@ mod tests {
         "udp_echo_p99_us",
         "udp_echo_ops_per_s",
         "udp_echo_cpu_us_per_op",
+        "flush_p50_us",
+        "volatile_commit_p50_us",
     ];
 
     fn parsed(rows: &[Row]) -> serde_json::Value {

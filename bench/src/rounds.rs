@@ -80,6 +80,7 @@ pub fn measured(rounds: &[Round]) -> Measured {
                 latency_us(round.polling_floor.as_ref()?, 0.5),
             )
         })),
+        ratio_sync: None,
     }
 }
 
@@ -97,6 +98,7 @@ fn floors(rounds: &[Round]) -> Floors {
                 .iter()
                 .filter_map(|round| latency_us(round.polling_floor.as_ref()?, 0.5)),
         ),
+        ..Floors::default()
     }
 }
 

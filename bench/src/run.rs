@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::cluster::{ClusterCaller, Command};
 use crate::echo::{EchoCaller, EchoServer};
-use crate::load::{Caller, Generator, Load, Moment, Plan, Sample};
+use crate::load::{Caller, Generator, Load, Moment, Plan, Sample, is_set};
 use crate::process::{Subject, total_cpu_time};
 use crate::report::{Row, Setting, Waiting};
 use crate::rounds::{self, Round, Turn};
@@ -17,6 +17,7 @@ use datapath::{Wait, Worker};
 use hdrhistogram::Histogram;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ pub struct Cluster {
 }
 
 /// What to measure, and how.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// What lies between client and replicas.
     pub site: Where,
@@ -109,6 +110,8 @@ pub struct Options {
     pub measure: Duration,
     /// SCHED_FIFO priority of everybody; published latencies have one.
     pub priority: Option<u8>,
+    /// Set by somebody who wants the run to end: it cleans up and is [`Error::Interrupted`].
+    pub interrupt: Option<&'static AtomicBool>,
 }
 
 impl Options {
@@ -123,6 +126,7 @@ impl Options {
             warmup: Duration::from_millis(500),
             measure: Duration::from_secs(2),
             priority: None,
+            interrupt: None,
         }
     }
 
@@ -162,6 +166,8 @@ pub struct Progress {
 pub struct Outcome {
     /// The row.
     pub row: Row,
+    /// What the row sums up; empty if nothing could be measured.
+    pub rounds: Vec<Round>,
     /// Latencies of all rounds in nanoseconds.
     pub latencies: Histogram<u64>,
     /// Latencies of the floor of all rounds in nanoseconds.
@@ -181,12 +187,7 @@ pub fn run(
     let description = target.description();
     if let Some(reason) = unsupported(&description, options) {
         let row = Row::unsupported(setting(&description, options), reason);
-        let (latencies, floor_latencies) = (crate::load::latencies(), crate::load::latencies());
-        return Ok(Outcome {
-            row,
-            latencies,
-            floor_latencies,
-        });
+        return Ok(outcome(row, Vec::new()));
     }
     let site = Site::open(options.site, description.replicas, options.priority)?;
     let mut run = Run {
@@ -203,17 +204,27 @@ pub fn run(
     let rounds = rounds?;
     stopped?;
     let description = run.target.description();
-    Ok(outcome(
-        Row::new(setting(&description, options), rounds::measured(&rounds)),
-        &rounds,
-    ))
+    let row = Row::new(setting(&description, options), rounds::measured(&rounds));
+    Ok(outcome(row, rounds))
 }
 
-fn outcome(row: Row, rounds: &[Round]) -> Outcome {
+/// Sums up runs of the same target, one after the other, as if they were one. `None` of none.
+pub fn joined(runs: Vec<Outcome>) -> Option<Outcome> {
+    let mut row = runs.first()?.row.clone();
+    let rounds: Vec<Round> = runs.into_iter().flat_map(|run| run.rounds).collect();
+    if !rounds.is_empty() {
+        row.setting.rounds = rounds.len();
+        row.measured = rounds::measured(&rounds);
+    }
+    Some(outcome(row, rounds))
+}
+
+fn outcome(row: Row, rounds: Vec<Round>) -> Outcome {
     Outcome {
         row,
         latencies: rounds::merged(rounds.iter().map(|round| &round.system)),
         floor_latencies: rounds::merged(rounds.iter().map(|round| &round.floor)),
+        rounds,
     }
 }
 
@@ -227,7 +238,7 @@ fn unsupported(description: &Description, options: &Options) -> Option<String> {
     if let Some(reason) = &description.unsupported {
         Some(reason.clone())
     } else if polls(description) && !client_polls {
-        Some("a polling cluster is measured by a polling client: `--client-wait polling`".into())
+        Some("a polling cluster is measured by a polling client: `--wait polling`".into())
     } else if (polls(description) || client_polls) && cpus < MIN_POLLING_CPUS {
         Some(format!(
             "polling needs {MIN_POLLING_CPUS} CPUs, here are {cpus}"
@@ -412,7 +423,12 @@ impl Run<'_> {
                 });
             }
         };
-        let (sample, caller) = drive(place, wait, Generator::new(caller, plan, observe))?;
+        let interrupt = self.options.interrupt;
+        let generator = Generator::new(caller, plan, observe).until(interrupt);
+        let (sample, caller) = drive(place, wait, generator)?;
+        if is_set(interrupt) {
+            return Err(Error::Interrupted);
+        }
         let spent = cpu[0].zip(cpu[1]).map(|(from, to)| to.saturating_sub(from));
         let cpu_us_per_op = spent
             .filter(|_| sample.completed > 0)

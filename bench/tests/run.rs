@@ -273,7 +273,7 @@ fn a_polling_cluster_with_a_blocking_client_is_a_row_that_says_so() {
     let options = quick(Options::latency(Where::Loopback));
     let outcome = run(&mut target, &options, &mut |_| {}).expect("a row");
     let reason = outcome.row.unsupported.expect("a reason");
-    assert!(reason.contains("--client-wait polling"), "{reason}");
+    assert!(reason.contains("--wait polling"), "{reason}");
     assert_eq!(
         (outcome.row.setting.leader_wait, target.starts),
         (Waiting::Polling, 0)

@@ -213,6 +213,11 @@ impl Leader {
         self.from
     }
 
+    /// Whether votes are under way.
+    pub fn awaits_votes(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Whether a proposal is under way or waits.
     pub fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.ready.is_empty() && self.open.is_empty()
@@ -478,16 +483,26 @@ impl Leader {
 
     // Sending.
 
-    /// Everything that ought to be sent now.
-    pub fn send(&mut self, now_ns: u64, membership: &Membership, mut out: impl FnMut(Order<'_>)) {
-        self.send_phase1(now_ns, &mut out);
+    /// Everything that somebody waits for and that ought to be sent now.
+    pub fn send(&mut self, now_ns: u64, membership: &Membership, out: &mut dyn FnMut(Order<'_>)) {
+        self.send_phase1(now_ns, out);
         self.adopt(membership);
         self.fill();
-        self.send_accepts(now_ns, membership, &mut out);
-        self.send_decide(now_ns, membership, &mut out);
+        self.send_accepts(now_ns, membership, out);
+        self.send_decide(now_ns, membership, false, out);
     }
 
-    fn send_phase1(&mut self, now_ns: u64, out: &mut impl FnMut(Order<'_>)) {
+    /// The news of what was decided, and heartbeats. Nobody waits for them, so they leave last.
+    pub fn announce(
+        &mut self,
+        now_ns: u64,
+        membership: &Membership,
+        out: &mut dyn FnMut(Order<'_>),
+    ) {
+        self.send_decide(now_ns, membership, true, out);
+    }
+
+    fn send_phase1(&mut self, now_ns: u64, out: &mut dyn FnMut(Order<'_>)) {
         let first = self.next_slot();
         let prepare = self.header(Kind::Prepare);
         let fetch = Header {
@@ -587,7 +602,7 @@ impl Leader {
         &mut self,
         now_ns: u64,
         membership: &Membership,
-        out: &mut impl FnMut(Order<'_>),
+        out: &mut dyn FnMut(Order<'_>),
     ) {
         let header = self.header(Kind::Accept);
         let quorum = membership.quorums.phase2();
@@ -635,7 +650,8 @@ impl Leader {
         &mut self,
         now_ns: u64,
         membership: &Membership,
-        out: &mut impl FnMut(Order<'_>),
+        announces: bool,
+        out: &mut dyn FnMut(Order<'_>),
     ) {
         let barrier_due = self.barrier.wanted > self.barrier.number
             && self.barrier.confirmed == self.barrier.number
@@ -650,7 +666,7 @@ impl Leader {
         let due = now_ns >= self.decide_due_ns
             || news
                 && now_ns + self.timing.heartbeat_ns >= self.decide_due_ns + self.timing.decide_ns;
-        if !due && !barrier_due {
+        if !(announces && due) && !barrier_due {
             return;
         }
         let mut header = Header {

@@ -8,7 +8,7 @@ use crate::applied::{Applied, Recipient};
 use crate::catch_up::{CHUNK_BYTES, CatchUp, Chunk, LEARN_SLOTS, SNAPSHOT_CHUNKS};
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
-use crate::leader::{Heard, Leader, LeaderTiming, To};
+use crate::leader::{Heard, Leader, LeaderTiming, Order, To};
 use crate::local::{Asker, Durability, Journal, Local};
 use crate::memory::Memory;
 use crate::quorum::{Membership, Voters};
@@ -283,6 +283,12 @@ impl<S: StateMachine> Replica<S> {
     /// Numbers for reports.
     pub const fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// Whether votes are under way that this node, as the leader, waits for.
+    pub fn awaits_votes(&self) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_some_and(|lead| lead.leader.awaits_votes())
     }
 
     /// What it still has to learn.
@@ -1214,6 +1220,8 @@ impl<S: StateMachine> Replica<S> {
         self.responses.flush(group, node, |to, header, value| {
             turn.io.send(to, header, value);
         });
+        // Each packet costs the sender a wake-up, so the clients' go before the news.
+        self.send_orders(turn, Leader::announce);
     }
 
     fn watch<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
@@ -1243,7 +1251,7 @@ impl<S: StateMachine> Replica<S> {
         // Own votes may complete a round at once (a single member, or the last vote missing), which
         // may give the next batch its turn: each pass decides something or is the last.
         loop {
-            self.send_orders(turn);
+            self.send_orders(turn, Leader::send);
             let decided = self.apply_decided(turn);
             if self.own_replies.is_empty() && !decided {
                 break;
@@ -1285,7 +1293,11 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    fn send_orders<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+    fn send_orders<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        what: fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>)),
+    ) {
         let Self {
             config,
             lead,
@@ -1298,7 +1310,7 @@ impl<S: StateMachine> Replica<S> {
             now_ns, local, io, ..
         } = turn;
         let membership = &config.membership;
-        lead.leader.send(*now_ns, membership, |order| {
+        what(&mut lead.leader, *now_ns, membership, &mut |order| {
             let mut own = false;
             for (index, member) in membership.members.iter().enumerate() {
                 let wanted = match order.to {

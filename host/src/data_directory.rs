@@ -147,6 +147,9 @@ pub struct Identity {
     pub pins: BTreeMap<NodeId, Incarnation>,
     /// Every member has pinned the same: from then on this node votes.
     pub formed: bool,
+    /// The kernel's boot id at that moment: the first that can have votes in its memory. A machine
+    /// that restarted before has lost nothing.
+    pub formed_boot_id: Option<String>,
     /// That membership's number.
     pub epoch: Epoch,
 }
@@ -177,6 +180,7 @@ struct Text {
     reserved_round: u64,
     epoch: u32,
     formed: bool,
+    formed_boot_id: Option<String>,
     pins: BTreeMap<String, u32>,
 }
 
@@ -313,6 +317,15 @@ impl DataDirectory {
     }
 }
 
+impl Identity {
+    /// The boot whose memory holds this node's votes, if it may have any.
+    #[must_use]
+    pub fn voting_boot_id(&self) -> Option<&str> {
+        let formed = self.formed_boot_id.as_deref().unwrap_or(&self.boot_id);
+        self.formed.then_some(formed)
+    }
+}
+
 /// The kernel's boot id: another one means that memory was lost since.
 ///
 /// # Errors
@@ -406,6 +419,7 @@ fn new_identity(
         reserved_round: 0,
         pins: BTreeMap::new(),
         formed: false,
+        formed_boot_id: None,
         epoch: Epoch::default(),
     })
 }
@@ -426,6 +440,7 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         reserved_round: identity.reserved_round,
         epoch: identity.epoch.0,
         formed: identity.formed,
+        formed_boot_id: identity.formed_boot_id.clone(),
         pins,
     })?;
     Ok(format!(
@@ -482,6 +497,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         reserved_round: text.reserved_round,
         pins,
         formed: text.formed,
+        formed_boot_id: text.formed_boot_id,
         epoch: Epoch(text.epoch),
     })
 }

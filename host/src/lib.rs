@@ -1,5 +1,6 @@
 //! The host side of nearwire: runs replicas, keeps what must outlive them, and serves clients.
 
+pub mod bench_target;
 pub mod client;
 pub mod config;
 pub mod data_directory;

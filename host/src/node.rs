@@ -1,6 +1,6 @@
 //! The service that a worker drives: a node, its client front, its snapshots.
 
-use crate::data_directory::DataDirectory;
+use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
 use crate::snapshots::Snapshots;
@@ -141,9 +141,14 @@ impl<T: Transmit> Io for Outbox<'_, T> {
 
 impl<T: Transmit> NodeIo for Outbox<'_, T> {
     fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
-        let result = self.host.directory.update(|identity| {
-            identity.pins = pins.clone();
-            identity.formed = formed;
+        let result = boot_id().and_then(|boot_id| {
+            self.host.directory.update(|identity| {
+                if formed && !identity.formed {
+                    identity.formed_boot_id = Some(boot_id);
+                }
+                identity.pins = pins.clone();
+                identity.formed = formed;
+            })
         });
         if let Err(error) = &result {
             self.host.error = Some(error.to_string());

@@ -413,7 +413,10 @@ fn open_state(
     } else {
         parse_boot_id(&identity.boot_id)
     };
-    if !sync && identity.formed && data_directory::boot_id()? != identity.boot_id {
+    if !sync
+        && let Some(voting) = identity.voting_boot_id()
+        && data_directory::boot_id()? != voting
+    {
         return Err(lost(
             "the machine has restarted since, and its votes were in memory".into(),
         ));
@@ -447,24 +450,17 @@ fn open_state(
 
     let path = directory.path().join("region");
     let create = || Software::create(&path, layout, birth, FIRST_EPOCH);
-    let (region, restored) = if sync {
+    // Before the cluster has formed this node has never voted.
+    let (region, restored) = if sync || !identity.formed {
         (create()?, 0)
     } else {
         match Software::open(&path, layout, birth) {
             Ok((region, restored)) => (region, restored.entries + restored.groups),
-            // Before the cluster has formed this node has never voted.
             Err(EngineError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
-                if identity.formed {
-                    return Err(lost("its region is missing".into()));
-                }
-                (create()?, 0)
+                return Err(lost("its region is missing".into()));
             }
-            Err(EngineError::Open {
-                source: OpenError::Blank,
-                ..
-            }) if !identity.formed => (create()?, 0),
             Err(EngineError::Open {
                 source: source @ (OpenError::Blank | OpenError::OtherIncarnation { .. }),
                 ..

@@ -2,8 +2,11 @@
 
 /// Shortest wait for an answer in nanoseconds.
 const MIN_WAIT_NS: u64 = 5_000_000;
-/// Longest wait for an answer in nanoseconds, back-off included.
+/// Longest wait for an answer in nanoseconds.
 const MAX_WAIT_NS: u64 = 500_000_000;
+/// Longest wait that doubling alone leads to, in nanoseconds: a fail-over lasts as long as its
+/// clients take to notice the new leader.
+const MAX_BACK_OFF_NS: u64 = 40_000_000;
 /// The wait before anything was measured, in nanoseconds.
 const FIRST_WAIT_NS: u64 = 50_000_000;
 /// Doubling stops here: every wait has reached the maximum by then.
@@ -49,7 +52,8 @@ impl Pace {
         } else {
             FIRST_WAIT_NS
         };
-        (wait << self.timeouts.min(MAX_DOUBLINGS)).min(MAX_WAIT_NS)
+        let patience = wait.clamp(MAX_BACK_OFF_NS, MAX_WAIT_NS);
+        (wait << self.timeouts.min(MAX_DOUBLINGS)).min(patience)
     }
 }
 
@@ -76,15 +80,15 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_doubles_with_each_time_out_up_to_its_maximum() {
+    fn the_wait_doubles_with_each_time_out_up_to_its_bound() {
         let mut pace = Pace::default();
         pace.measure(1_000);
-        let waits: [u64; 9] = core::array::from_fn(|timeouts| {
+        let waits: [u64; 6] = core::array::from_fn(|timeouts| {
             pace.timeouts = timeouts as u32;
             pace.wait_ns() / 1_000_000
         });
-        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 500, 500]);
+        assert_eq!(waits, [5, 10, 20, 40, 40, 40]);
         pace.timeouts = u32::MAX;
-        assert_eq!(pace.wait_ns(), MAX_WAIT_NS);
+        assert_eq!(pace.wait_ns(), MAX_BACK_OFF_NS);
     }
 }

@@ -1,0 +1,315 @@
+//! What `nearwire bench` measures: three replica processes of this very program.
+
+mod directory;
+mod flush;
+
+use crate::config::{Durability, Region, Wait};
+use crate::inspect::Inspector;
+use crate::kv::{Call, Op};
+use crate::local_cluster::{self, LocalCluster};
+use crate::node::{GROUP, max_request_bytes};
+use bench::cluster::Command;
+use bench::process::Subject;
+use bench::report::Waiting;
+use bench::rounds::median;
+use bench::run::{self, Cluster, Description, Outcome, Progress, Target, TargetError};
+use bench::site::Site;
+use consensus::{Epoch, NodeId};
+use directory::Directory;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How many replicas there are.
+const REPLICAS: usize = 3;
+/// The replica that is to lead, so that every run has its leader in the same place.
+const LEADER: u16 = 1;
+/// How long a fresh cluster may take to elect.
+const ELECTION: Duration = Duration::from_secs(20);
+/// How long it may take to hand over. The run goes on with whoever leads then.
+const HAND_OVER: Duration = Duration::from_secs(3);
+/// Keys that are written in turn.
+const KEYS: u64 = 1024;
+
+/// A cluster of the software engine, started anew for each run.
+pub struct SoftwareTarget {
+    program: PathBuf,
+    /// Holds the directory of the run.
+    parent: PathBuf,
+    durability: Durability,
+    wait: Wait,
+    running: Option<Running>,
+    /// The journal's code path, once it is known.
+    journal: Option<String>,
+}
+
+/// Dropped in this order: replicas that still run would write into a directory that is going.
+struct Running {
+    cluster: LocalCluster,
+    directory: Directory,
+}
+
+/// The places for state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// A flush there costs nothing.
+    #[error(
+        "{} is in memory, so nothing there is ever flushed and {durability:?} durability would \
+         measure nothing", path.display()
+    )]
+    InMemory {
+        /// The directory.
+        path: PathBuf,
+        /// What was asked for.
+        durability: Durability,
+    },
+    /// The system refuses.
+    #[error("look at {}: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+}
+
+/// Where the replicas' state goes: `wanted`, or memory if nothing need outlive the process, or else
+/// the directory for temporary files.
+///
+/// # Errors
+/// It cannot be looked at, or its flushes would be free.
+pub fn state_parent(
+    wanted: Option<PathBuf>,
+    durability: Durability,
+) -> Result<PathBuf, PlaceError> {
+    let volatile = durability == Durability::Volatile;
+    let memory = || Some(PathBuf::from("/dev/shm")).filter(|path| volatile && path.is_dir());
+    let path = wanted.or_else(memory).unwrap_or_else(std::env::temp_dir);
+    let kind = statfs(&path).map_err(|error| PlaceError::Io {
+        path: path.clone(),
+        source: error.into(),
+    })?;
+    if !volatile && kind.filesystem_type() == TMPFS_MAGIC {
+        return Err(PlaceError::InMemory { path, durability });
+    }
+    Ok(path)
+}
+
+impl SoftwareTarget {
+    /// Replicas of `program` with their state below `parent`; see [`state_parent`].
+    pub fn new(
+        program: impl Into<PathBuf>,
+        parent: impl Into<PathBuf>,
+        durability: Durability,
+        wait: Wait,
+    ) -> Self {
+        Self {
+            program: program.into(),
+            parent: parent.into(),
+            durability,
+            wait,
+            running: None,
+            journal: None,
+        }
+    }
+
+    fn launch(&self, site: &Site) -> Result<Running, TargetError> {
+        let directory = Directory::create(&self.parent)?;
+        let mut options = local_cluster::Options::new(&self.program, directory.path());
+        options.durability = self.durability;
+        options.wait = self.wait;
+        options.addresses = site.replicas().iter().map(|place| place.ip).collect();
+        let mut running = Running {
+            cluster: LocalCluster::prepare(options)?,
+            directory,
+        };
+        for (index, node) in (0..site.replicas().len()).zip(1..) {
+            let child = site.spawn(index, running.cluster.command(node)?)?;
+            running.cluster.adopt(node, child);
+        }
+        Ok(running)
+    }
+}
+
+impl Target for SoftwareTarget {
+    fn description(&self) -> Description {
+        let waiting = match self.wait {
+            Wait::Blocking => Waiting::Blocking,
+            Wait::Polling => Waiting::Polling,
+        };
+        let mode = match &self.journal {
+            Some(journal) => format!("recvmmsg/sendmmsg, journal {journal}"),
+            None => "recvmmsg/sendmmsg".into(),
+        };
+        Description {
+            engine: "software".into(),
+            mode,
+            durability: name(self.durability).into(),
+            replicas: REPLICAS,
+            leader_wait: waiting,
+            acceptor_wait: waiting,
+            auth: false,
+            unsupported: None,
+        }
+    }
+
+    fn start(&mut self, site: &Site) -> Result<Cluster, TargetError> {
+        let mut running = self.launch(site)?;
+        let leader = lead(&mut running.cluster, site)?;
+        let cluster = &running.cluster;
+        self.journal = leader.journal;
+        let nodes = 1..=cluster.replicas().len() as u16;
+        let processes = nodes.filter_map(|node| cluster.process(node));
+        let described = Cluster {
+            members: cluster.members(),
+            leader: usize::from(leader.node) - 1,
+            group: GROUP,
+            epoch: Epoch(1),
+            key: None,
+            max_value: max_request_bytes(Region::default().value_bytes),
+            processes: processes.map(Subject::Process).collect(),
+        };
+        self.running = Some(running);
+        Ok(described)
+    }
+
+    fn stop(&mut self) -> Result<(), TargetError> {
+        let Some(Running { cluster, directory }) = self.running.take() else {
+            return Ok(());
+        };
+        drop(cluster);
+        directory.remove()?;
+        Ok(())
+    }
+
+    fn commands(&self, value_bytes: usize) -> Command {
+        let value = vec![b'x'; value_bytes];
+        Box::new(move |number, out| {
+            let key = format!("key:{:04}", number % KEYS);
+            let call = Call {
+                op: Op::Set,
+                arguments: [key.as_bytes(), &value].into_iter().collect(),
+            };
+            call.encode(out);
+        })
+    }
+}
+
+fn name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Volatile => "volatile",
+        Durability::Async => "async",
+        Durability::Sync => "sync",
+    }
+}
+
+struct Leading {
+    node: u16,
+    journal: Option<String>,
+}
+
+/// Waits for a leader, asks it to hand over to [`LEADER`], and says who leads in the end. Asked
+/// from the client's place, since the replicas may be reached from nowhere else.
+fn lead(cluster: &mut LocalCluster, site: &Site) -> Result<Leading, TargetError> {
+    let ask = || -> Result<Leading, TargetError> {
+        site.client().enter()?;
+        let mut node = cluster.leader(ELECTION)?;
+        if node != LEADER {
+            let members = cluster.members();
+            let addresses: Vec<_> = members.iter().map(|&(_, address)| address).collect();
+            let mut inspector = Inspector::new(&addresses, None)?;
+            let from = addresses[usize::from(node) - 1];
+            let _ = inspector.hand_over(from, NodeId(LEADER), Duration::from_secs(1))?;
+            let deadline = Instant::now() + HAND_OVER;
+            while node != LEADER && Instant::now() < deadline {
+                node = cluster.leader(ELECTION)?;
+            }
+        }
+        let report = cluster.inspect(node, Duration::from_secs(1));
+        let journal = report.and_then(|report| Some(report.get("journal")?.as_str()?.to_owned()));
+        Ok(Leading { node, journal })
+    };
+    thread::scope(|scope| {
+        let asked = scope.spawn(ask).join();
+        asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Measures commits that wait for flushes beside what they are made of: in each round the cluster,
+/// a flush with one writer per replica, and the same cluster without flushes.
+///
+/// # Errors
+/// Those of [`run::run`]; the flushes' are [`bench::Error::Target`].
+pub fn run_with_flush_floor(
+    target: &mut SoftwareTarget,
+    options: &run::Options,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Outcome, bench::Error> {
+    let lap = run::Options {
+        rounds: 1,
+        ..*options
+    };
+    let parent = state_parent(None, Durability::Volatile).unwrap_or_else(|_| target.parent.clone());
+    let mut volatile =
+        SoftwareTarget::new(&target.program, parent, Durability::Volatile, target.wait);
+    let mut laps = Vec::new();
+    let (mut flushes, mut commits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=options.rounds {
+        let mut at = |part: Progress, what| {
+            let (round, rounds) = (round, options.rounds);
+            progress(Progress {
+                what,
+                round,
+                rounds,
+                ..part
+            });
+        };
+        let sync = run::run(target, &lap, &mut |part| at(part, part.what))?;
+        if sync.row.unsupported.is_some() {
+            return Ok(sync);
+        }
+        let begins = Progress {
+            what: "flush",
+            round,
+            rounds: options.rounds,
+            part: 0.0,
+            done: 0,
+        };
+        at(begins, "flush");
+        let flush = flush_p50_us(&target.parent, &lap)?;
+        let without = run::run(&mut volatile, &lap, &mut |part| at(part, "volatile"))?;
+        flushes.push(flush);
+        let commit = without.row.measured.p50_us;
+        commits.extend(commit);
+        if let Some((p50, commit)) = sync.row.measured.p50_us.zip(commit) {
+            ratios.push(p50 / (flush + commit));
+        }
+        laps.push(sync);
+    }
+    let mut outcome = run::joined(laps).ok_or(bench::Error::Interrupted)?;
+    let measured = &mut outcome.row.measured;
+    measured.floors.flush_p50_us = median(flushes);
+    measured.floors.volatile_commit_p50_us = median(commits);
+    measured.ratio_sync = median(ratios);
+    Ok(outcome)
+}
+
+fn flush_p50_us(parent: &Path, options: &run::Options) -> Result<f64, bench::Error> {
+    let failed = |source: TargetError| bench::Error::Target {
+        doing: "flush beside",
+        source,
+    };
+    let directory = Directory::create(parent).map_err(|error| failed(error.into()))?;
+    // Only the CPUs matter: a disk is in no network namespace.
+    let site = Site::open(bench::site::Where::Loopback, REPLICAS, options.priority)?;
+    let places: Vec<_> = site
+        .replicas()
+        .iter()
+        .map(|place| place.placement)
+        .collect();
+    let latencies = flush::measure(directory.path(), &places, options.warmup, options.measure);
+    let latencies = latencies.map_err(failed)?;
+    directory.remove().map_err(|error| failed(error.into()))?;
+    Ok(latencies.value_at_quantile(0.5) as f64 / 1000.0)
+}
