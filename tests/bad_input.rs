@@ -320,11 +320,11 @@ fn a_session_that_never_was_is_told_so() {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let timeout = Some(Duration::from_millis(200));
     socket.set_read_timeout(timeout).expect("an open socket");
-    // As if opened in the first slot: of a session from a slot still to come the leader knows
-    // nothing and says nothing.
-    let session = SessionId(Slot::FIRST.0 << 12 | 4000);
-    let mut client = cluster.connect(leader);
-    client.call(&["SET", "true", "1"]).expect("an answer");
+    let mut client = cluster.connect(leader).patient(common::PATIENCE);
+    let set = client.call(&["SET", "something", "applied"]);
+    assert_eq!(set.expect("an answer"), Reply::ok());
+    // A session that a leader may not have heard of yet would be asked for again.
+    let session = SessionId::new(Slot::FIRST, 4000);
     let (_, body) = nearwire::kv::encode(&[b"SET", b"forged", b"1"]).expect("a command");
     let entry = Entry {
         kind: EntryKind::Command,

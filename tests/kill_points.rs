@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Cluster, Load, Puppet, eventually, was_killed};
-use consensus::wire::{Header, Kind};
+use consensus::wire::{Flags, Header, Kind};
 use consensus::{Ballot, GroupId, NodeId};
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -31,23 +31,22 @@ fn fetch(puppet: &mut Puppet, round: u64) -> (Kind, Ballot, Vec<u8>) {
     (vote.kind, vote.vote_ballot, value)
 }
 
-/// Restarts the replica so that it dies at the `pass`-th pass of `point`, lets it vote for `value`
-/// in `round`, and starts it again. Gives the reply, and whether it died.
-fn vote_and_die(
+/// Restarts the replica so that it dies at the `pass`-th pass of `point`, sends it one request, and
+/// starts it again. Gives the reply, and whether it died.
+fn step_and_die(
     puppet: &mut Puppet,
     (point, held): (&str, bool),
     pass: u64,
-    round: u64,
+    request: &Header,
     value: &[u8],
 ) -> (Option<Header>, bool) {
     let node = common::REPLICA.0;
     puppet.cluster.kill(node);
     puppet.cluster.start_to_die(node, point, pass);
     eventually("a replica that runs", || puppet.cluster.report(node));
-    let accept = puppet.request(Kind::Accept, round, SLOT);
-    puppet.send(&accept, value);
+    puppet.send(request, value);
     let reply = loop {
-        let reply = puppet.reply_within(&accept, Duration::from_millis(100));
+        let reply = puppet.reply_within(request, Duration::from_millis(100));
         if reply.is_some() || puppet.cluster.has_ended(node) {
             break reply;
         }
@@ -82,8 +81,8 @@ fn a_vote_that_was_being_replaced_is_the_old_or_the_new_one_and_never_gone() {
             let accept = puppet.request(Kind::Accept, before, SLOT);
             let (accepted, _) = puppet.ask(&accept, OLD);
             assert_eq!(accepted.kind, Kind::Accepted, "{accepted:?}");
-            let (reply, died) =
-                vote_and_die(&mut puppet, (point, held), passes + 1, before + 1, NEW);
+            let accept = puppet.request(Kind::Accept, before + 1, SLOT);
+            let (reply, died) = step_and_die(&mut puppet, (point, held), passes + 1, &accept, NEW);
             let (kind, ballot, value) = fetch(&mut puppet, before + 2);
             let at = format!("{point}:{}", passes + 1);
             assert_eq!(kind, Kind::Vote, "an answered vote is gone after {at}");
@@ -141,6 +140,41 @@ fn a_first_vote_that_was_being_stored_is_whole_or_absent() {
         if point != "step.locked" {
             assert!(promise.slot.0 >= slot, "{promise:?}");
         }
+    }
+}
+
+/// Every pass of every point while one decided record replaces another.
+#[test]
+fn a_decided_record_that_was_being_replaced_is_the_old_or_the_new_one() {
+    const ROUND: u64 = 1;
+    let node = common::REPLICA.0;
+    let mut puppet = Puppet::start();
+    let decide = |puppet: &mut Puppet, upto: u64| Header {
+        vote_ballot: Ballot(1),
+        watermark: 1,
+        flags: Flags::ACK_WANTED,
+        ..puppet.request(Kind::Decide, ROUND, upto)
+    };
+    let mut upto = 1;
+    for (point, held) in POINTS {
+        let mut passes = 0;
+        loop {
+            let old = decide(&mut puppet, upto);
+            assert_eq!(puppet.ask(&old, b"").0.kind, Kind::Ack);
+            let new = decide(&mut puppet, upto + 1);
+            let (_, died) = step_and_die(&mut puppet, (point, held), passes + 1, &new, b"");
+            let found = eventually("a report", || puppet.cluster.count(node, "decided"));
+            let expected = upto + u64::from(!(held && died));
+            assert_eq!(found, expected, "after {point}:{}", passes + 1);
+            upto += 2;
+            if !died {
+                break;
+            }
+            passes += 1;
+        }
+        // Five words of the record, and when its leader was seen.
+        let expected = if point == "step.before-store" { 6 } else { 1 };
+        assert_eq!(passes, expected, "passes of {point} in one Decide");
     }
 }
 

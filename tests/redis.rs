@@ -8,13 +8,8 @@ use nix::sys::signal::Signal;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-/// Requests of each benchmarked command, if the environment does not say. A debug build does less
-/// in the time that a test may take.
-const REQUESTS: &str = if cfg!(debug_assertions) {
-    "30000"
-} else {
-    "300000"
-};
+/// Requests of each benchmarked command.
+const REQUESTS: &str = "300000";
 
 fn has_redis_tools(test: &str) -> bool {
     let works = |program: &str| {
@@ -40,10 +35,9 @@ fn redis_cli(cluster: &Cluster, node: u16, words: &[&str]) -> String {
 
 fn benchmark(cluster: &Cluster, node: u16) -> Child {
     let port = cluster.fronts(&[node])[0].port().to_string();
-    let requests = std::env::var("NEARWIRE_TEST_REQUESTS").unwrap_or_else(|_| REQUESTS.to_owned());
     let mut command = Command::new("redis-benchmark");
     command
-        .args(["-p", &port, "-t", "set,get,incr", "-n", &requests])
+        .args(["-p", &port, "-t", "set,get,incr", "-n", REQUESTS])
         .args(["-c", "50", "-P", "16", "--csv"])
         .stdin(Stdio::null());
     spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))

@@ -20,10 +20,13 @@ pub use resp::{Reply, Resp, Roaming, request};
 use consensus::auth::Key;
 use nearwire::inspect::Inspector;
 use nearwire::local_cluster::{LocalCluster, Options};
+use std::fs::Permissions;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,16 +76,11 @@ pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn prepare(options: Options) -> LocalCluster {
-    let _alone = alone();
-    LocalCluster::prepare(options).expect("free ports")
-}
-
 /// Replica processes with a directory of their own; both are gone when this is dropped.
 pub struct Cluster {
     local: LocalCluster,
     key: Option<Key>,
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 impl Deref for Cluster {
@@ -100,18 +98,28 @@ impl DerefMut for Cluster {
 }
 
 impl Cluster {
-    /// Three replicas, configured but not started. `settings` begins with top-level keys.
-    pub fn prepare(settings: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a directory for temporary files");
-        let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());
+    fn prepare_in(path: &Path, directory: Option<TempDir>, settings: &str) -> Self {
+        let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), path);
         options.resp = true;
         options.settings = settings.to_owned();
-        let local = prepare(options);
+        let _alone = alone();
         Self {
-            local,
+            local: LocalCluster::prepare(options).expect("free ports"),
             key: None,
             _directory: directory,
         }
+    }
+
+    /// Three replicas, configured but not started. `settings` begins with top-level keys.
+    pub fn prepare(settings: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory for temporary files");
+        let path = directory.path().to_owned();
+        Self::prepare_in(&path, Some(directory), settings)
+    }
+
+    /// Three replicas over what others left in a directory, which stays.
+    pub fn prepare_over(path: &Path) -> Self {
+        Self::prepare_in(path, None, CALM)
     }
 
     /// Three replicas with a leader.
@@ -125,19 +133,16 @@ impl Cluster {
     /// Three replicas whose packets carry tags, configured but not started.
     pub fn prepare_with_key(digits: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory for temporary files");
-        let path = directory.path().join("key");
-        std::fs::write(&path, format!("{digits}\n")).expect("key file");
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        std::fs::set_permissions(&path, private).expect("own file");
-        let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());
-        options.resp = true;
-        options.settings = format!("key_file = {:?}\n{CALM}", path.display().to_string());
-        let local = prepare(options);
+        let path = directory.path().to_owned();
+        let key = path.join("key");
+        std::fs::write(&key, format!("{digits}\n")).expect("key file");
+        let private = Permissions::from_mode(0o600);
+        std::fs::set_permissions(&key, private).expect("own file");
+        let settings = format!("key_file = {:?}\n{CALM}", key.display().to_string());
         let number = u128::from_str_radix(digits, 16).expect("hexadecimal digits");
         Self {
-            local,
             key: Some(Key::from_bytes(number.to_be_bytes())),
-            _directory: directory,
+            ..Self::prepare_in(&path, Some(directory), &settings)
         }
     }
 
