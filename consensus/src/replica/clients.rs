@@ -1,0 +1,212 @@
+//! What clients ask of a replica, and what they are told.
+
+use super::*;
+
+impl<S: StateMachine> Replica<S> {
+    pub(super) fn requested<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        from: SocketAddr,
+        header: &Header,
+        value: &[u8],
+    ) {
+        let serving = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
+        if !serving {
+            return self.redirect(turn, from, header);
+        }
+        let route = Route {
+            address: from,
+            nonce: header.nonce,
+        };
+        let Some(lead) = &mut self.lead else { return };
+        if self.applied.slot() < lead.leader.inherited() || lead.transfer.is_some() {
+            // The sessions are not known yet, or are about to be another's: the client asks again.
+            self.tally.deferred += 1;
+            return;
+        }
+        if header.flags.has(Flags::QUERY) {
+            if lead.reads.len() >= MAX_READS {
+                self.tally.deferred += 1;
+                return;
+            }
+            let barrier = lead.leader.ask_barrier();
+            let session = header.session();
+            lead.reads.push_back(Read {
+                route,
+                session,
+                barrier,
+                body: Vec::from(value),
+            });
+            return;
+        }
+        lead.forget_closed(self.applied.sessions());
+        let limit = self.config.value_bytes - ENTRY_BYTES;
+        for entry in entries(value).map_while(Result::ok) {
+            let bytes = Entry::encoded_bytes(entry.body.len());
+            let (id, sequence) = (entry.session, entry.sequence);
+            let mut refuse = |status, sequence| {
+                let outcome = Outcome {
+                    sequence,
+                    status,
+                    body: &[],
+                };
+                self.responses.add(route, id, &outcome);
+            };
+            if bytes > limit {
+                refuse(Status::TooLarge, sequence);
+                continue;
+            }
+            if !lead.leader.has_room(bytes + ENTRY_BYTES) {
+                self.tally.deferred += 1;
+                return;
+            }
+            match entry.kind {
+                EntryKind::Open => {
+                    if lead.openers.insert(id.0, route).is_some() {
+                        continue;
+                    }
+                }
+                EntryKind::Command => {
+                    let applied = self.applied.sessions().next(id);
+                    let Some(Sequence(applied)) = applied else {
+                        if id.opened_in() > self.applied.slot() {
+                            // A leader that was deposed without knowing it has not seen the session
+                            // opened: that it is unknown here means nothing.
+                            self.tally.deferred += 1;
+                            return;
+                        }
+                        refuse(Status::UnknownSession, sequence);
+                        return;
+                    };
+                    lead.routes.insert(id.0, route);
+                    let admitted = lead.admitted.entry(id.0).or_insert(applied);
+                    *admitted = (*admitted).max(applied);
+                    if sequence.0 > *admitted {
+                        refuse(Status::OutOfOrder, Sequence(*admitted));
+                        return;
+                    }
+                    if sequence.0 < applied {
+                        match self.applied.sessions().reply(id, sequence) {
+                            Some(body) => {
+                                let outcome = Outcome {
+                                    sequence,
+                                    status: Status::Done,
+                                    body,
+                                };
+                                self.responses.add(route, id, &outcome);
+                            }
+                            None => refuse(Status::ReplyForgotten, sequence),
+                        }
+                        continue;
+                    }
+                    if sequence.0 < *admitted {
+                        continue;
+                    }
+                    *admitted += 1;
+                }
+                EntryKind::Clock | EntryKind::Query => continue,
+            }
+            Self::stamp(lead, turn.unix_ms);
+            lead.leader.push(bytes, |batch| entry.append(batch));
+        }
+    }
+
+    /// Moves the log's clock where a batch begins, at most once a millisecond.
+    pub(super) fn stamp(lead: &mut Lead, unix_ms: u64) {
+        if unix_ms <= lead.clock_ms || !lead.leader.batch_is_empty() {
+            return;
+        }
+        lead.clock_ms = unix_ms;
+        let clock = Entry {
+            kind: EntryKind::Clock,
+            session: SessionId(0),
+            sequence: Sequence(unix_ms),
+            behind: 0,
+            body: &[],
+        };
+        lead.leader.push(ENTRY_BYTES, |batch| clock.append(batch));
+    }
+
+    pub(super) fn redirect<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        to: SocketAddr,
+        request: &Header,
+    ) {
+        let leader = self.leader(turn.now_ns, turn.local);
+        let member = leader.and_then(|leader| self.config.membership.member(leader));
+        let mut value = [0; ADDRESS_BYTES];
+        let mut length = 0;
+        if let Some(member) = member {
+            let ip = match member.address {
+                SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped(),
+                SocketAddr::V6(v6) => *v6.ip(),
+            };
+            let (address, port) = value.split_at_mut(16);
+            address.copy_from_slice(&ip.octets());
+            port.copy_from_slice(&member.address.port().to_be_bytes());
+            length = ADDRESS_BYTES;
+        }
+        let header = Header {
+            slot: request.slot,
+            vote_ballot: Ballot(leader.map_or(0, |leader| u64::from(leader.0))),
+            length: length as u16,
+            nonce: request.nonce,
+            ..Header::new(Kind::Redirect, self.config.group, self.config.node)
+        };
+        turn.io
+            .send(to, &header, value.get(..length).unwrap_or_default());
+    }
+
+    pub(super) fn serve_reads(&mut self) {
+        let Self {
+            applied,
+            responses,
+            lead,
+            tally,
+            ..
+        } = self;
+        let Some(lead) = lead else { return };
+        let confirmed = lead.leader.confirmed();
+        let mut reply = Vec::new();
+        while lead
+            .reads
+            .front()
+            .is_some_and(|read| read.barrier <= confirmed)
+        {
+            let Some(read) = lead.reads.pop_front() else {
+                break;
+            };
+            for entry in entries(&read.body).map_while(Result::ok) {
+                if entry.kind != EntryKind::Query {
+                    continue;
+                }
+                reply.clear();
+                applied.query(entry.body, &mut reply);
+                tally.queries += 1;
+                let outcome = Outcome {
+                    sequence: entry.sequence,
+                    status: Status::Done,
+                    body: &reply,
+                };
+                responses.add(read.route, read.session, &outcome);
+            }
+        }
+    }
+
+    /// A machine that waits for the clock (keys that expire) has it moved by the log.
+    pub(super) fn stamp_for_machine<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) {
+        let wake_ms = self.applied.machine().wake_ms();
+        let Some(lead) = &mut self.lead else { return };
+        if wake_ms.is_some_and(|wake_ms| wake_ms <= turn.unix_ms)
+            && self.applied.clock_ms() < turn.unix_ms
+            && lead.leader.leads()
+            && lead.leader.is_idle()
+        {
+            Self::stamp(lead, turn.unix_ms);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! How a replica comes to lead, and hands leadership on.
+
+use super::*;
+
+impl<S: StateMachine> Replica<S> {
+    pub(super) fn asked_pre_vote<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        from: SocketAddr,
+        request: &Header,
+    ) {
+        let Some(view) = turn.local.view(self.config.group) else {
+            return;
+        };
+        let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
+        let heard_ns = turn.local.seen_ns(view.decided.ballot.node());
+        if leading
+            || request.ballot <= view.promised
+            || !self.election.is_silent(turn.now_ns, heard_ns)
+            || self.config.membership.place(request.sender).is_none()
+        {
+            return;
+        }
+        let reply = Header {
+            kind: Kind::PreVoteGranted,
+            sender: self.config.node,
+            incarnation: turn.local.acceptor().incarnation,
+            epoch: self.config.membership.epoch,
+            length: 0,
+            ..*request
+        };
+        turn.io.send(from, &reply, &[]);
+    }
+
+    pub(super) fn pre_vote_granted<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        reply: &Header,
+    ) {
+        let Some(place) = self.config.membership.voter(reply) else {
+            return;
+        };
+        let Some(pre_vote) = &mut self.election.pre_vote else {
+            return;
+        };
+        if reply.nonce != pre_vote.nonce || reply.ballot != pre_vote.ballot {
+            return;
+        }
+        pre_vote.voters.add(place);
+        if pre_vote.voters.count() >= self.config.membership.quorums.phase1() {
+            self.campaign(turn);
+        }
+    }
+
+    pub(super) fn ask_pre_vote<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) {
+        // Nobody grants what lies below a promise, and of a leader that died before this process
+        // began only the region may know.
+        let promised = turn.local.view(self.config.group).map(|view| view.promised);
+        let known = promised.map_or(0, Ballot::round).max(self.election.round);
+        let ballot = Ballot::new(known + 1, self.config.node);
+        let mut voters = Voters::default();
+        voters.add(self.place);
+        let nonce = self.election.nonce();
+        let until_ns = turn.now_ns + self.config.election.pre_vote_ns;
+        self.election.pre_vote = Some(PreVote {
+            ballot,
+            voters,
+            nonce,
+            until_ns,
+        });
+        if voters.count() >= self.config.membership.quorums.phase1() {
+            return self.campaign(turn);
+        }
+        let header = Header {
+            ballot,
+            nonce,
+            epoch: self.config.membership.epoch,
+            ..Header::new(Kind::PreVote, self.config.group, self.config.node)
+        };
+        for member in self.config.membership.others(self.config.node) {
+            turn.io.send(member.address, &header, &[]);
+        }
+    }
+
+    pub(super) fn campaign<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        let promised = turn
+            .local
+            .view(self.config.group)
+            .map_or(Ballot::NONE, |view| view.promised);
+        self.election.pre_vote = None;
+        let round = self.election.round.max(promised.round()) + 1;
+        if round > Ballot::MAX_ROUND || !turn.io.reserve_rounds(round) {
+            return self.election.wait(turn.now_ns);
+        }
+        self.election.round = round;
+        self.tally.campaigns += 1;
+        let leader = Leader::new(
+            Ballot::new(round, self.config.node),
+            self.config.group,
+            self.config.window,
+            self.config.value_bytes,
+            self.config.leader,
+            self.applied.slot(),
+        );
+        self.lead = Some(Lead {
+            leader,
+            since_ns: turn.now_ns,
+            learned: (self.applied.slot(), 0),
+            admitted: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            openers: BTreeMap::new(),
+            reads: VecDeque::new(),
+            progress: vec![Progress::default(); self.config.membership.members.len()],
+            clock_ms: 0,
+            transfer: None,
+        });
+    }
+
+    pub(super) fn asked_to_transfer<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        from: SocketAddr,
+        header: &Header,
+    ) {
+        if header.flags.has(Flags::NOW) {
+            // The leader that this node follows has stopped proposing and asks it to take over.
+            let follows = self.leader(turn.now_ns, turn.local) == Some(header.sender);
+            if follows && self.lead.is_none() {
+                self.campaign(turn);
+            }
+            return;
+        }
+        let target = NodeId(header.vote_ballot.0 as u16);
+        let known = self.config.membership.place(target).is_some();
+        match &mut self.lead {
+            Some(lead) if lead.leader.leads() && known => {
+                if target != self.config.node {
+                    let until_ns = turn.now_ns + TRANSFER_NS;
+                    lead.transfer = Some(Transfer {
+                        target,
+                        until_ns,
+                        ask_ns: 0,
+                    });
+                }
+                let ack = Header {
+                    kind: Kind::Ack,
+                    sender: self.config.node,
+                    incarnation: turn.local.acceptor().incarnation,
+                    length: 0,
+                    ..*header
+                };
+                turn.io.send(from, &ack, &[]);
+            }
+            _ => self.redirect(turn, from, header),
+        }
+    }
+
+    /// Goes on with a leadership transfer: once the successor has applied everything, it is told
+    /// to campaign.
+    pub(super) fn hand_over<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        let Some(lead) = &mut self.lead else { return };
+        let Some(transfer) = &mut lead.transfer else {
+            return;
+        };
+        if turn.now_ns >= transfer.until_ns {
+            lead.transfer = None;
+            return;
+        }
+        let target = transfer.target;
+        let place = self.config.membership.place(target);
+        let there = place.and_then(|place| lead.progress.get(place));
+        let caught_up = there.is_some_and(|there| there.applied >= lead.leader.decided());
+        if !lead.leader.is_idle() || !caught_up || turn.now_ns < transfer.ask_ns {
+            return;
+        }
+        transfer.ask_ns = turn.now_ns + self.config.leader.heartbeat_ns;
+        if let Some(member) = self.config.membership.member(target) {
+            let header = Header {
+                ballot: lead.leader.ballot(),
+                vote_ballot: Ballot(u64::from(target.0)),
+                flags: Flags::NOW,
+                ..Header::new(Kind::Transfer, self.config.group, self.config.node)
+            };
+            turn.io.send(member.address, &header, &[]);
+        }
+    }
+
+    pub(super) fn watch<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        match &self.election.pre_vote {
+            Some(pre_vote) if turn.now_ns < pre_vote.until_ns => {}
+            Some(_) => self.election.wait(turn.now_ns),
+            None => {
+                if turn.now_ns >= self.election_due_ns(turn.local) {
+                    self.ask_pre_vote(turn);
+                    if self.lead.is_some() {
+                        self.drive(turn);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn election_due_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
+        let seen_ns = local
+            .view(self.config.group)
+            .map_or(0, |view| local.seen_ns(view.decided.ballot.node()));
+        self.election.due_ns(seen_ns)
+    }
+
+    pub(super) fn check_superseded<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) {
+        let Some(lead) = &self.lead else { return };
+        let promised = turn.local.view(self.config.group).map(|view| view.promised);
+        if promised.is_some_and(|promised| promised > lead.leader.ballot()) {
+            self.step_down(turn);
+        }
+    }
+
+    pub(super) fn step_down<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        if let Some(lead) = self.lead.take()
+            && lead.leader.decided() >= lead.leader.from()
+        {
+            // What was decided last may never have been announced, and the next leader's Decide
+            // begins above it.
+            let record = Header {
+                slot: lead.leader.decided(),
+                ballot: lead.leader.ballot(),
+                vote_ballot: Ballot(lead.leader.from().0),
+                watermark: lead.leader.trim().0,
+                epoch: self.config.membership.epoch,
+                ..Header::new(Kind::Decide, self.config.group, self.config.node)
+            };
+            if !turn.local.record(&record, &[]) {
+                self.miss_record(turn.local);
+            }
+        }
+        self.own_replies.clear();
+        self.election.wait(turn.now_ns);
+    }
+}

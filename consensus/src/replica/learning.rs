@@ -1,0 +1,238 @@
+//! How a replica learns what is chosen, and says how far it has come.
+
+use super::*;
+
+impl<S: StateMachine> Replica<S> {
+    /// Applies what the region says is chosen and this node voted for.
+    pub(super) fn learn<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        if self.lead.is_some() {
+            return;
+        }
+        let Some(view) = turn.local.view(self.config.group) else {
+            return;
+        };
+        let decided = view.decided;
+        while self.applied.slot() < decided.upto {
+            let slot = self.applied.slot().next();
+            // A local vote with a ballot below the decided record's may be for another value.
+            let mut value = self.applied.buffer();
+            let ballot = match turn.local.vote(self.config.group, slot) {
+                Some((ballot, bytes)) if slot >= decided.from && ballot >= decided.ballot => {
+                    value.extend_from_slice(bytes);
+                    ballot
+                }
+                _ => break,
+            };
+            self.apply(ballot, value);
+        }
+        self.advanced(turn);
+        if self.applied.slot() < decided.upto {
+            self.catch_up
+                .want(turn.now_ns, decided.upto, GAP_PATIENCE_NS);
+        }
+    }
+
+    pub(super) fn apply(&mut self, ballot: Ballot, value: Vec<u8>) {
+        let Self {
+            applied,
+            responses,
+            lead,
+            tally,
+            ..
+        } = self;
+        applied.apply(ballot, value, |to, outcome| {
+            tally.entries += 1;
+            let Some(lead) = lead else { return };
+            match to {
+                Recipient::Session(id) => {
+                    if let Some(route) = lead.routes.get(&id.0) {
+                        responses.add(*route, id, &outcome);
+                    }
+                }
+                Recipient::Opener(nonce) => {
+                    if let Some(route) = lead.openers.remove(&nonce) {
+                        responses.add(route, SessionId(0), &outcome);
+                    }
+                }
+            }
+        });
+    }
+
+    pub(super) fn advanced<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        self.catch_up.applied(turn.now_ns, self.applied.slot());
+        self.note_journalled(turn.local);
+        let slot = self.applied.slot();
+        if let Some(lead) = &mut self.lead
+            && !lead.leader.leads()
+            && let Heard::Behind(trim) = lead.leader.caught_up(slot, &self.config.membership)
+        {
+            self.catch_up.want(turn.now_ns, trim.previous(), 0);
+        }
+    }
+
+    /// Tells the leader how far this replica could restore itself, so that it may trim.
+    pub(super) fn report_progress<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) {
+        if self.lead.is_some() || turn.now_ns < self.report_due_ns() {
+            return;
+        }
+        let Some(leader) = self.leader(turn.now_ns, turn.local) else {
+            return;
+        };
+        let Some(member) = self.config.membership.member(leader) else {
+            return;
+        };
+        self.reported = self.recoverable;
+        self.reported_ns = turn.now_ns;
+        let header = Header {
+            incarnation: turn.local.acceptor().incarnation,
+            epoch: self.config.membership.epoch,
+            watermark: self.recoverable.0,
+            ..Header::new(Kind::Progress, self.config.group, self.config.node)
+        };
+        turn.io.send(member.address, &header, &[]);
+    }
+
+    pub(super) fn report_due_ns(&self) -> u64 {
+        if self.recoverable.0 >= self.reported.0 + self.config.window / 16 {
+            return 0;
+        }
+        let heartbeat_ns = self.config.leader.heartbeat_ns;
+        // A new leader knows nothing yet, and trims for those it has heard of lately.
+        let beats = if self.recoverable > self.reported {
+            1
+        } else {
+            REPORT_BEATS
+        };
+        self.reported_ns + beats * heartbeat_ns
+    }
+
+    /// Whether state may be taken over from others. A ballot that has its promises proposes from the
+    /// slot after the last one applied, and what it decides is applied in that order.
+    pub(super) fn learns(&self) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_none_or(|lead| lead.leader.is_preparing())
+    }
+
+    pub(super) fn learned<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        header: &Header,
+        value: &[u8],
+    ) {
+        let next = self.applied.slot().next();
+        if !self.learns()
+            || header.slot < next
+            || self.config.membership.place(header.sender).is_none()
+        {
+            return;
+        }
+        if header.slot > next {
+            return self
+                .catch_up
+                .keep_early(header.slot, header.vote_ballot, value);
+        }
+        let mut buffer = self.applied.buffer();
+        buffer.extend_from_slice(value);
+        let mut learned = Some((header.vote_ballot, buffer));
+        while let Some((ballot, value)) = learned {
+            let slot = self.applied.slot().next();
+            let length = value.len() as u16;
+            let record = Header {
+                slot,
+                vote_ballot: ballot,
+                length,
+                ..*header
+            };
+            if !turn.local.record(&record, &value) {
+                // Not journalled, so not learned: it is asked for again.
+                break;
+            }
+            self.tally.learned += 1;
+            self.apply(ballot, value);
+            learned = self.catch_up.take_early(slot.next());
+        }
+        self.advanced(turn);
+    }
+
+    pub(super) fn snapshot_piece<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        from: SocketAddr,
+        header: &Header,
+        value: &[u8],
+    ) {
+        if !self.learns() || self.config.membership.place(header.sender).is_none() {
+            return;
+        }
+        let applied = self.applied.slot();
+        match self
+            .catch_up
+            .chunk(turn.now_ns, self.config.node, applied, header, value)
+        {
+            Chunk::Wait => {}
+            Chunk::Ask(request) => turn.io.send(from, &request, &[]),
+            Chunk::Complete(bytes) => {
+                // Damaged bytes leave the state as it was: it is asked for again.
+                if Applied::<S>::snapshot_slot(&bytes) == Some(header.slot)
+                    && self.applied.restore(&bytes).is_ok()
+                {
+                    self.tally.snapshots += 1;
+                    self.miss_record(turn.local);
+                    self.advanced(turn);
+                }
+            }
+        }
+    }
+
+    pub(super) fn note_journalled<M: Memory, J: Journal>(&mut self, local: &Local<M, J>) {
+        let Some((appended, flushed)) = local.journalled(self.config.group) else {
+            return;
+        };
+        let applied = self.restorable(local);
+        if let Some((number, slot)) = self.journalling
+            && number <= flushed
+        {
+            if self.unsaved.is_none() {
+                self.recoverable = slot;
+            }
+            self.journalling = None;
+        }
+        if self.journalling.is_none() && self.recoverable < applied {
+            self.journalling = Some((appended, applied));
+            if appended <= flushed && self.unsaved.is_none() {
+                self.recoverable = applied;
+                self.journalling = None;
+            }
+        }
+    }
+
+    /// How far the records of this node, once they are flushed, would bring it. A leader applies
+    /// what a quorum has accepted; until its own acceptor has taken the Decide, no record says that
+    /// it was chosen.
+    pub(super) fn restorable<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Slot {
+        let applied = self.applied.slot();
+        let Some(lead) = &self.lead else {
+            return applied;
+        };
+        if local.durability() == Durability::Volatile {
+            return applied;
+        }
+        match local.view(self.config.group) {
+            Some(view) if view.decided.ballot == lead.leader.ballot() => {
+                applied.min(view.decided.upto)
+            }
+            _ => self.recoverable,
+        }
+    }
+
+    /// What was applied is not all in the journal: only a snapshot makes up for that.
+    pub(super) fn miss_record<M: Memory, J: Journal>(&mut self, local: &Local<M, J>) {
+        if local.durability() != Durability::Volatile {
+            self.unsaved = Some(self.applied.slot());
+            self.snapshot_wanted = true;
+        }
+    }
+}
