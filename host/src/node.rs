@@ -8,8 +8,9 @@ use crate::wal::Wal;
 use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
+use consensus::local;
 use consensus::node::{Node, NodeIo};
-use consensus::replica::Io;
+use consensus::replica::{Io, Replica};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
@@ -613,6 +614,12 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
+    }
+
+    fn expects_answer(&self) -> bool {
+        // A vote that waits for a flush takes longer than a sleep costs.
+        self.node.local().durability() != local::Durability::Sync
+            && self.node.replicas().iter().any(Replica::awaits_votes)
     }
 
     fn observe(&mut self, stats: &Stats) {

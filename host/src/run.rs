@@ -26,6 +26,7 @@ use datapath::{Datapath, Placement, Udp, Worker, clock};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 /// The first membership of every cluster.
@@ -272,7 +273,10 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         cpu: config.worker.cpu,
         fifo_priority: config.worker.fifo_priority,
     };
-    let mut worker = Worker::new(datapath, service).placed(placement);
+    let linger = Duration::from_micros(config.worker.linger_us);
+    let mut worker = Worker::new(datapath, service)
+        .placed(placement)
+        .lingering(linger);
     tracing::info!(node = config.node, address = %own.address, "node runs");
     let result = worker.run();
     stop.store(true, Ordering::Relaxed);
