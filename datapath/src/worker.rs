@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
+/// How many sleeps go by at the most before lingering is tried again; see [`Worker::lingering`].
+const MAX_PASSED: u32 = 64;
 /// Time between two observations.
 const OBSERVE_NS: u64 = 100_000_000;
 
@@ -22,6 +24,12 @@ pub trait Service {
     /// Returns how long the worker may sleep if nothing arrives and nobody wakes it.
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration;
 
+    /// Whether an answer is on its way that is likely to come before a sleep would have begun to
+    /// pay; see [`Worker::lingering`].
+    fn expects_answer(&self) -> bool {
+        false
+    }
+
     /// Sees what the datapath has counted, about ten times a second while there are turns.
     fn observe(&mut self, _stats: &Stats) {}
 
@@ -35,7 +43,35 @@ pub struct Worker<D, S> {
     datapath: D,
     service: S,
     placement: Placement,
+    linger: Linger,
     observed_ns: u64,
+}
+
+/// How long to look for an answer before sleeping, and whether that has paid lately.
+#[derive(Default)]
+struct Linger {
+    at_most_ns: u64,
+    /// Sleeps to go before it is tried again, and how many that will be after the next failure.
+    pass: u32,
+    next_pass: u32,
+}
+
+impl Linger {
+    fn is_due(&mut self) -> bool {
+        if self.pass > 0 {
+            self.pass -= 1;
+            return false;
+        }
+        self.at_most_ns > 0
+    }
+
+    fn ended(&mut self, paid: bool) {
+        self.next_pass = match paid {
+            true => 0,
+            false => (self.next_pass * 2).clamp(1, MAX_PASSED),
+        };
+        self.pass = self.next_pass;
+    }
 }
 
 impl<D: Datapath, S: Service> Worker<D, S> {
@@ -45,6 +81,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
             datapath,
             service,
             placement: Placement::default(),
+            linger: Linger::default(),
             observed_ns: 0,
         }
     }
@@ -53,6 +90,18 @@ impl<D: Datapath, S: Service> Worker<D, S> {
     #[must_use]
     pub fn placed(mut self, placement: Placement) -> Self {
         self.placement = placement;
+        self
+    }
+
+    /// Has the worker look for packets for so long before it sleeps while the service
+    /// [expects an answer](Service::expects_answer). Zero, the default, is never.
+    ///
+    /// To fall asleep and to be woken costs both sides more than a peer on the same network takes to
+    /// answer: with interrupts between virtual CPUs, several times as much. Where answers take
+    /// longer than this the attempts fail, and fewer and fewer are made.
+    #[must_use]
+    pub fn lingering(mut self, at_most: Duration) -> Self {
+        self.linger.at_most_ns = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
         self
     }
 
@@ -65,13 +114,38 @@ impl<D: Datapath, S: Service> Worker<D, S> {
         // A sleep otherwise ends up to 50 µs late. Without it everything is right, only later.
         let _ = set_timerslack(1);
         let batch = self.datapath.capabilities().batch;
+        let mut at_most = Duration::ZERO;
+        let mut received = batch;
         while !self.service.stopping() {
-            let (received, at_most) = self.step(clock::monotonic_ns)?;
-            if received < batch && !self.service.stopping() {
-                self.datapath.wait(at_most)?;
-            }
+            received = match received < batch {
+                true => self.next(at_most)?,
+                false => self.datapath.receive()?,
+            };
+            at_most = self.serve(received, clock::monotonic_ns())?;
         }
         Ok(())
+    }
+
+    /// Waits for packets, a wake-up or the end of `at_most`, and receives.
+    fn next(&mut self, at_most: Duration) -> Result<usize, Error> {
+        if self.service.expects_answer() && self.linger.is_due() {
+            let until_ns = clock::monotonic_ns().saturating_add(self.linger.at_most_ns);
+            loop {
+                let received = self.datapath.receive()?;
+                if received > 0 {
+                    self.linger.ended(true);
+                    return Ok(received);
+                }
+                if clock::monotonic_ns() >= until_ns {
+                    break;
+                }
+            }
+            self.linger.ended(false);
+            // Each receive has taken the wake-ups so far, so there must be a turn before the sleep.
+            return Ok(0);
+        }
+        self.datapath.wait(at_most)?;
+        self.datapath.receive()
     }
 
     /// Goes once round the loop without sleeping, so that a test can own the time. Returns how many
@@ -81,7 +155,12 @@ impl<D: Datapath, S: Service> Worker<D, S> {
     /// The datapath is gone.
     pub fn step(&mut self, clock: impl FnOnce() -> u64) -> Result<(usize, Duration), Error> {
         let received = self.datapath.receive()?;
-        let now_ns = clock();
+        let at_most = self.serve(received, clock())?;
+        Ok((received, at_most))
+    }
+
+    /// Serves the batch that was received and takes the service's turn.
+    fn serve(&mut self, received: usize, now_ns: u64) -> Result<Duration, Error> {
         let (rx, tx) = self.datapath.halves();
         for index in 0..received {
             let (from, datagram) = rx.packet(index);
@@ -93,7 +172,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
             self.observed_ns = now_ns;
             self.service.observe(&self.datapath.stats());
         }
-        Ok((received, at_most))
+        Ok(at_most)
     }
 
     /// Runs on a thread of its own, which gives the worker back when the service has stopped.
@@ -262,6 +341,87 @@ mod tests {
         }
         drop(sender);
         thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_linger_that_does_not_pay_is_tried_less_and_less() {
+        let mut linger = Linger {
+            at_most_ns: 1,
+            ..Linger::default()
+        };
+        let mut tried = |paid| {
+            let passed = (0..).take_while(|_| !linger.is_due()).count();
+            linger.ended(paid);
+            passed
+        };
+        let passed: Vec<_> = (0..9).map(|_| tried(false)).collect();
+        assert_eq!(passed, [0, 1, 2, 4, 8, 16, 32, 64, 64]);
+        assert_eq!([tried(true), tried(true)], [64, 0]);
+        assert!(!Linger::default().is_due());
+    }
+
+    /// Sends a packet to a peer and lingers for its answer.
+    struct Asker {
+        peer: SocketAddr,
+        asked: u32,
+        answered: u32,
+        rung: Receiver<()>,
+        rings: u32,
+    }
+
+    impl Service for Asker {
+        fn packet<T: Transmit>(&mut self, _: u64, _: SocketAddr, _: &[u8], _: &mut T) {
+            self.answered += 1;
+        }
+
+        fn turn<T: Transmit>(&mut self, _: u64, tx: &mut T) -> Duration {
+            while self.rung.pop().is_some() {
+                self.rings += 1;
+            }
+            if self.asked == self.answered {
+                self.asked += 1;
+                tx.send(self.peer, b"ask", b"");
+            }
+            SOON
+        }
+
+        fn expects_answer(&self) -> bool {
+            self.asked > self.answered
+        }
+
+        fn stopping(&self) -> bool {
+            self.answered >= 300 && self.rings >= 300
+        }
+    }
+
+    #[test]
+    fn a_lingering_worker_loses_neither_answers_nor_wake_ups() {
+        let server = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let peer = server.local_addr();
+        let (sender, orders) = queue::channel(8, server.waker());
+        let server = Worker::new(server, echo(orders)).spawn("echo").unwrap();
+        let client = Udp::bind(address(0), Wait::Blocking).unwrap();
+        let (mut bell, rung) = queue::channel(8, client.waker());
+        let asker = Asker {
+            peer,
+            asked: 0,
+            answered: 0,
+            rung,
+            rings: 0,
+        };
+        let client = Worker::new(client, asker).lingering(Duration::from_micros(20));
+        let client = client.spawn("asker").unwrap();
+        let start = Instant::now();
+        for _ in 0..300 {
+            while bell.push(()).is_err() {
+                assert!(start.elapsed() < SOON, "a wake-up was lost");
+                thread::yield_now();
+            }
+        }
+        client.join().unwrap().unwrap();
+        drop(sender);
+        server.join().unwrap().unwrap();
+        assert!(start.elapsed() < SOON, "a wake-up was lost");
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct SoftwareTarget {
     parent: PathBuf,
     durability: Durability,
     wait: Wait,
+    /// How long a leader looks for votes before it sleeps, in microseconds.
+    linger_us: u64,
     running: Option<Running>,
     /// The journal's code path, once it is known.
     journal: Option<String>,
@@ -103,12 +105,14 @@ impl SoftwareTarget {
         parent: impl Into<PathBuf>,
         durability: Durability,
         wait: Wait,
+        linger_us: u64,
     ) -> Self {
         Self {
             program: program.into(),
             parent: parent.into(),
             durability,
             wait,
+            linger_us,
             running: None,
             journal: None,
         }
@@ -119,6 +123,7 @@ impl SoftwareTarget {
         let mut options = local_cluster::Options::new(&self.program, directory.path());
         options.durability = self.durability;
         options.wait = self.wait;
+        options.worker = format!("linger_us = {}\n", self.linger_us);
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
         let mut running = Running {
             cluster: LocalCluster::prepare(options)?,
@@ -138,10 +143,15 @@ impl Target for SoftwareTarget {
             Wait::Blocking => Waiting::Blocking,
             Wait::Polling => Waiting::Polling,
         };
-        let mode = match &self.journal {
-            Some(journal) => format!("recvmmsg/sendmmsg, journal {journal}"),
-            None => "recvmmsg/sendmmsg".into(),
-        };
+        let mut mode = String::from("recvmmsg/sendmmsg");
+        // Under `sync` a vote takes a flush, and under polling nobody sleeps.
+        if self.linger_us > 0 && self.wait == Wait::Blocking && self.durability != Durability::Sync
+        {
+            mode += &format!(", leader lingers {} µs for votes", self.linger_us);
+        }
+        if let Some(journal) = &self.journal {
+            mode += &format!(", journal {journal}");
+        }
         Description {
             engine: "software".into(),
             mode,
@@ -251,8 +261,13 @@ pub fn run_with_flush_floor(
         ..*options
     };
     let parent = state_parent(None, Durability::Volatile).unwrap_or_else(|_| target.parent.clone());
-    let mut volatile =
-        SoftwareTarget::new(&target.program, parent, Durability::Volatile, target.wait);
+    let mut volatile = SoftwareTarget::new(
+        &target.program,
+        parent,
+        Durability::Volatile,
+        target.wait,
+        target.linger_us,
+    );
     let mut laps = Vec::new();
     let (mut flushes, mut commits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=options.rounds {

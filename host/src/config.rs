@@ -209,7 +209,7 @@ impl Default for Region {
 }
 
 /// The worker thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
     /// How it waits for packets.
@@ -218,6 +218,20 @@ pub struct Worker {
     pub cpu: Option<usize>,
     /// Its `SCHED_FIFO` priority, 1 to 99.
     pub fifo_priority: Option<u8>,
+    /// How long a leader that waits for votes looks for them before it sleeps, in microseconds;
+    /// never if zero. See [`datapath::Worker::lingering`].
+    pub linger_us: u64,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            wait: Wait::default(),
+            cpu: None,
+            fifo_priority: None,
+            linger_us: 50,
+        }
+    }
 }
 
 /// How a worker waits.

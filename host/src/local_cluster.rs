@@ -31,6 +31,8 @@ pub struct Options {
     pub resp: bool,
     /// More lines for the top of each configuration.
     pub settings: String,
+    /// More lines for the worker's part of each configuration.
+    pub worker: String,
     /// More environment for each replica.
     pub environment: Vec<(String, String)>,
 }
@@ -46,6 +48,7 @@ impl Options {
             addresses: vec![Ipv4Addr::LOCALHOST.into(); 3],
             resp: false,
             settings: String::new(),
+            worker: String::new(),
             environment: Vec::new(),
         }
     }
@@ -193,6 +196,7 @@ impl LocalCluster {
         }
         text.push_str(&self.options.settings);
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
+        text.push_str(&self.options.worker);
         for peer in &self.replicas {
             let (node, address) = (peer.node, peer.address);
             text.push_str(&format!(

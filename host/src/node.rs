@@ -8,6 +8,7 @@ use crate::wal::Wal;
 use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
+use consensus::local;
 use consensus::node::{Node, NodeIo};
 use consensus::replica::{Io, Replica};
 use consensus::state_machine::StateMachine;
@@ -657,6 +658,12 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
+    }
+
+    fn expects_answer(&self) -> bool {
+        // A vote that waits for a flush takes longer than a sleep costs.
+        self.node.local().durability() != local::Durability::Sync
+            && self.node.replicas().iter().any(Replica::awaits_votes)
     }
 
     fn observe(&mut self, stats: &Stats) {

@@ -313,7 +313,10 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         cpu: config.worker.cpu,
         fifo_priority: config.worker.fifo_priority,
     };
-    let mut worker = Worker::new(datapath, service).placed(placement);
+    let linger = Duration::from_micros(config.worker.linger_us);
+    let mut worker = Worker::new(datapath, service)
+        .placed(placement)
+        .lingering(linger);
     tracing::info!(node = config.node, address = %own.address, "node runs");
     let result = worker.run();
     stop.store(true, Ordering::Relaxed);

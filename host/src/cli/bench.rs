@@ -13,7 +13,7 @@ use clap::{Subcommand, ValueEnum};
 use consensus::envelope::SESSION_WINDOW;
 use indicatif::{ProgressBar, ProgressStyle};
 use nearwire::bench_target::{PlaceError, SoftwareTarget, run_with_flush_floor, state_parent};
-use nearwire::config::{Durability, Wait};
+use nearwire::config::{Durability, Wait, Worker};
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -124,6 +124,14 @@ struct LoadArgs {
         value_parser = clap::value_parser!(u8).range(1..=99)
     )]
     priority: Option<u8>,
+    /// How long a leader looks for votes before it sleeps, in microseconds: worker.linger_us.
+    #[arg(
+        long,
+        env = "NEARWIRE_LINGER_US",
+        value_name = "US",
+        default_value_t = Worker::default().linger_us
+    )]
+    linger_us: u64,
     /// Where the replicas keep their state: memory for `volatile` and the directory for temporary
     /// files otherwise, if it is not given.
     #[arg(long, env = "NEARWIRE_DATA_DIRECTORY", value_name = "DIR")]
@@ -260,7 +268,9 @@ impl LoadArgs {
         let parent = parent.map_err(no_place)?;
         let program = std::env::current_exe().context("find this program")?;
         let mut target = match engine {
-            Engine::Software => SoftwareTarget::new(program, parent, self.durability, self.wait),
+            Engine::Software => {
+                SoftwareTarget::new(program, parent, self.durability, self.wait, self.linger_us)
+            }
         };
         let mut progress = |progress| shown.show(progress);
         let measured = if latency && self.durability == Durability::Sync {

@@ -1,0 +1,94 @@
+//! `nearwire bench` on loopback: what it prints, and what it refuses.
+
+mod bench_schema;
+
+use bench_schema::{check_row, nearwire};
+
+#[test]
+fn a_latency_row_carries_the_schema() {
+    let output = nearwire(&["bench", "lat", "--where", "loopback"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("round 1 of 1: UDP echo"), "{said}");
+    let row = check_row(&output.stdout);
+    assert_eq!(row["where"], "loopback");
+    assert_eq!(row["outstanding"], 1);
+    assert_eq!(row["load"], "closed");
+    assert!(row["floors"]["flush_p50_us"].is_null());
+}
+
+#[test]
+fn a_durable_commit_comes_with_what_it_is_made_of() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let directory = directory.path().display().to_string();
+    let arguments = ["bench", "lat", "--durability", "sync", "--data-directory"];
+    let output = nearwire(&[&arguments[..], &[&directory]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("is in memory") {
+        eprintln!("skipped: needs a target directory on a disk");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let row = check_row(&output.stdout);
+    assert_eq!(row["durability"], "sync");
+    for value in [
+        &row["floors"]["flush_p50_us"],
+        &row["floors"]["volatile_commit_p50_us"],
+        &row["ratio_sync"],
+    ] {
+        assert!(value.as_f64().is_some_and(|value| value > 0.0), "{row}");
+    }
+    let left = std::fs::read_dir(&directory).expect("readable").count();
+    assert_eq!(left, 0, "the run leaves nothing behind");
+}
+
+#[test]
+fn files_are_written_and_an_open_loop_says_its_rate() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (hgrm, plot) = (file("lat.hgrm"), file("lat.svg"));
+    let files = ["--hgrm", &hgrm, "--plot", &plot];
+    let output = nearwire(&[&["bench", "rate", "--rate", "500"], &files[..]].concat());
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let row = check_row(&output.stdout);
+    assert_eq!(
+        (row["load"].as_str(), row["offered_per_s"].as_f64()),
+        (Some("open"), Some(500.0))
+    );
+    let text = std::fs::read_to_string(&hgrm).expect("written");
+    assert!(
+        text.contains("Percentile") && text.contains("#[Mean"),
+        "{text}"
+    );
+    assert!(
+        std::fs::read_to_string(&plot)
+            .expect("written")
+            .contains("<svg")
+    );
+}
+
+#[test]
+fn what_is_not_understood_is_a_usage_error() {
+    for wrong in [
+        &["bench", "lat", "--value-bytes", "1400"][..],
+        &["bench", "lat", "--engine", "steam"],
+        &["bench", "lat", "--plot", "lat.gif"],
+        &["bench", "rate", "--rate", "100", "--outstanding", "3"],
+        &[
+            "bench",
+            "lat",
+            "--durability",
+            "sync",
+            "--data-directory",
+            "/dev/shm",
+        ],
+    ] {
+        let output = nearwire(wrong);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
+    }
+}

@@ -1,0 +1,84 @@
+//! What every row of `nearwire bench` carries: `docs/benchmarks.md` describes it.
+
+use serde_json::Value;
+use std::process::{Command, Output};
+
+const KEYS: &[&str] = &[
+    "schema",
+    "client_wait",
+    "leader_wait",
+    "acceptor_wait",
+    "floor_wait",
+    "cpus",
+    "auth",
+    "engine",
+    "mode",
+    "durability",
+    "where",
+    "replicas",
+    "value_bytes",
+    "outstanding",
+    "p50_us",
+    "p99_us",
+    "p999_us",
+    "p9999_us",
+    "ops_per_s",
+    "cpu_us_per_op",
+    "lost",
+    "floors",
+    "ratio_p50",
+    "ratio_rate",
+    "ratio_sync",
+    "rounds",
+    "unsupported",
+    "command_line",
+    "machine",
+];
+const FLOORS: &[&str] = &[
+    "udp_echo_p50_us",
+    "udp_echo_p99_us",
+    "udp_echo_ops_per_s",
+    "udp_echo_cpu_us_per_op",
+    "flush_p50_us",
+    "volatile_commit_p50_us",
+];
+/// Measured wherever anything is.
+const NUMBERS: &[&str] = &[
+    "p50_us",
+    "p99_us",
+    "ops_per_s",
+    "cpu_us_per_op",
+    "ratio_p50",
+];
+
+/// Runs `nearwire` for one short round and JSON.
+pub fn nearwire(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_nearwire"))
+        .args(arguments)
+        .args(["--rounds", "1", "--seconds", "0.4", "--warmup", "0.1"])
+        .args(["--output", "json"])
+        .output()
+        .expect("nearwire starts")
+}
+
+/// Checks that standard output is one measured row.
+pub fn check_row(stdout: &[u8]) -> Value {
+    let row: Value = serde_json::from_slice(stdout).expect("one JSON value");
+    for key in KEYS {
+        assert!(row.get(key).is_some(), "{key} is missing: {row}");
+    }
+    for key in FLOORS {
+        assert!(row["floors"].get(key).is_some(), "{key} is missing: {row}");
+    }
+    for key in NUMBERS {
+        let number = row[*key].as_f64();
+        assert!(number.is_some_and(|number| number > 0.0), "{key}: {row}");
+    }
+    assert_eq!(row["schema"], "nearwire.bench/1");
+    assert!(row["unsupported"].is_null(), "{row}");
+    assert!(row["machine"]["kernel"].is_string(), "{row}");
+    for side in ["client_wait", "leader_wait", "acceptor_wait", "floor_wait"] {
+        assert_eq!(row[side], "blocking", "{row}");
+    }
+    row
+}
