@@ -666,7 +666,7 @@ impl Leader {
         let due = now_ns >= self.decide_due_ns
             || news
                 && now_ns + self.timing.heartbeat_ns >= self.decide_due_ns + self.timing.decide_ns;
-        if !(announces && due) && !barrier_due {
+        if !(barrier_due || announces && due) {
             return;
         }
         let mut header = Header {

@@ -265,7 +265,7 @@ impl LoadArgs {
         mut shown: Shown,
     ) -> anyhow::Result<Outcome> {
         let parent = state_parent(self.data_directory.clone(), self.durability);
-        let parent = parent.map_err(no_place)?;
+        let parent = parent.map_err(|error| no_place(&error))?;
         let program = std::env::current_exe().context("find this program")?;
         let mut target = match engine {
             Engine::Software => {
@@ -311,8 +311,8 @@ fn named(path: &Path, engine: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{engine}.{extension}"))
 }
 
-fn no_place(error: PlaceError) -> Failure {
-    match &error {
+fn no_place(error: &PlaceError) -> Failure {
+    match error {
         PlaceError::InMemory { .. } => Failure::usage(error.to_string())
             .remedy("name a directory on a disk: --data-directory /var/tmp"),
         PlaceError::Io { .. } => Failure::failed(error.to_string())
