@@ -41,6 +41,9 @@ pub struct Order<'a> {
     pub value: &'a [u8],
 }
 
+/// [`Leader::send`] or [`Leader::announce`].
+pub type Sending = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
+
 /// How long a leader waits, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaderTiming {
@@ -666,7 +669,7 @@ impl Leader {
         let due = now_ns >= self.decide_due_ns
             || news
                 && now_ns + self.timing.heartbeat_ns >= self.decide_due_ns + self.timing.decide_ns;
-        if !(announces && due) && !barrier_due {
+        if !(barrier_due || announces && due) {
             return;
         }
         let mut header = Header {

@@ -52,7 +52,7 @@ const NUMBERS: &[&str] = &[
 ];
 
 /// Runs `nearwire` for one short round and JSON.
-pub fn nearwire(arguments: &[&str]) -> Output {
+pub(crate) fn nearwire(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_nearwire"))
         .args(arguments)
         .args(["--rounds", "1", "--seconds", "0.4", "--warmup", "0.1"])
@@ -62,7 +62,7 @@ pub fn nearwire(arguments: &[&str]) -> Output {
 }
 
 /// Checks that standard output is one measured row.
-pub fn check_row(stdout: &[u8]) -> Value {
+pub(crate) fn check_row(stdout: &[u8]) -> Value {
     let row: Value = serde_json::from_slice(stdout).expect("one JSON value");
     for key in KEYS {
         assert!(row.get(key).is_some(), "{key} is missing: {row}");
