@@ -1,7 +1,7 @@
 //! Load generation, latency reports and benchmarks of nearwire.
 //!
 //! A [`run`](run::run) measures a [`Target`](run::Target), the cluster that somebody else starts,
-//! and in turns with it the [echo](echo) that the same packets cost when nobody agrees on anything.
+//! and in turns with it the [echo] that the same packets cost when nobody agrees on anything.
 //! Both are loaded by the same [generator](load) in the same worker loop; a number without the
 //! floor of its own run says more about the machine than about the system.
 

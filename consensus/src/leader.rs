@@ -41,6 +41,9 @@ pub struct Order<'a> {
     pub value: &'a [u8],
 }
 
+/// [`Leader::send`] or [`Leader::announce`].
+pub type Sending = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
+
 /// How long a leader waits, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaderTiming {

@@ -114,7 +114,7 @@ pub(crate) fn raise<M: Memory>(memory: &M, at: M::At, word: usize, to: u64) -> O
     None
 }
 
-/// How often [`raise`] tries.
+/// How often `raise` tries.
 pub const RAISE_TRIES: usize = 4;
 
 /// Takes a sequence word: the even value before, or `None` if another holds it.

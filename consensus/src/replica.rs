@@ -14,7 +14,7 @@ use crate::applied::{Applied, Recipient};
 use crate::catch_up::{CHUNK_BYTES, CatchUp, Chunk, LEARN_SLOTS, SNAPSHOT_CHUNKS};
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
-use crate::leader::{Heard, Leader, LeaderTiming, Order, To};
+use crate::leader::{Heard, Leader, LeaderTiming, Sending, To};
 use crate::local::{Asker, Durability, Journal, Local};
 use crate::memory::Memory;
 use crate::quorum::{Membership, Voters};

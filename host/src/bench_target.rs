@@ -144,9 +144,7 @@ impl Target for SoftwareTarget {
             Wait::Polling => Waiting::Polling,
         };
         let mut mode = String::from("recvmmsg/sendmmsg");
-        // Under `sync` a vote takes a flush, and under polling nobody sleeps.
-        if self.linger_us > 0 && self.wait == Wait::Blocking && self.durability != Durability::Sync
-        {
+        if self.linger_us > 0 && self.wait == Wait::Blocking {
             mode += &format!(", leader lingers {} µs for votes", self.linger_us);
         }
         if let Some(journal) = &self.journal {

@@ -8,7 +8,6 @@ use crate::wal::Wal;
 use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
-use consensus::local;
 use consensus::node::{Node, NodeIo};
 use consensus::replica::{Io, Replica};
 use consensus::state_machine::StateMachine;
@@ -661,9 +660,8 @@ impl<S: StateMachine> Service for NodeService<S> {
     }
 
     fn expects_answer(&self) -> bool {
-        // A vote that waits for a flush takes longer than a sleep costs.
-        self.node.local().durability() != local::Durability::Sync
-            && self.node.replicas().iter().any(Replica::awaits_votes)
+        // A flush takes longer than a sleep costs, and its thread may need this CPU.
+        !self.node.local().holds_replies() && self.node.replicas().iter().any(Replica::awaits_votes)
     }
 
     fn observe(&mut self, stats: &Stats) {

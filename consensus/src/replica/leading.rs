@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// One of the leader's ways to send.
-type Send = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
-
 impl<S: StateMachine> Replica<S> {
     /// A reply of the member at `place`, this node's own acceptor included.
     pub fn answered<M: Memory, J: Journal, I: Io>(
@@ -146,7 +143,7 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn send_orders<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
-        what: Send,
+        what: Sending,
     ) {
         let Self {
             config,
