@@ -643,3 +643,30 @@ fn a_killed_replica_starts_again_at_once() {
     }
     load.stop().check(&fronts);
 }
+
+#[test]
+fn without_a_majority_new_commands_are_refused_instead_of_waiting() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.lead();
+    let others = cluster.others(leader);
+    let mut first = cluster.connect(leader);
+    first.call(&["SET", "before", "1"]).expect("an answer");
+    for node in &others {
+        cluster.kill(*node);
+    }
+    // Nobody can tell what becomes of this one, so it waits for a majority.
+    first.send(&["SET", "parked", "1"]).expect("a connection");
+    let refusal = eventually("a refusal", || {
+        let mut later = cluster.connect(leader).patient(Duration::from_secs(1));
+        match later.call(&["SET", "later", "1"]) {
+            Ok(Reply::Error(text)) => Some(text),
+            Ok(other) => panic!("answered without a majority: {other:?}"),
+            // The silence has not lasted long enough yet: this one waits too.
+            Err(_) => None,
+        }
+    });
+    assert!(refusal.starts_with("CLUSTERDOWN"), "{refusal}");
+    cluster.start_node(others[0]);
+    let mut first = first.patient(common::PATIENCE);
+    assert_eq!(first.receive().expect("an answer"), Reply::ok());
+}

@@ -34,6 +34,8 @@ const MAX_MARKS: usize = 1024;
 const SNAPSHOT_PAUSE_NS: u64 = 1_000_000_000;
 /// Between two refreshes of the report for other threads, in nanoseconds.
 const REPORT_NS: u64 = 100_000_000;
+/// A front's new commands are refused once nothing was answered for so long, in nanoseconds.
+const LEADERLESS_NS: u64 = 5_000_000_000;
 /// Longest sleep of a worker.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
@@ -79,6 +81,10 @@ struct Front {
     client: Client,
     /// Taken from the front, but the session's window is full.
     waiting: Option<Submission>,
+    /// Longest command or query in bytes.
+    limit: usize,
+    /// When something was last answered, or nothing waited for an answer.
+    moved_ns: u64,
 }
 
 /// What the node needs of the host while it runs.
@@ -252,6 +258,8 @@ impl<S: StateMachine> NodeService<S> {
                     end,
                     client,
                     waiting: None,
+                    limit: max_command_bytes(layout.value_bytes()),
+                    moved_ns: 0,
                 })
             }
         };
@@ -348,9 +356,14 @@ impl<S: StateMachine> NodeService<S> {
         if front.client.poll_timeout().is_some_and(|due| due <= now_ns) {
             front.client.handle_timeout(now_ns);
         }
+        if front.client.unanswered() == 0 {
+            front.moved_ns = now_ns;
+        }
+        let limit = front.limit;
         while let Some(event) = front.client.poll_event() {
+            front.moved_ns = now_ns;
             let result = event.result.map_err(|failure| match failure {
-                client::Failure::TooLarge => Failure::TooLarge { limit: 0 },
+                client::Failure::TooLarge => Failure::TooLarge { limit },
                 client::Failure::TooManySessions => Failure::Overloaded,
                 client::Failure::OutcomeUnknown | client::Failure::ReplyForgotten => {
                     Failure::OutcomeUnknown
@@ -361,7 +374,17 @@ impl<S: StateMachine> NodeService<S> {
                 result,
             });
         }
+        let stuck = now_ns >= front.moved_ns.saturating_add(LEADERLESS_NS);
         while let Some(submission) = front.waiting.take().or_else(|| front.end.poll_submission()) {
+            if stuck {
+                // What is under way cannot be taken back; what is not must not wait behind it.
+                let result = Err(Failure::NoLeader);
+                front.end.complete(Completion {
+                    token: submission.token,
+                    result,
+                });
+                continue;
+            }
             let taken = match submission.access {
                 Access::Command => front
                     .client
@@ -377,7 +400,7 @@ impl<S: StateMachine> NodeService<S> {
                     break;
                 }
                 Err(SubmitError::TooLarge) => {
-                    let result = Err(Failure::TooLarge { limit: 0 });
+                    let result = Err(Failure::TooLarge { limit });
                     front.end.complete(Completion {
                         token: submission.token,
                         result,
@@ -620,6 +643,11 @@ const FRONT_WINDOW: usize = 2048;
 /// Longest value of a Request, given the longest value of the log: a batch begins with the clock.
 pub const fn max_request_bytes(value_bytes: usize) -> usize {
     value_bytes - consensus::envelope::ENTRY_BYTES
+}
+
+/// Longest command or query of a front, given the longest value of the log.
+pub const fn max_command_bytes(value_bytes: usize) -> usize {
+    (max_request_bytes(value_bytes) - consensus::envelope::ENTRY_BYTES) & !7
 }
 
 impl<S: StateMachine> Service for NodeService<S> {
