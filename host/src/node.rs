@@ -194,6 +194,8 @@ pub struct NodeService<S> {
     cutting: Cutting,
     snapshot_slots: u64,
     snapshot_due_ns: u64,
+    /// Whoever wanted the last one still does.
+    snapshot_failed: bool,
     report: Arc<Mutex<String>>,
     report_due_ns: u64,
     stop: Arc<AtomicBool>,
@@ -278,6 +280,7 @@ impl<S: StateMachine> NodeService<S> {
             cutting,
             snapshot_slots: parts.snapshot_slots,
             snapshot_due_ns: 0,
+            snapshot_failed: false,
             report: Arc::new(Mutex::new(String::new())),
             report_due_ns: 0,
             stop: parts.stop,
@@ -410,6 +413,7 @@ impl<S: StateMachine> NodeService<S> {
             }
             Some(Err(error)) => {
                 self.host.error = Some(error.to_string());
+                self.snapshot_failed = true;
                 self.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
             }
             None => {}
@@ -445,7 +449,8 @@ impl<S: StateMachine> NodeService<S> {
         let newest = self.host.snapshots.slot();
         let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
         let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
-        if idle && (due || replica.take_snapshot_wanted()) {
+        if idle && (due || self.snapshot_failed || replica.take_snapshot_wanted()) {
+            self.snapshot_failed = false;
             let (slot, frozen) = replica.freeze();
             if slot > newest {
                 self.host.snapshots.write(slot, frozen);
