@@ -649,14 +649,11 @@ impl<S: StateMachine> Service for NodeService<S> {
             tx,
         };
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
+        // Even without an answer: a redirect that came before gave the front a request to send.
+        self.deliver(now_ns, tx);
+        due = due.min(self.serve_front(now_ns, tx));
         if !self.host.to_self.is_empty() {
-            self.deliver(now_ns, tx);
-            due = due.min(self.serve_front(now_ns, tx));
-            if !self.host.to_self.is_empty() {
-                due = now_ns;
-            }
-        } else if let Some(front) = &self.front {
-            due = due.min(front.client.poll_timeout().unwrap_or(u64::MAX));
+            due = now_ns;
         }
         self.keep_state(now_ns);
         self.check_fatal();
