@@ -344,6 +344,7 @@ impl<S: StateMachine> NodeService<S> {
 
     /// Moves submissions into the session, requests out of it, and results back.
     fn serve_front<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> u64 {
+        let limit = max_command_bytes(self.node.local().acceptor().layout.value_bytes());
         let Self {
             front, host, key, ..
         } = self;
@@ -353,7 +354,7 @@ impl<S: StateMachine> NodeService<S> {
         }
         while let Some(event) = front.client.poll_event() {
             let result = event.result.map_err(|failure| match failure {
-                client::Failure::TooLarge => Failure::TooLarge { limit: 0 },
+                client::Failure::TooLarge => Failure::TooLarge { limit },
                 client::Failure::TooManySessions => Failure::Overloaded,
                 client::Failure::OutcomeUnknown | client::Failure::ReplyForgotten => {
                     Failure::OutcomeUnknown
@@ -380,7 +381,7 @@ impl<S: StateMachine> NodeService<S> {
                     break;
                 }
                 Err(SubmitError::TooLarge) => {
-                    let result = Err(Failure::TooLarge { limit: 0 });
+                    let result = Err(Failure::TooLarge { limit });
                     front.end.complete(Completion {
                         token: submission.token,
                         result,
@@ -625,6 +626,11 @@ const FRONT_WINDOW: usize = 2048;
 /// Longest value of a Request, given the longest value of the log: a batch begins with the clock.
 pub const fn max_request_bytes(value_bytes: usize) -> usize {
     value_bytes - consensus::envelope::ENTRY_BYTES
+}
+
+/// Longest command of a front, given the longest value of the log.
+pub const fn max_command_bytes(value_bytes: usize) -> usize {
+    (max_request_bytes(value_bytes) - consensus::envelope::ENTRY_BYTES) & !7
 }
 
 impl<S: StateMachine> Service for NodeService<S> {

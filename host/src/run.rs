@@ -6,7 +6,7 @@ use crate::engine::{EngineError, Software};
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
-use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_request_bytes};
+use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
 use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
@@ -219,12 +219,10 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     };
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
-    let request_bytes = max_request_bytes(layout.value_bytes());
-    let max_command_bytes = (request_bytes - consensus::envelope::ENTRY_BYTES) & !7;
     let server = match config.resp {
         Some(listen) => Some(resp::Server::bind(resp::Options::new(
             listen,
-            max_command_bytes,
+            max_command_bytes(layout.value_bytes()),
         ))?),
         None => None,
     };
