@@ -299,6 +299,11 @@ impl<S: StateMachine> NodeService<S> {
         self.fatal.take()
     }
 
+    /// Lets go of the client front, which tells its clients at once that nothing more will come.
+    pub fn detach_front(&mut self) {
+        self.front = None;
+    }
+
     /// The end: writes the state down so that the next life need not learn it again.
     ///
     /// # Errors

@@ -320,6 +320,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     stop.store(true, Ordering::Relaxed);
     let (_, mut service) = worker.into_parts();
     let fatal = service.fatal();
+    service.detach_front();
     if let Some(handle) = handle {
         handle.stop();
     }
