@@ -3,6 +3,7 @@
 //! ```text
 //! lock       held by the process that uses the directory; its number is inside
 //! identity   TOML, replaced as a whole: see [`Identity`]
+//! region     the acceptor's memory, see [`crate::engine`]
 //! journal/   see [`crate::journal`]
 //! snapshots/ one directory for each group, see [`crate::snapshot_file`]
 //! ```
@@ -69,8 +70,8 @@ pub enum DataDirectoryError {
     /// The identity cannot be trusted.
     #[error(
         "{} is damaged ({reason}): what this node promised is not known, so it must not vote. \
-         Restore the file from the same disk if it can be recovered, otherwise replace the node by \
-         reconfiguration and give it an empty data directory",
+         Restore the file from the same disk if it can be recovered, otherwise leave this node \
+         stopped: the others go on without it, and members cannot be replaced in this version",
         path.display()
     )]
     Damaged {
@@ -82,8 +83,8 @@ pub enum DataDirectoryError {
     /// There is state but no identity.
     #[error(
         "data directory {} has no identity file but holds {found}: it is not a new directory. \
-         Restore the identity file, otherwise replace the node by reconfiguration and give it an \
-         empty data directory",
+         Restore the identity file, otherwise leave this node stopped: the others go on without \
+         it, and members cannot be replaced in this version",
         path.display()
     )]
     NoIdentity {
