@@ -41,12 +41,13 @@ const MAX_SLEEP: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     /// The journal cannot be written any more: nothing could be answered honestly.
-    #[error("write journal: {0}")]
+    #[error("{0}; nothing is answered from here on: mend the disk, then start this node again")]
     Journal(String),
     /// The cluster knows this node under another incarnation.
     #[error(
         "node {by} knows this node as incarnation {pinned}, but its memory is {own}: it was lost \
-         and must not vote under its old identity"
+         and must not vote under its old identity. Leave it stopped: members cannot be replaced in \
+         this version"
     )]
     Disowned {
         /// Who says so.
