@@ -449,7 +449,10 @@ impl<S: StateMachine> Replica<S> {
                     && lead.leader.is_idle()
                     && let Some(wake_ms) = self.applied.machine().wake_ms()
                 {
-                    let in_ms = wake_ms.saturating_sub(unix_ms);
+                    // A machine that does a part of its work at each tick still has some to do; but
+                    // the log's clock moves on no earlier than the wall clock.
+                    let tick_ms = wake_ms.max(self.applied.clock_ms().saturating_add(1));
+                    let in_ms = tick_ms.saturating_sub(unix_ms);
                     due = due.min(now_ns.saturating_add(in_ms.saturating_mul(1_000_000)));
                 }
             }
