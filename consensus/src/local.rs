@@ -353,11 +353,6 @@ impl<M: Memory, J: Journal> Local<M, J> {
         &self.acceptor
     }
 
-    /// The region's memory.
-    pub const fn memory(&self) -> &M {
-        &self.memory
-    }
-
     /// The journal.
     pub const fn journal_mut(&mut self) -> &mut J {
         &mut self.journal
