@@ -280,7 +280,9 @@ impl<S: StateMachine> Replica<S> {
         let view = local.view(self.config.group)?;
         let node = view.decided.ballot.node();
         let silence_ns = now_ns.saturating_sub(local.seen_ns(node));
+        // A forged Decide may name anybody, and nobody reports to a stranger.
         (node != self.config.node
+            && self.config.membership.place(node).is_some()
             && view.decided.ballot >= view.promised
             && silence_ns < self.config.election.timeout_ns * 2)
             .then_some(node)
