@@ -99,9 +99,4 @@ impl Election {
     pub fn nonce(&mut self) -> u32 {
         self.random.next() as u32
     }
-
-    /// How long things take.
-    pub const fn timing(&self) -> &ElectionTiming {
-        &self.timing
-    }
 }

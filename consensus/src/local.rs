@@ -264,8 +264,9 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 since_ns.saturating_add(DECIDE_PATIENCE_NS)
             })
         };
-        if due(&self.decides) <= now_ns {
-            self.append_decides();
+        if due(&self.decides) <= now_ns && !self.append_decides() {
+            // A full journal says when it has room again; until then there is nothing to do.
+            return now_ns.saturating_add(DECIDE_PATIENCE_NS);
         }
         due(&self.decides)
     }
@@ -352,11 +353,6 @@ impl<M: Memory, J: Journal> Local<M, J> {
         &self.acceptor
     }
 
-    /// The region's memory.
-    pub const fn memory(&self) -> &M {
-        &self.memory
-    }
-
     /// The journal.
     pub const fn journal_mut(&mut self) -> &mut J {
         &mut self.journal
@@ -370,5 +366,64 @@ impl<M: Memory, J: Journal> Local<M, J> {
     /// How often what happened.
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::region::{Birth, Layout, Region};
+    use crate::sync::AtomicU64;
+    use crate::{Epoch, NodeId};
+
+    /// A journal whose queue may be full.
+    struct Queue {
+        is_full: bool,
+    }
+
+    impl Journal for Queue {
+        fn append(&mut self, _: &[u8], _: &[u8]) -> Option<u64> {
+            (!self.is_full).then_some(1)
+        }
+
+        fn has_room(&self, _: usize) -> bool {
+            true
+        }
+
+        fn flushed(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_decided_record_that_a_full_journal_refuses_is_tried_again_later() {
+        let layout = Layout::new(1, 4, 64).expect("valid layout");
+        let birth = Birth {
+            cluster: 1,
+            node: NodeId(9),
+            nonce: 5,
+            boot: 6,
+        };
+        let words: Vec<_> = (0..layout.words()).map(|_| AtomicU64::new(0)).collect();
+        let region = Region::create(words, layout, birth, Epoch(1), 0).expect("blank");
+        let acceptor = Acceptor {
+            node: NodeId(9),
+            incarnation: birth.incarnation(),
+            layout,
+        };
+        let journal = Queue { is_full: true };
+        let mut local = Local::new(acceptor, region, journal, Durability::Sync);
+        let leader = NodeId(2);
+        let decide = Header {
+            ballot: Ballot::new(1, leader),
+            epoch: Epoch(1),
+            ..Header::new(Kind::Decide, GroupId(0), leader)
+        };
+        local.step(0, Asker::Own, &decide, &[]);
+        assert_eq!(local.flush_decides(1), DECIDE_PATIENCE_NS);
+        let late = DECIDE_PATIENCE_NS * 3;
+        assert_eq!(local.flush_decides(late), late + DECIDE_PATIENCE_NS);
+        local.journal_mut().is_full = false;
+        assert_eq!(local.flush_decides(late), u64::MAX);
     }
 }

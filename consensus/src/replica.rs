@@ -280,7 +280,9 @@ impl<S: StateMachine> Replica<S> {
         let view = local.view(self.config.group)?;
         let node = view.decided.ballot.node();
         let silence_ns = now_ns.saturating_sub(local.seen_ns(node));
+        // A forged Decide may name anybody, and nobody reports to a stranger.
         (node != self.config.node
+            && self.config.membership.place(node).is_some()
             && view.decided.ballot >= view.promised
             && silence_ns < self.config.election.timeout_ns * 2)
             .then_some(node)
@@ -449,7 +451,10 @@ impl<S: StateMachine> Replica<S> {
                     && lead.leader.is_idle()
                     && let Some(wake_ms) = self.applied.machine().wake_ms()
                 {
-                    let in_ms = wake_ms.saturating_sub(unix_ms);
+                    // A machine that does a part of its work at each tick still has some to do; but
+                    // the log's clock moves on no earlier than the wall clock.
+                    let tick_ms = wake_ms.max(self.applied.clock_ms().saturating_add(1));
+                    let in_ms = tick_ms.saturating_sub(unix_ms);
                     due = due.min(now_ns.saturating_add(in_ms.saturating_mul(1_000_000)));
                 }
             }

@@ -128,7 +128,8 @@ impl<D: Datapath, S: Service> Worker<D, S> {
 
     /// Waits for packets, a wake-up or the end of `at_most`, and receives.
     fn next(&mut self, at_most: Duration) -> Result<usize, Error> {
-        if self.service.expects_answer() && self.linger.is_due() {
+        // Whoever must not sleep has work that no packet announces.
+        if !at_most.is_zero() && self.service.expects_answer() && self.linger.is_due() {
             let until_ns = clock::monotonic_ns().saturating_add(self.linger.at_most_ns);
             loop {
                 let received = self.datapath.receive()?;
@@ -422,6 +423,38 @@ mod tests {
         drop(sender);
         server.join().unwrap().unwrap();
         assert!(start.elapsed() < SOON, "a wake-up was lost");
+    }
+
+    /// Has work of its own for some turns, although it waits for an answer that never comes.
+    struct Hurried {
+        turns: u32,
+    }
+
+    impl Service for Hurried {
+        fn packet<T: Transmit>(&mut self, _: u64, _: SocketAddr, _: &[u8], _: &mut T) {}
+
+        fn turn<T: Transmit>(&mut self, _: u64, _: &mut T) -> Duration {
+            self.turns += 1;
+            Duration::ZERO
+        }
+
+        fn expects_answer(&self) -> bool {
+            true
+        }
+
+        fn stopping(&self) -> bool {
+            self.turns >= 10
+        }
+    }
+
+    #[test]
+    fn a_worker_with_work_of_its_own_does_not_linger() {
+        let network = Network::new();
+        let endpoint = network.endpoint(address(1)).unwrap();
+        let start = Instant::now();
+        let mut worker = Worker::new(endpoint, Hurried { turns: 0 }).lingering(SOON);
+        thread::scope(|scope| scope.spawn(|| worker.run()).join().unwrap()).unwrap();
+        assert!(start.elapsed() < SOON);
     }
 
     #[test]

@@ -43,12 +43,13 @@ const MAX_SLEEP: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     /// The journal cannot be written any more: nothing could be answered honestly.
-    #[error("write journal: {0}")]
+    #[error("{0}; nothing is answered from here on: mend the disk, then start this node again")]
     Journal(String),
     /// The cluster knows this node under another incarnation.
     #[error(
         "node {by} knows this node as incarnation {pinned}, but its memory is {own}: it was lost \
-         and must not vote under its old identity"
+         and must not vote under its old identity. Leave it stopped: members cannot be replaced in \
+         this version"
     )]
     Disowned {
         /// Who says so.
@@ -81,8 +82,6 @@ struct Front {
     client: Client,
     /// Taken from the front, but the session's window is full.
     waiting: Option<Submission>,
-    /// Longest command or query in bytes.
-    limit: usize,
     /// When something was last answered, or nothing waited for an answer.
     moved_ns: u64,
 }
@@ -200,6 +199,8 @@ pub struct NodeService<S> {
     cutting: Cutting,
     snapshot_slots: u64,
     snapshot_due_ns: u64,
+    /// Whoever wanted the last one still does.
+    snapshot_failed: bool,
     report: Arc<Mutex<String>>,
     report_due_ns: u64,
     stop: Arc<AtomicBool>,
@@ -258,7 +259,6 @@ impl<S: StateMachine> NodeService<S> {
                     end,
                     client,
                     waiting: None,
-                    limit: max_command_bytes(layout.value_bytes()),
                     moved_ns: 0,
                 })
             }
@@ -286,6 +286,7 @@ impl<S: StateMachine> NodeService<S> {
             cutting,
             snapshot_slots: parts.snapshot_slots,
             snapshot_due_ns: 0,
+            snapshot_failed: false,
             report: Arc::new(Mutex::new(String::new())),
             report_due_ns: 0,
             stop: parts.stop,
@@ -302,6 +303,11 @@ impl<S: StateMachine> NodeService<S> {
     /// Why the node ended by itself, if it did.
     pub fn fatal(&mut self) -> Option<Fatal> {
         self.fatal.take()
+    }
+
+    /// Lets go of the client front, which tells its clients at once that nothing more will come.
+    pub fn detach_front(&mut self) {
+        self.front = None;
     }
 
     /// The end: writes the state down so that the next life need not learn it again.
@@ -349,6 +355,7 @@ impl<S: StateMachine> NodeService<S> {
 
     /// Moves submissions into the session, requests out of it, and results back.
     fn serve_front<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> u64 {
+        let limit = max_command_bytes(self.node.local().acceptor().layout.value_bytes());
         let Self {
             front, host, key, ..
         } = self;
@@ -359,7 +366,6 @@ impl<S: StateMachine> NodeService<S> {
         if front.client.unanswered() == 0 {
             front.moved_ns = now_ns;
         }
-        let limit = front.limit;
         while let Some(event) = front.client.poll_event() {
             front.moved_ns = now_ns;
             let result = event.result.map_err(|failure| match failure {
@@ -433,6 +439,7 @@ impl<S: StateMachine> NodeService<S> {
             }
             Some(Err(error)) => {
                 self.host.error = Some(error.to_string());
+                self.snapshot_failed = true;
                 self.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
             }
             None => {}
@@ -468,7 +475,8 @@ impl<S: StateMachine> NodeService<S> {
         let newest = self.host.snapshots.slot();
         let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
         let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
-        if idle && (due || replica.take_snapshot_wanted()) {
+        if idle && (due || self.snapshot_failed || replica.take_snapshot_wanted()) {
+            self.snapshot_failed = false;
             let (slot, frozen) = replica.freeze();
             if slot > newest {
                 self.host.snapshots.write(slot, frozen);
@@ -672,14 +680,11 @@ impl<S: StateMachine> Service for NodeService<S> {
             tx,
         };
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
+        // Even without an answer: a redirect that came before gave the front a request to send.
+        self.deliver(now_ns, tx);
+        due = due.min(self.serve_front(now_ns, tx));
         if !self.host.to_self.is_empty() {
-            self.deliver(now_ns, tx);
-            due = due.min(self.serve_front(now_ns, tx));
-            if !self.host.to_self.is_empty() {
-                due = now_ns;
-            }
-        } else if let Some(front) = &self.front {
-            due = due.min(front.client.poll_timeout().unwrap_or(u64::MAX));
+            due = now_ns;
         }
         self.keep_state(now_ns);
         self.check_fatal();

@@ -97,9 +97,9 @@ pub enum Error {
     Rehearsal(String),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
-        "node {node} lost its memory ({why}); as it was it must not vote again. Give the cluster a \
-         new node in its place, or, if the whole cluster is to begin anew, delete the data \
-         directories of all its nodes ({} here)",
+        "node {node} lost its memory ({why}); as it was it must not vote again. Leave it stopped: \
+         the others go on without it, and members cannot be replaced in this version. If the whole \
+         cluster is to begin anew, delete the data directories of all its nodes ({} here)",
         directory.display()
     )]
     LostMemory {
@@ -219,11 +219,10 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     };
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
-    let max_command_bytes = max_command_bytes(layout.value_bytes());
     let server = match config.resp {
         Some(listen) => Some(resp::Server::bind(resp::Options::new(
             listen,
-            max_command_bytes,
+            max_command_bytes(layout.value_bytes()),
         ))?),
         None => None,
     };
@@ -321,6 +320,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     stop.store(true, Ordering::Relaxed);
     let (_, mut service) = worker.into_parts();
     let fatal = service.fatal();
+    service.detach_front();
     if let Some(handle) = handle {
         handle.stop();
     }

@@ -21,8 +21,8 @@ pub enum JournalError {
     #[error(
         "journal file {} is damaged at byte {offset}: record {lsn} was flushed (byte {proof_offset} \
          of {} says so) but cannot be read. This node's votes cannot be trusted: restore the file \
-         from the same disk if it can be recovered, otherwise replace the node by reconfiguration \
-         and give it an empty data directory",
+         from the same disk if it can be recovered, otherwise leave this node stopped: the others \
+         go on without it, and members cannot be replaced in this version",
         file.display(), proof.display()
     )]
     Damaged {
@@ -41,7 +41,8 @@ pub enum JournalError {
     #[error(
         "journal file {}: its first block is damaged, yet later records depend on it. This node's \
          votes cannot be trusted: restore the file from the same disk if it can be recovered, \
-         otherwise replace the node by reconfiguration and give it an empty data directory",
+         otherwise leave this node stopped: the others go on without it, and members cannot be \
+         replaced in this version",
         file.display()
     )]
     DamagedStart {
