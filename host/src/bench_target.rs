@@ -124,6 +124,15 @@ impl SoftwareTarget {
         options.durability = self.durability;
         options.wait = self.wait;
         options.worker = format!("linger_us = {}\n", self.linger_us);
+        // A worker that spins stays below the other threads on its CPU, which would starve beside it:
+        // its journal's, and the one that starts it.
+        let priority = site.replicas().first();
+        let priority = priority.and_then(|place| place.placement.fifo_priority);
+        if let (Wait::Polling, Some(priority)) = (self.wait, priority) {
+            let below = priority.checked_sub(1).filter(|&below| below > 0);
+            let below = below.ok_or("replicas that poll need a --priority of 2 or more")?;
+            options.worker += &format!("fifo_priority = {below}\n");
+        }
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
         let mut running = Running {
             cluster: LocalCluster::prepare(options)?,

@@ -117,6 +117,7 @@ struct LoadArgs {
     #[arg(long, env = "NEARWIRE_WARMUP", value_name = "S", default_value = "0.5", value_parser = seconds)]
     warmup: Duration,
     /// SCHED_FIFO priority of replicas, client and floor; published latencies have one.
+    /// A replica's worker that polls is one below.
     #[arg(
         long,
         env = "NEARWIRE_PRIORITY",
