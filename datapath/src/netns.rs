@@ -99,8 +99,10 @@ impl Rig {
             nodes: nodes.collect(),
             _claim: claim,
         };
-        rig.build(neighbours)?;
-        Ok(rig)
+        let built = rig.build(neighbours);
+        // A rig that is dropped takes the registry itself: after a failure it must be free.
+        drop(rigs);
+        built.map(|()| rig)
     }
 
     /// All nodes, in the order of the names.

@@ -3,6 +3,7 @@
 
 use nearwire_datapath::netns::{INTERFACE, Neighbours, Rig};
 use nearwire_datapath::{Datapath, Error, Received, Transmit, Udp, Wait};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,7 +17,11 @@ fn rig(prefix: &str, names: &[&str], neighbours: Neighbours) -> Option<Rig> {
     match Rig::new(&unique, names, neighbours) {
         Ok(rig) => Some(rig),
         Err(error @ Error::Unsupported { .. }) if !is_capable() => {
-            eprintln!("skipped: {error}");
+            // Not `eprintln!`, which the test harness keeps to itself.
+            let _ = writeln!(
+                std::io::stderr(),
+                "nearwire-test-skipped: {prefix}: {error}"
+            );
             None
         }
         Err(error) => panic!("{error}"),
@@ -112,6 +117,18 @@ fn a_dropped_rig_leaves_nothing() {
     assert!(namespaces.iter().all(|namespace| exists(namespace)));
     drop(rig);
     assert!(!namespaces.iter().any(|namespace| exists(namespace)));
+}
+
+#[test]
+fn a_rig_that_cannot_be_built_says_so_and_leaves_nothing() {
+    if rig("probe", &["a"], Neighbours::Discovered).is_none() {
+        return;
+    }
+    let prefix = format!("twice{}", std::process::id());
+    let twice = Rig::new(&prefix, &["a", "a"], Neighbours::Discovered);
+    assert!(matches!(twice, Err(Error::Command { .. })));
+    assert!(!exists(&format!("nw{prefix}-a")));
+    assert!(!exists(&format!("nw{prefix}-bridge")));
 }
 
 #[test]
