@@ -44,6 +44,7 @@ pub struct SoftwareTarget {
     running: Option<Running>,
     /// The journal's code path, once it is known.
     journal: Option<String>,
+    unsupported: Option<String>,
 }
 
 /// Dropped in this order: replicas that still run would write into a directory that is going.
@@ -115,6 +116,16 @@ impl SoftwareTarget {
             linger_us,
             running: None,
             journal: None,
+            unsupported: None,
+        }
+    }
+
+    /// Is not to be measured, and why: its row will say so.
+    #[must_use]
+    pub fn unsupported(self, reason: Option<String>) -> Self {
+        Self {
+            unsupported: reason,
+            ..self
         }
     }
 
@@ -167,7 +178,7 @@ impl Target for SoftwareTarget {
             leader_wait: waiting,
             acceptor_wait: waiting,
             auth: false,
-            unsupported: None,
+            unsupported: self.unsupported.clone(),
         }
     }
 

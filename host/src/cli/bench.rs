@@ -271,6 +271,7 @@ impl LoadArgs {
         let mut target = match engine {
             Engine::Software => {
                 SoftwareTarget::new(program, parent, self.durability, self.wait, self.linger_us)
+                    .unsupported(self.unsupported())
             }
         };
         let mut progress = |progress| shown.show(progress);
@@ -280,6 +281,18 @@ impl LoadArgs {
             run::run(&mut target, options, &mut progress)
         };
         measured.map_err(failed)
+    }
+
+    /// Why these flags do not go together, if so.
+    fn unsupported(&self) -> Option<String> {
+        let starves = self.wait == Wait::Polling
+            && self.durability == Durability::Sync
+            && self.priority.is_some();
+        starves.then(|| {
+            "a replica that polls with a priority starves the kernel's threads that finish its \
+             flushes: leave --priority out"
+                .into()
+        })
     }
 
     /// The files to be written, made before anything is measured.
