@@ -568,7 +568,7 @@ fn damage_before_flushed_records_names_the_place_and_the_remedy() {
         "byte 8192",
         "record 1",
         "byte 12288",
-        "replace the node",
+        "leave this node stopped",
     ] {
         assert!(error.contains(part), "{part}: {error}");
     }
