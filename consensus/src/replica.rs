@@ -41,8 +41,6 @@ const LAGGARD_NS: u64 = 1_000_000_000;
 const FORGOTTEN_SESSIONS: usize = 1024;
 /// Heartbeats between two reports of progress when there was none.
 const REPORT_BEATS: u64 = 10;
-/// Length of the address in a Redirect: IPv6 or mapped IPv4, then the port.
-const ADDRESS_BYTES: usize = 18;
 
 /// What a replica needs of its host.
 pub trait Io {

@@ -1,6 +1,7 @@
 //! What clients ask of a replica, and what they are told.
 
 use super::*;
+use crate::client::encode_address;
 
 impl<S: StateMachine> Replica<S> {
     pub(super) fn requested<M: Memory, J: Journal, I: Io>(
@@ -135,27 +136,16 @@ impl<S: StateMachine> Replica<S> {
     ) {
         let leader = self.leader(turn.now_ns, turn.local);
         let member = leader.and_then(|leader| self.config.membership.member(leader));
-        let mut value = [0; ADDRESS_BYTES];
-        let mut length = 0;
-        if let Some(member) = member {
-            let ip = match member.address {
-                SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped(),
-                SocketAddr::V6(v6) => *v6.ip(),
-            };
-            let (address, port) = value.split_at_mut(16);
-            address.copy_from_slice(&ip.octets());
-            port.copy_from_slice(&member.address.port().to_be_bytes());
-            length = ADDRESS_BYTES;
-        }
+        let address = member.map(|member| encode_address(member.address));
+        let value = address.as_ref().map_or(&[][..], |address| address);
         let header = Header {
             slot: request.slot,
             vote_ballot: Ballot(leader.map_or(0, |leader| u64::from(leader.0))),
-            length: length as u16,
+            length: value.len() as u16,
             nonce: request.nonce,
             ..Header::new(Kind::Redirect, self.config.group, self.config.node)
         };
-        turn.io
-            .send(to, &header, value.get(..length).unwrap_or_default());
+        turn.io.send(to, &header, value);
     }
 
     pub(super) fn serve_reads(&mut self) {
