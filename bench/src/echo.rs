@@ -47,13 +47,15 @@ pub struct EchoServer {
 }
 
 impl EchoServer {
-    /// Starts a server. `enter` runs first on its thread: it may change the network namespace.
+    /// Starts a server that lingers before it sleeps. `enter` runs first on its thread: it may
+    /// change the network namespace.
     ///
     /// # Errors
     /// `enter` failed, or the address cannot be had.
     pub fn start(
         listen: SocketAddr,
         wait: Wait,
+        linger: Duration,
         placement: Placement,
         enter: impl FnOnce() -> Result<(), Error> + Send + 'static,
     ) -> Result<Self, Error> {
@@ -76,6 +78,7 @@ impl EchoServer {
             let _ = ready.send(Ok(me));
             Worker::new(datapath, Echo { stop: stopped })
                 .placed(placement)
+                .lingering(linger)
                 .run()
         };
         let system = |source| Error::System {
@@ -237,8 +240,14 @@ mod tests {
 
     fn serve() -> EchoServer {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        EchoServer::start(listen, Wait::Blocking, Placement::default(), || Ok(()))
-            .expect("loopback works")
+        EchoServer::start(
+            listen,
+            Wait::Blocking,
+            Duration::ZERO,
+            Placement::default(),
+            || Ok(()),
+        )
+        .expect("loopback works")
     }
 
     fn measure(to: SocketAddr, outstanding: usize) -> crate::load::Sample {
@@ -290,6 +299,7 @@ mod tests {
         let second = EchoServer::start(
             server.address(),
             Wait::Blocking,
+            Duration::ZERO,
             Placement::default(),
             || Ok(()),
         );

@@ -88,9 +88,12 @@ pub struct Floors {
     pub udp_echo_cpu_us_per_op: Option<f64>,
     /// Echoes that never came, over all rounds.
     pub udp_echo_lost: Option<u64>,
-    /// Median round trip of an echo whose both sides poll, where the client polls.
+    /// Median round trip of an echo that waits as the system does, where that polls or lingers.
     #[serde(serialize_with = "thousandths_if")]
-    pub udp_echo_polling_p50_us: Option<f64>,
+    pub udp_echo_alike_p50_us: Option<f64>,
+    /// Such echoes per second.
+    #[serde(serialize_with = "thousandths_if")]
+    pub udp_echo_alike_ops_per_s: Option<f64>,
     /// Median time of a flush of one record while as many others as there are replicas flush theirs,
     /// where a commit waits for flushes.
     #[serde(serialize_with = "thousandths_if")]
@@ -141,9 +144,12 @@ pub struct Measured {
     /// Median over the rounds of rate / the floor's rate of that round.
     #[serde(serialize_with = "thousandths_if")]
     pub ratio_rate: Option<f64>,
-    /// Median over the rounds of p50 / the polling echo's p50 of that round.
+    /// Median over the rounds of p50 / the p50 of that round's echo that waits alike.
     #[serde(serialize_with = "thousandths_if")]
-    pub ratio_p50_polling: Option<f64>,
+    pub ratio_p50_alike: Option<f64>,
+    /// Median over the rounds of rate / the rate of that round's echo that waits alike.
+    #[serde(serialize_with = "thousandths_if")]
+    pub ratio_rate_alike: Option<f64>,
     /// Median over the rounds of p50 / (flush p50 + volatile commit p50 of that round).
     #[serde(serialize_with = "thousandths_if")]
     pub ratio_sync: Option<f64>,
@@ -256,6 +262,23 @@ pub fn to_table(rows: &[Row]) -> String {
                 .udp_echo_lost
                 .map_or("-".into(), |lost| lost.to_string()),
         ]);
+        if floors.udp_echo_alike_p50_us.is_some() {
+            let none = String::new();
+            table.add_row([
+                "  UDP echo, alike".into(),
+                waits(setting.client_wait, setting.leader_wait),
+                none.clone(),
+                number(floors.udp_echo_alike_p50_us, 1),
+                none.clone(),
+                none.clone(),
+                none.clone(),
+                number(floors.udp_echo_alike_ops_per_s, 0),
+                none.clone(),
+                none,
+                number(measured.ratio_p50_alike, 2),
+                number(measured.ratio_rate_alike, 2),
+            ]);
+        }
         for (name, p50_us) in [
             ("  flush", floors.flush_p50_us),
             ("  volatile", floors.volatile_commit_p50_us),

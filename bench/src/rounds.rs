@@ -21,8 +21,8 @@ pub struct Turn {
 pub struct Round {
     /// The UDP echo, both sides blocking.
     pub floor: Turn,
-    /// The UDP echo, both sides polling, where the system polls.
-    pub polling_floor: Option<Turn>,
+    /// The UDP echo waiting as the system does, where the system polls or lingers.
+    pub alike_floor: Option<Turn>,
     /// The cluster.
     pub system: Turn,
 }
@@ -74,10 +74,16 @@ pub fn measured(rounds: &[Round]) -> Measured {
                 Some(round.floor.sample.per_s()),
             )
         })),
-        ratio_p50_polling: median(rounds.iter().filter_map(|round| {
+        ratio_p50_alike: median(rounds.iter().filter_map(|round| {
             ratio(
                 latency_us(&round.system, 0.5),
-                latency_us(round.polling_floor.as_ref()?, 0.5),
+                latency_us(round.alike_floor.as_ref()?, 0.5),
+            )
+        })),
+        ratio_rate_alike: median(rounds.iter().filter_map(|round| {
+            ratio(
+                Some(round.system.sample.per_s()),
+                Some(round.alike_floor.as_ref()?.sample.per_s()),
             )
         })),
         ratio_sync: None,
@@ -87,17 +93,17 @@ pub fn measured(rounds: &[Round]) -> Measured {
 fn floors(rounds: &[Round]) -> Floors {
     let floor =
         |pick: &dyn Fn(&Turn) -> Option<f64>| median(rounds.iter().filter_map(|r| pick(&r.floor)));
+    let alike = |pick: &dyn Fn(&Turn) -> Option<f64>| {
+        median(rounds.iter().filter_map(|r| pick(r.alike_floor.as_ref()?)))
+    };
     Floors {
         udp_echo_p50_us: floor(&|turn| latency_us(turn, 0.5)),
         udp_echo_p99_us: floor(&|turn| latency_us(turn, 0.99)),
         udp_echo_ops_per_s: floor(&|turn| Some(turn.sample.per_s())),
         udp_echo_cpu_us_per_op: floor(&|turn| turn.cpu_us_per_op),
         udp_echo_lost: Some(rounds.iter().map(|round| round.floor.sample.lost).sum()),
-        udp_echo_polling_p50_us: median(
-            rounds
-                .iter()
-                .filter_map(|round| latency_us(round.polling_floor.as_ref()?, 0.5)),
-        ),
+        udp_echo_alike_p50_us: alike(&|turn| latency_us(turn, 0.5)),
+        udp_echo_alike_ops_per_s: alike(&|turn| Some(turn.sample.per_s())),
         ..Floors::default()
     }
 }
@@ -155,7 +161,7 @@ mod tests {
         // medians is 2 / 1, but within each round the system took twice the floor's time.
         let round = |floor, system| Round {
             floor: turn(floor, 1000),
-            polling_floor: None,
+            alike_floor: None,
             system: turn(system, 500),
         };
         let measured = measured(&[round(50, 100), round(150, 300), round(160, 320)]);
@@ -170,7 +176,7 @@ mod tests {
             "{measured:?}"
         );
         assert!(close(measured.requests_per_datagram, 2.5), "{measured:?}");
-        assert_eq!((measured.lost, measured.ratio_p50_polling), (Some(3), None));
+        assert_eq!((measured.lost, measured.ratio_p50_alike), (Some(3), None));
     }
 
     #[test]
@@ -184,7 +190,7 @@ mod tests {
     fn a_round_without_answers_has_no_latency() {
         let silent = Round {
             floor: turn(1, 0),
-            polling_floor: None,
+            alike_floor: None,
             system: turn(1, 0),
         };
         let measured = measured(&[silent]);

@@ -66,6 +66,8 @@ pub struct Description {
     pub leader_wait: Waiting,
     /// How the acceptors wait.
     pub acceptor_wait: Waiting,
+    /// How long replicas look for packets before they sleep.
+    pub linger: Duration,
     /// Whether packets carry tags.
     pub auth: bool,
     /// Why it cannot run here, with what mends it.
@@ -196,6 +198,7 @@ pub fn run(
         site,
         cluster: None,
         polls: polls(&description),
+        linger: description.linger,
         progress,
     };
     let rounds = run.rounds();
@@ -283,6 +286,7 @@ struct Run<'a> {
     /// Whether the replicas spin. They are then stopped while the floor is measured, which has its
     /// CPU from the leader.
     polls: bool,
+    linger: Duration,
     progress: &'a mut (dyn FnMut(Progress) + Send),
 }
 
@@ -297,19 +301,19 @@ impl Run<'_> {
         // Whoever comes first meets colder caches, so they swap.
         if number.is_multiple_of(2) {
             let system = self.system(number, &cluster)?;
-            let (floor, polling_floor) = self.floors(number, &cluster)?;
+            let (floor, alike_floor) = self.floors(number, &cluster)?;
             return Ok(Round {
                 floor,
-                polling_floor,
+                alike_floor,
                 system,
             });
         }
-        let (floor, polling_floor) = self.floors(number, &cluster)?;
+        let (floor, alike_floor) = self.floors(number, &cluster)?;
         let cluster = self.started()?;
         let system = self.system(number, &cluster)?;
         Ok(Round {
             floor,
-            polling_floor,
+            alike_floor,
             system,
         })
     }
@@ -373,19 +377,26 @@ impl Run<'_> {
         if self.polls {
             self.stop()?;
         }
-        let blocking = self.floor(number, cluster, Wait::Blocking)?;
-        let spins = self.options.client_wait == Wait::Polling;
-        let polling = spins
-            .then(|| self.floor(number, cluster, Wait::Polling))
+        let blocking = self.floor(number, cluster, Wait::Blocking, Duration::ZERO)?;
+        let (wait, linger) = (self.options.client_wait, self.linger);
+        let differs = wait == Wait::Polling || !linger.is_zero();
+        let alike = differs
+            .then(|| self.floor(number, cluster, wait, linger))
             .transpose()?;
-        Ok((blocking, polling))
+        Ok((blocking, alike))
     }
 
     /// The echo stands where the leader stands and gets packets as long as the cluster's.
-    fn floor(&mut self, number: usize, cluster: &Cluster, wait: Wait) -> Result<Turn, Error> {
+    fn floor(
+        &mut self,
+        number: usize,
+        cluster: &Cluster,
+        wait: Wait,
+        linger: Duration,
+    ) -> Result<Turn, Error> {
         let place = self.site.replicas()[cluster.leader].clone();
         let (listen, placement) = (SocketAddr::new(place.ip, 0), place.placement);
-        let server = EchoServer::start(listen, wait, placement, move || place.enter())?;
+        let server = EchoServer::start(listen, wait, linger, placement, move || place.enter())?;
         let body_bytes = command_bytes(&mut self.target.commands(self.options.value_bytes));
         let bytes = HEADER_BYTES + Entry::encoded_bytes(body_bytes);
         let caller = EchoCaller::new(server.address(), bytes);

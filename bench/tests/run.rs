@@ -151,6 +151,7 @@ impl Target for StandInCluster {
             replicas: 3,
             leader_wait: self.wait.into(),
             acceptor_wait: self.wait.into(),
+            linger: Duration::ZERO,
             auth: false,
             unsupported: None,
         }
@@ -295,14 +296,7 @@ fn polling_replicas_rest_while_the_floor_is_measured() {
     }
     // The start tells who leads, hence where the floor stands; then floor, system, system, floor.
     assert_eq!(target.starts, 2);
-    assert!(
-        outcome
-            .row
-            .measured
-            .floors
-            .udp_echo_polling_p50_us
-            .is_some()
-    );
+    assert!(outcome.row.measured.floors.udp_echo_alike_p50_us.is_some());
     assert_eq!(outcome.row.setting.floor_wait, Waiting::Blocking);
 }
 

@@ -128,6 +128,10 @@ impl<D: Datapath, C: Fn() -> u64> Datapath for Faulty<D, C> {
         self.inner.waker()
     }
 
+    fn take_wakeups(&mut self) -> bool {
+        self.inner.take_wakeups()
+    }
+
     fn capabilities(&self) -> Capabilities {
         // A lossy batch may be short although more is there: a batch of one keeps the worker
         // asking until nothing at all arrives.

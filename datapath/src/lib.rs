@@ -61,9 +61,6 @@ pub trait Datapath {
 
     /// Takes what has arrived, without waiting, at most one batch. Returns the number of packets.
     ///
-    /// It also takes the wake-ups so far: whoever attached queues drains them between this and
-    /// [`wait`](Self::wait), which refuses to sleep if a wake-up came later.
-    ///
     /// # Errors
     /// The datapath is gone and must be opened again.
     fn receive(&mut self) -> Result<usize, Error>;
@@ -89,6 +86,10 @@ pub trait Datapath {
 
     /// Ends a [`wait`](Self::wait) from another thread.
     fn waker(&self) -> Waker;
+
+    /// Takes the wake-ups so far and says whether there were any. Whoever attached queues drains
+    /// them between this and [`wait`](Self::wait), which refuses to sleep if a wake-up came later.
+    fn take_wakeups(&mut self) -> bool;
 
     /// What this datapath can do.
     fn capabilities(&self) -> Capabilities;

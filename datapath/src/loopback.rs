@@ -90,7 +90,6 @@ impl Datapath for Loopback {
     type Tx = Packets;
 
     fn receive(&mut self) -> Result<usize, Error> {
-        self.sleeper.clear();
         self.received.clear();
         if let Some(inbox) = self.network.inboxes().get_mut(&self.address) {
             std::mem::swap(&mut inbox.packets, &mut self.received);
@@ -137,6 +136,10 @@ impl Datapath for Loopback {
 
     fn waker(&self) -> Waker {
         self.sleeper.waker()
+    }
+
+    fn take_wakeups(&mut self) -> bool {
+        self.sleeper.take_wakeups()
     }
 
     fn capabilities(&self) -> Capabilities {

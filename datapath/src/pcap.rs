@@ -129,6 +129,10 @@ impl<D: Datapath, W: Write> Datapath for Capture<D, W> {
         self.inner.waker()
     }
 
+    fn take_wakeups(&mut self) -> bool {
+        self.inner.take_wakeups()
+    }
+
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }

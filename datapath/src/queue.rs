@@ -216,7 +216,7 @@ mod tests {
             });
             let mut next = 0;
             while next < ITEMS {
-                sleeper.clear();
+                sleeper.take_wakeups();
                 while let Some(item) = receiver.pop() {
                     assert_eq!(item, next);
                     next += 1;

@@ -102,7 +102,6 @@ impl Datapath for Udp {
     type Tx = Packets;
 
     fn receive(&mut self) -> Result<usize, Error> {
-        self.sleeper.clear();
         self.stats.syscalls += 1;
         match self.inbox.receive(self.socket.as_fd()) {
             Ok(count) => {
@@ -155,6 +154,10 @@ impl Datapath for Udp {
 
     fn waker(&self) -> Waker {
         self.sleeper.waker()
+    }
+
+    fn take_wakeups(&mut self) -> bool {
+        self.sleeper.take_wakeups()
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -91,15 +91,15 @@ impl Sleeper {
         }
     }
 
-    /// Takes the wake-ups so far. What was published before them is visible from here on, so look
-    /// at it before the next sleep.
+    /// Takes the wake-ups so far and says whether there were any. What was published before them is
+    /// visible from here on, so look at it before the next sleep.
     #[inline]
-    pub fn clear(&mut self) {
-        self.shared.token.clear();
+    pub fn take_wakeups(&mut self) -> bool {
+        self.shared.token.clear()
     }
 
-    /// Sleeps until `also` is readable, a waker was called since the last [`clear`](Self::clear)
-    /// or `at_most` is over. May return early.
+    /// Sleeps until `also` is readable, a waker was called since
+    /// [`take_wakeups`](Self::take_wakeups) or `at_most` is over. May return early.
     ///
     /// # Errors
     /// `also` cannot be waited for.
@@ -167,12 +167,11 @@ impl Token {
         self.0.swap(NOTIFIED, Ordering::AcqRel) == ASLEEP
     }
 
+    /// True if it took a notification.
     #[inline]
-    fn clear(&self) {
+    fn clear(&self) -> bool {
         // Seeing AWAKE late is harmless: the notification stays and prevents the next sleep.
-        if self.0.load(Ordering::Relaxed) != AWAKE {
-            self.0.swap(AWAKE, Ordering::AcqRel);
-        }
+        self.0.load(Ordering::Relaxed) != AWAKE && self.0.swap(AWAKE, Ordering::AcqRel) == NOTIFIED
     }
 
     /// False if a notification came since the last `clear`; it is taken then.
@@ -214,7 +213,7 @@ mod tests {
     fn a_cleared_wake_does_not_end_the_next_sleep() {
         let mut sleeper = Sleeper::new().unwrap();
         sleeper.waker().wake();
-        sleeper.clear();
+        assert!(sleeper.take_wakeups() && !sleeper.take_wakeups());
         let start = Instant::now();
         sleeper.sleep(None, Duration::from_millis(20)).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(20));
@@ -247,7 +246,7 @@ mod tests {
                 }
             });
             loop {
-                sleeper.clear();
+                sleeper.take_wakeups();
                 let seen = work.load(Ordering::Acquire);
                 done.store(seen, Ordering::Release);
                 if seen == ROUNDS {

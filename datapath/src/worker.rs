@@ -1,6 +1,6 @@
 //! The loop between a datapath and a service.
 
-use crate::{Datapath, Error, Placement, Received, Stats, Transmit, clock};
+use crate::{Capabilities, Datapath, Error, Placement, Received, Stats, Transmit, clock};
 use nix::sys::prctl::set_timerslack;
 use std::net::SocketAddr;
 use std::thread;
@@ -24,12 +24,6 @@ pub trait Service {
     /// Returns how long the worker may sleep if nothing arrives and nobody wakes it.
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration;
 
-    /// Whether an answer is on its way that is likely to come before a sleep would have begun to
-    /// pay; see [`Worker::lingering`].
-    fn expects_answer(&self) -> bool {
-        false
-    }
-
     /// Sees what the datapath has counted, about ten times a second while there are turns.
     fn observe(&mut self, _stats: &Stats) {}
 
@@ -47,10 +41,10 @@ pub struct Worker<D, S> {
     observed_ns: u64,
 }
 
-/// How long to look for an answer before sleeping, and whether that has paid lately.
+/// How long to look for packets before sleeping, and whether that has paid lately.
 #[derive(Default)]
 struct Linger {
-    at_most_ns: u64,
+    at_most: Duration,
     /// Sleeps to go before it is tried again, and how many that will be after the next failure.
     pass: u32,
     next_pass: u32,
@@ -62,7 +56,7 @@ impl Linger {
             self.pass -= 1;
             return false;
         }
-        self.at_most_ns > 0
+        !self.at_most.is_zero()
     }
 
     fn ended(&mut self, paid: bool) {
@@ -93,15 +87,15 @@ impl<D: Datapath, S: Service> Worker<D, S> {
         self
     }
 
-    /// Has the worker look for packets for so long before it sleeps while the service
-    /// [expects an answer](Service::expects_answer). Zero, the default, is never.
+    /// Has the worker look for packets for so long before it sleeps. Zero, the default, is never.
     ///
     /// To fall asleep and to be woken costs both sides more than a peer on the same network takes to
-    /// answer: with interrupts between virtual CPUs, several times as much. Where answers take
-    /// longer than this the attempts fail, and fewer and fewer are made.
+    /// answer: with interrupts between virtual CPUs, several times as much. Where packets are
+    /// further apart than this the attempts fail, and fewer and fewer are made. Between two looks
+    /// others may have the CPU. A worker that polls never sleeps, so it does not linger either.
     #[must_use]
     pub fn lingering(mut self, at_most: Duration) -> Self {
-        self.linger.at_most_ns = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
+        self.linger.at_most = at_most;
         self
     }
 
@@ -113,13 +107,18 @@ impl<D: Datapath, S: Service> Worker<D, S> {
         self.placement.apply()?;
         // A sleep otherwise ends up to 50 µs late. Without it everything is right, only later.
         let _ = set_timerslack(1);
-        let batch = self.datapath.capabilities().batch;
+        let Capabilities {
+            batch, busy_poll, ..
+        } = self.datapath.capabilities();
+        if busy_poll {
+            self.linger.at_most = Duration::ZERO;
+        }
         let mut at_most = Duration::ZERO;
         let mut received = batch;
         while !self.service.stopping() {
             received = match received < batch {
                 true => self.next(at_most)?,
-                false => self.datapath.receive()?,
+                false => self.receive()?.0,
             };
             at_most = self.serve(received, clock::monotonic_ns())?;
         }
@@ -129,24 +128,33 @@ impl<D: Datapath, S: Service> Worker<D, S> {
     /// Waits for packets, a wake-up or the end of `at_most`, and receives.
     fn next(&mut self, at_most: Duration) -> Result<usize, Error> {
         // Whoever must not sleep has work that no packet announces.
-        if !at_most.is_zero() && self.service.expects_answer() && self.linger.is_due() {
-            let until_ns = clock::monotonic_ns().saturating_add(self.linger.at_most_ns);
-            loop {
-                let received = self.datapath.receive()?;
-                if received > 0 {
-                    self.linger.ended(true);
-                    return Ok(received);
-                }
-                if clock::monotonic_ns() >= until_ns {
-                    break;
-                }
-            }
-            self.linger.ended(false);
-            // Each receive has taken the wake-ups so far, so there must be a turn before the sleep.
-            return Ok(0);
+        if at_most.is_zero() || !self.linger.is_due() {
+            self.datapath.wait(at_most)?;
+            return Ok(self.receive()?.0);
         }
-        self.datapath.wait(at_most)?;
-        self.datapath.receive()
+        let start_ns = clock::monotonic_ns();
+        let lingered = loop {
+            let (received, woken) = self.receive()?;
+            let lingered = Duration::from_nanos(clock::monotonic_ns() - start_ns);
+            if received > 0 || woken {
+                self.linger.ended(true);
+                return Ok(received);
+            }
+            if lingered >= at_most.min(self.linger.at_most) {
+                break lingered;
+            }
+            thread::yield_now();
+        };
+        self.linger.ended(false);
+        self.datapath.wait(at_most.saturating_sub(lingered))?;
+        Ok(self.receive()?.0)
+    }
+
+    /// Takes the wake-ups before the packets, so that the turn that follows has seen their cause.
+    /// Returns how many packets there are and whether there were wake-ups.
+    fn receive(&mut self) -> Result<(usize, bool), Error> {
+        let woken = self.datapath.take_wakeups();
+        Ok((self.datapath.receive()?, woken))
     }
 
     /// Goes once round the loop without sleeping, so that a test can own the time. Returns how many
@@ -155,7 +163,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
     /// # Errors
     /// The datapath is gone.
     pub fn step(&mut self, clock: impl FnOnce() -> u64) -> Result<(usize, Duration), Error> {
-        let received = self.datapath.receive()?;
+        let (received, _) = self.receive()?;
         let at_most = self.serve(received, clock())?;
         Ok((received, at_most))
     }
@@ -347,7 +355,7 @@ mod tests {
     #[test]
     fn a_linger_that_does_not_pay_is_tried_less_and_less() {
         let mut linger = Linger {
-            at_most_ns: 1,
+            at_most: Duration::from_nanos(1),
             ..Linger::default()
         };
         let mut tried = |paid| {
@@ -384,10 +392,6 @@ mod tests {
                 tx.send(self.peer, b"ask", b"");
             }
             SOON
-        }
-
-        fn expects_answer(&self) -> bool {
-            self.asked > self.answered
         }
 
         fn stopping(&self) -> bool {
@@ -436,10 +440,6 @@ mod tests {
         fn turn<T: Transmit>(&mut self, _: u64, _: &mut T) -> Duration {
             self.turns += 1;
             Duration::ZERO
-        }
-
-        fn expects_answer(&self) -> bool {
-            true
         }
 
         fn stopping(&self) -> bool {

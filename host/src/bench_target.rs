@@ -39,7 +39,7 @@ pub struct SoftwareTarget {
     parent: PathBuf,
     durability: Durability,
     wait: Wait,
-    /// How long a leader looks for votes before it sleeps, in microseconds.
+    /// How long a replica looks for packets before it sleeps, in microseconds.
     linger_us: u64,
     running: Option<Running>,
     /// The journal's code path, once it is known.
@@ -163,9 +163,13 @@ impl Target for SoftwareTarget {
             Wait::Blocking => Waiting::Blocking,
             Wait::Polling => Waiting::Polling,
         };
+        let linger = match self.wait {
+            Wait::Blocking => Duration::from_micros(self.linger_us),
+            Wait::Polling => Duration::ZERO,
+        };
         let mut mode = String::from("recvmmsg/sendmmsg");
-        if self.linger_us > 0 && self.wait == Wait::Blocking {
-            mode += &format!(", leader lingers {} µs for votes", self.linger_us);
+        if !linger.is_zero() {
+            mode += &format!(", replicas linger {} µs", linger.as_micros());
         }
         if let Some(journal) = &self.journal {
             mode += &format!(", journal {journal}");
@@ -177,6 +181,7 @@ impl Target for SoftwareTarget {
             replicas: REPLICAS,
             leader_wait: waiting,
             acceptor_wait: waiting,
+            linger,
             auth: false,
             unsupported: self.unsupported.clone(),
         }

@@ -218,8 +218,7 @@ pub struct Worker {
     pub cpu: Option<usize>,
     /// Its `SCHED_FIFO` priority, 1 to 99.
     pub fifo_priority: Option<u8>,
-    /// How long a leader that waits for votes looks for them before it sleeps, in microseconds;
-    /// never if zero. See [`datapath::Worker::lingering`].
+    /// How long it looks for packets before it sleeps, in microseconds; never if zero. See [`datapath::Worker::lingering`].
     pub linger_us: u64,
 }
 

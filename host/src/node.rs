@@ -692,11 +692,6 @@ impl<S: StateMachine> Service for NodeService<S> {
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
     }
 
-    fn expects_answer(&self) -> bool {
-        // A flush takes longer than a sleep costs, and its thread may need this CPU.
-        !self.node.local().holds_replies() && self.node.replicas().iter().any(Replica::awaits_votes)
-    }
-
     fn observe(&mut self, stats: &Stats) {
         self.stats = *stats;
     }

@@ -125,7 +125,7 @@ struct LoadArgs {
         value_parser = clap::value_parser!(u8).range(1..=99)
     )]
     priority: Option<u8>,
-    /// How long a leader looks for votes before it sleeps, in microseconds: worker.linger_us.
+    /// How long a replica looks for packets before it sleeps, in microseconds: worker.linger_us.
     #[arg(
         long,
         env = "NEARWIRE_LINGER_US",
