@@ -282,6 +282,11 @@ impl<M: Memory, J: Journal> Local<M, J> {
             .map(|(_, asker, reply)| (asker, reply))
     }
 
+    /// Whether replies wait for a flush.
+    pub fn holds_replies(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Journals what a journal that is cut before now would forget: the promise, the decided record
     /// and the trim. Returns the number that must be flushed before the cut.
     pub fn checkpoint(&mut self, group: GroupId) -> Option<u64> {

@@ -24,6 +24,12 @@ pub trait Service {
     /// Returns how long the worker may sleep if nothing arrives and nobody wakes it.
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration;
 
+    /// Whether it waits for something slower than a packet, which needs this CPU perhaps: a flush.
+    /// The worker does not linger meanwhile.
+    fn awaits_flush(&self) -> bool {
+        false
+    }
+
     /// Sees what the datapath has counted, about ten times a second while there are turns.
     fn observe(&mut self, _stats: &Stats) {}
 
@@ -128,7 +134,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
     /// Waits for packets, a wake-up or the end of `at_most`, and receives.
     fn next(&mut self, at_most: Duration) -> Result<usize, Error> {
         // Whoever must not sleep has work that no packet announces.
-        if at_most.is_zero() || !self.linger.is_due() {
+        if at_most.is_zero() || self.service.awaits_flush() || !self.linger.is_due() {
             self.datapath.wait(at_most)?;
             return Ok(self.receive()?.0);
         }

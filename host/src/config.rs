@@ -228,7 +228,7 @@ impl Default for Worker {
             wait: Wait::default(),
             cpu: None,
             fifo_priority: None,
-            linger_us: 50,
+            linger_us: 100,
         }
     }
 }

@@ -692,6 +692,10 @@ impl<S: StateMachine> Service for NodeService<S> {
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
     }
 
+    fn awaits_flush(&self) -> bool {
+        self.node.local().holds_replies()
+    }
+
     fn observe(&mut self, stats: &Stats) {
         self.stats = *stats;
     }
