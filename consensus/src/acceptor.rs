@@ -8,6 +8,7 @@
 
 use crate::memory::{Memory, Payload, lock, publish, published, raise, release};
 use crate::region::{Layout, entry, group};
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, Epoch, Incarnation, NodeId, Slot};
 
@@ -247,6 +248,9 @@ impl<M: Memory> Call<'_, M> {
             };
             return Step::Reply(header, Effect::None);
         }
+        if mutated(Mutation::PromiseStored) {
+            self.memory.store(self.at, group::PROMISED, ballot.0);
+        }
         match raise(self.memory, self.at, group::PROMISED, ballot.0) {
             None => return Step::Dropped(Drop::Busy),
             Some(now) if now > ballot.0 => return self.nack(now),
@@ -335,7 +339,8 @@ impl<M: Memory> Call<'_, M> {
         watermark: u64,
     ) -> Step {
         let slot = self.request.slot.0;
-        if slot < trim || held.slot > slot {
+        let overwritten = held.slot > slot && !mutated(Mutation::OverwrittenIsEmpty);
+        if slot < trim || overwritten {
             return self.outside(trim);
         }
         if held.slot != slot || slot == 0 {
@@ -405,10 +410,13 @@ impl<M: Memory> Call<'_, M> {
             return Some(Step::Dropped(Drop::Busy));
         }
         let promised = self.load(group::PROMISED);
-        if ballot < promised {
+        let is_refused = ballot < promised && !mutated(Mutation::PromiseNotChecked)
+            || ballot == promised && mutated(Mutation::EqualBallotRefused);
+        if is_refused {
             return Some(self.nack(promised));
         }
-        if held.slot == slot && held.ballot >= ballot {
+        let is_repeated = held.ballot == ballot && !mutated(Mutation::EqualBallotOverwrites);
+        if held.slot == slot && (held.ballot > ballot || is_repeated) {
             if held.ballot > ballot {
                 return Some(self.nack(held.ballot));
             }

@@ -37,7 +37,6 @@ pub mod memory;
 pub mod node;
 #[cfg(feature = "alloc")]
 pub mod quorum;
-#[cfg(feature = "alloc")]
 pub mod random;
 #[cfg(feature = "alloc")]
 pub mod recover;
@@ -48,6 +47,7 @@ pub mod replica;
 pub mod responses;
 #[cfg(feature = "alloc")]
 pub mod session;
+pub mod simulation;
 #[cfg(feature = "alloc")]
 pub mod state_machine;
 pub mod sync;

@@ -5,6 +5,7 @@
 //! Implementations: [`crate::region::Region`] (core or loom atomics), [`stepping`] (a model that
 //! stops before every access), and the maps of the eBPF programs.
 
+use crate::simulation::{Fault, strikes};
 use crate::{GroupId, NodeId};
 
 /// Aligned 64-bit words in records that are reached by lookup.
@@ -101,6 +102,9 @@ impl Payload for Buffers<'_> {
 /// others kept changing it: the packet is then dropped.
 #[inline(always)]
 pub(crate) fn raise<M: Memory>(memory: &M, at: M::At, word: usize, to: u64) -> Option<u64> {
+    if strikes(Fault::RaiseContended) {
+        return None;
+    }
     let mut current = memory.fetch_add(at, word, 0);
     for _ in 0..RAISE_TRIES {
         if current >= to {
@@ -121,7 +125,7 @@ pub const RAISE_TRIES: usize = 4;
 #[inline(always)]
 pub(crate) fn lock<M: Memory>(memory: &M, at: M::At, word: usize) -> Option<u64> {
     let sequence = memory.load(at, word);
-    if sequence & 1 != 0 {
+    if sequence & 1 != 0 || strikes(Fault::RecordBusy) {
         return None;
     }
     memory

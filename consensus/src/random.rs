@@ -1,7 +1,7 @@
 //! Seeded randomness for back-off: `SplitMix64` (Steele, Lea and Flood 2014).
 
 /// A small generator; not for secrets.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Random(u64);
 
 impl Random {
