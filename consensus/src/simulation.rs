@@ -110,8 +110,8 @@ impl Faults {
         self
     }
 
-    #[cfg(feature = "simulation")]
-    fn strikes(&mut self, fault: Fault) -> bool {
+    /// Rolls the dice for `fault` once, and counts.
+    pub fn strikes(&mut self, fault: Fault) -> bool {
         let Some(random) = &mut self.random else {
             return false;
         };
@@ -166,11 +166,11 @@ pub fn mutate(mutation: Option<Mutation>) {
 }
 
 /// Has faults strike this thread from here on.
-pub fn inject(faults: Faults) {
+pub fn inject(faults: &Faults) {
     #[cfg(feature = "simulation")]
-    hooks::FAULTS.set(faults);
+    hooks::FAULTS.set(faults.clone());
     #[cfg(not(feature = "simulation"))]
-    drop(faults.random);
+    let _ = faults;
 }
 
 /// What struck this thread since [`inject`]; nothing does from here on.
@@ -237,7 +237,7 @@ mod tests {
     #[cfg(feature = "simulation")]
     #[test]
     fn faults_strike_as_often_as_they_are_told() {
-        inject(Faults::new(1).with(Fault::RecordBusy, 500));
+        inject(&Faults::new(1).with(Fault::RecordBusy, 500));
         let busy = (0..1000).filter(|_| strikes(Fault::RecordBusy)).count();
         let contended = (0..1000).filter(|_| strikes(Fault::RaiseContended)).count();
         assert!((400..600).contains(&busy) && contended == 0);
