@@ -216,6 +216,11 @@ impl Leader {
         self.from
     }
 
+    /// Whether votes are under way.
+    pub fn awaits_votes(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Whether a proposal is under way or waits.
     pub fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.ready.is_empty() && self.open.is_empty()

@@ -291,6 +291,12 @@ impl<S: StateMachine> Replica<S> {
         &self.tally
     }
 
+    /// Whether votes are under way that this node, as the leader, waits for.
+    pub fn awaits_votes(&self) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_some_and(|lead| lead.leader.awaits_votes())
+    }
+
     /// What it still has to learn.
     pub const fn catch_up(&self) -> &CatchUp {
         &self.catch_up

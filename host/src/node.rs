@@ -13,7 +13,7 @@ use consensus::replica::{Io, Replica};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
-use datapath::{Service, Stats, Transmit, clock};
+use datapath::{Awaits, Service, Stats, Transmit, clock};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -692,8 +692,14 @@ impl<S: StateMachine> Service for NodeService<S> {
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
     }
 
-    fn awaits_flush(&self) -> bool {
-        self.node.local().holds_replies()
+    fn awaits(&self) -> Awaits {
+        if self.node.local().holds_replies() {
+            Awaits::Flush
+        } else if self.node.replicas().iter().any(Replica::awaits_votes) {
+            Awaits::Answer
+        } else {
+            Awaits::Packets
+        }
     }
 
     fn observe(&mut self, stats: &Stats) {

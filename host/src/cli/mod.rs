@@ -15,9 +15,16 @@ mod shell;
 mod status;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use consensus::simulation;
 pub(crate) use failure::{Exit, Failure};
 use output::Output;
 use std::process::ExitCode;
+
+/// A binary that can be made to err says so.
+const VERSION: &str = match simulation::IS_COMPILED_IN {
+    true => concat!(env!("CARGO_PKG_VERSION"), " with the hooks of simulations"),
+    false => env!("CARGO_PKG_VERSION"),
+};
 
 /// Paxos at the wire: replicas that agree in as few instructions as possible.
 ///
@@ -26,7 +33,7 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(
     name = "nearwire",
-    version,
+    version = VERSION,
     propagate_version = true,
     max_term_width = 100,
     after_help = "Run `nearwire help COMMAND` for examples.",
