@@ -776,6 +776,31 @@ mod tests {
     }
 
     #[test]
+    fn a_decide_that_asks_for_no_lease_leaves_the_lease_alone() {
+        let mut w = world();
+        w.decide(ballot(1, 1), 1, 0, 1, Flags::LEASE);
+        w.decide(ballot(1, 1), 1, 1, 1, Flags(0));
+        let nack = w.reply(Kind::Prepare, ballot(2, 2), 0, b"");
+        assert_eq!((nack.kind, nack.flags), (Kind::Nack, Flags::LEASE));
+    }
+
+    #[test]
+    fn a_sealed_group_is_not_stepped() {
+        for kind in [Kind::Prepare, Kind::Accept, Kind::Fetch, Kind::Decide] {
+            let mut w = world();
+            let at = w.region.group(GROUP).expect("group 0");
+            let sealed = group::SEALED | 1 << 32;
+            w.region.exchange(at, group::STATE, sealed);
+            let header = Header {
+                ballot: ballot(1, 1),
+                slot: Slot(1),
+                ..Header::new(kind, GROUP, NodeId(0))
+            };
+            assert_eq!(w.send(header, &[]), Step::Dropped(Drop::Sealed), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn an_ack_is_the_answer_to_that_very_send() {
         let mut w = world();
         let header = Header {

@@ -268,3 +268,57 @@ impl Frozen for FrozenState {
         self.machine.next_chunk(out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Entry;
+    use crate::state_machine::testing::Diary;
+
+    fn value(entries: &[(EntryKind, u64, u64)]) -> Vec<u8> {
+        let mut value = Vec::new();
+        for (kind, session, sequence) in entries {
+            let entry = Entry {
+                kind: *kind,
+                session: SessionId(*session),
+                sequence: Sequence(*sequence),
+                behind: 0,
+                body: &[],
+            };
+            entry.append(&mut value);
+        }
+        value
+    }
+
+    fn apply(applied: &mut Applied<Diary>, entries: &[(EntryKind, u64, u64)]) {
+        applied.apply(Ballot(1), value(entries), |_, _| {});
+    }
+
+    #[test]
+    fn the_clock_never_falls() {
+        let mut applied = Applied::new(Diary::default());
+        apply(
+            &mut applied,
+            &[(EntryKind::Clock, 0, 9), (EntryKind::Clock, 0, 7)],
+        );
+        assert_eq!(applied.clock_ms(), 9);
+        assert_eq!(applied.machine().times_ms, [9, 9]);
+    }
+
+    #[test]
+    fn a_restored_state_refuses_what_it_had_applied() {
+        let mut applied = Applied::new(Diary::default());
+        apply(&mut applied, &[(EntryKind::Open, 5, 0)]);
+        let session = SessionId::new(Slot(1), 0).0;
+        apply(&mut applied, &[(EntryKind::Command, session, 1)]);
+        let mut bytes = Vec::new();
+        let mut frozen = applied.freeze();
+        while frozen.next_chunk(&mut bytes) {}
+        let mut restored = Applied::new(Diary::default());
+        restored.restore(&bytes).expect("whole");
+        apply(&mut restored, &[(EntryKind::Command, session, 1)]);
+        assert_eq!(restored.machine().commands, 1);
+        apply(&mut restored, &[(EntryKind::Command, session, 2)]);
+        assert_eq!(restored.machine().commands, 2);
+    }
+}

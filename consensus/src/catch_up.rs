@@ -233,3 +233,22 @@ pub enum Chunk {
     /// All of it is here.
     Complete(Vec<u8>),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_what_is_applied_is_not_taken() {
+        let piece = |slot: u64| Header {
+            slot: Slot(slot),
+            vote_ballot: Ballot(4),
+            ..Header::new(Kind::SnapshotChunk, GroupId(0), NodeId(2))
+        };
+        let mut catch_up = CatchUp::default();
+        catch_up.want(0, Slot(9), 0);
+        let mut take = |slot| catch_up.chunk(0, NodeId(1), Slot(5), &piece(slot), b"body");
+        assert!(matches!(take(5), Chunk::Wait));
+        assert!(matches!(take(6), Chunk::Complete(_)));
+    }
+}

@@ -382,14 +382,17 @@ mod tests {
     use crate::sync::AtomicU64;
     use crate::{Epoch, NodeId};
 
-    /// A journal whose queue may be full.
+    /// A journal whose queue may be full, and that flushes nothing.
+    #[derive(Default)]
     struct Queue {
         is_full: bool,
+        appended: u64,
     }
 
     impl Journal for Queue {
         fn append(&mut self, _: &[u8], _: &[u8]) -> Option<u64> {
-            (!self.is_full).then_some(1)
+            self.appended += u64::from(!self.is_full);
+            (!self.is_full).then_some(self.appended)
         }
 
         fn has_room(&self, _: usize) -> bool {
@@ -401,8 +404,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_decided_record_that_a_full_journal_refuses_is_tried_again_later() {
+    fn local(journal: Queue) -> Local<Region<Vec<AtomicU64>>, Queue> {
         let layout = Layout::new(1, 4, 64).expect("valid layout");
         let birth = Birth {
             cluster: 1,
@@ -417,15 +419,36 @@ mod tests {
             incarnation: birth.incarnation(),
             layout,
         };
-        let journal = Queue { is_full: true };
-        let mut local = Local::new(acceptor, region, journal, Durability::Sync);
+        Local::new(acceptor, region, journal, Durability::Sync)
+    }
+
+    fn request(kind: Kind) -> Header {
         let leader = NodeId(2);
-        let decide = Header {
+        Header {
             ballot: Ballot::new(1, leader),
+            slot: Slot(u64::from(kind == Kind::Accept)),
             epoch: Epoch(1),
-            ..Header::new(Kind::Decide, GroupId(0), leader)
-        };
-        local.step(0, Asker::Own, &decide, &[]);
+            ..Header::new(kind, GroupId(0), leader)
+        }
+    }
+
+    #[test]
+    fn promises_and_votes_are_journalled_and_wait_for_their_flush() {
+        let mut local = local(Queue::default());
+        for (count, kind) in [(1, Kind::Prepare), (2, Kind::Accept), (3, Kind::Accept)] {
+            assert!(local.step(0, Asker::Own, &request(kind), &[]).is_none());
+            assert_eq!(local.journal_mut().appended, count, "{kind:?}");
+        }
+        assert!(local.holds_replies() && local.released().is_none());
+    }
+
+    #[test]
+    fn a_decided_record_that_a_full_journal_refuses_is_tried_again_later() {
+        let mut local = local(Queue {
+            is_full: true,
+            ..Queue::default()
+        });
+        local.step(0, Asker::Own, &request(Kind::Decide), &[]);
         assert_eq!(local.flush_decides(1), DECIDE_PATIENCE_NS);
         let late = DECIDE_PATIENCE_NS * 3;
         assert_eq!(local.flush_decides(late), late + DECIDE_PATIENCE_NS);

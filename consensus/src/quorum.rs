@@ -175,6 +175,8 @@ impl Voters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GroupId;
+    use crate::wire::Kind;
 
     #[test]
     fn quorums_that_need_not_intersect_are_refused() {
@@ -197,6 +199,44 @@ mod tests {
         for members in 1..=MAX_MEMBERS {
             let quorums = Quorums::majority(members).expect("possible");
             assert!(quorums.phase1() + quorums.phase2() > members);
+        }
+    }
+
+    #[test]
+    fn a_reply_counts_only_from_the_life_and_epoch_of_the_membership() {
+        let member = |number: u16| Member {
+            node: NodeId(number),
+            incarnation: Incarnation(u32::from(number) * 10),
+            address: SocketAddr::from(([127, 0, 0, 1], number)),
+            priority: 0,
+        };
+        let membership = Membership {
+            epoch: Epoch(3),
+            members: [1, 2].map(member).to_vec(),
+            quorums: Quorums::majority(2).expect("possible"),
+        };
+        let reply = Header {
+            incarnation: Incarnation(20),
+            epoch: Epoch(3),
+            ..Header::new(Kind::Accepted, GroupId(0), NodeId(2))
+        };
+        assert_eq!(membership.voter(&reply), Some(1));
+        let strangers = [
+            Header {
+                incarnation: Incarnation(21),
+                ..reply
+            },
+            Header {
+                epoch: Epoch(2),
+                ..reply
+            },
+            Header {
+                sender: NodeId(1),
+                ..reply
+            },
+        ];
+        for stranger in strangers {
+            assert_eq!(membership.voter(&stranger), None, "{stranger:?}");
         }
     }
 

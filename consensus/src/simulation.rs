@@ -427,9 +427,10 @@ mod tests {
     #[cfg(feature = "simulation")]
     #[test]
     fn a_defect_is_the_threads_own() {
+        let of_process = mutation();
         mutate(Some(Mutation::PromiseNotChecked));
-        let other = std::thread::spawn(|| mutated(Mutation::PromiseNotChecked));
+        let other = std::thread::spawn(mutation);
         assert!(mutated(Mutation::PromiseNotChecked) && !mutated(Mutation::PromiseStored));
-        assert!(!other.join().expect("no panic"));
+        assert_eq!(other.join().expect("no panic"), of_process);
     }
 }
