@@ -46,7 +46,7 @@ pub struct Order<'a> {
 pub type Sending = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
 
 /// How long a leader waits, in nanoseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct LeaderTiming {
     /// Between two Decides when nothing was decided.
     pub heartbeat_ns: u64,
@@ -56,7 +56,7 @@ pub struct LeaderTiming {
     pub resend_ns: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 struct InFlight {
     value: Vec<u8>,
     voters: Voters,
@@ -66,7 +66,7 @@ struct InFlight {
     partial: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 struct Fetched {
     answered: Voters,
     ballot: Ballot,
@@ -84,7 +84,7 @@ impl Fetched {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 struct Phase1 {
     promised: Voters,
     trims: Slot,
@@ -111,7 +111,7 @@ pub enum Heard {
 }
 
 /// A ballot's leader, from its Prepare on.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Leader {
     ballot: Ballot,
     group: GroupId,
@@ -137,7 +137,7 @@ pub struct Leader {
 }
 
 /// One round that confirms that nobody else leads.
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 struct Barrier {
     number: u64,
     wanted: u64,
@@ -752,5 +752,43 @@ impl Leader {
             due = due.min(self.barrier.sent_ns + self.timing.resend_ns);
         }
         due
+    }
+}
+
+/// For checkers that tell states apart by comparing them.
+#[cfg(feature = "simulation")]
+impl Leader {
+    /// Forgets when, how often and in which order packets came and went. Whatever lacks an answer
+    /// is then sent again at the next occasion. A barrier under way is lost.
+    pub fn forget_times(&mut self) {
+        (self.nonce, self.decide_due_ns, self.resend_due_ns) = (0, 0, 0);
+        self.barrier = Barrier::default();
+        for slot in &mut self.in_flight {
+            (slot.sent_ns, slot.tries) = (0, 0);
+        }
+        if let Some(phase1) = &mut self.phase1 {
+            (phase1.sent_ns, phase1.tries) = (0, 0);
+            phase1.highs.sort_unstable();
+            for fetched in &mut phase1.fetched {
+                fetched.sent_ns = 0;
+            }
+        }
+    }
+
+    /// The member at each place `p` moves to `places[p]`.
+    pub fn move_members(&mut self, places: &[usize]) {
+        for slot in &mut self.in_flight {
+            slot.voters = slot.voters.moved(places);
+        }
+        if let Some(phase1) = &mut self.phase1 {
+            phase1.promised = phase1.promised.moved(places);
+            for (place, _) in &mut phase1.highs {
+                *place = places.get(*place).copied().unwrap_or(*place);
+            }
+            phase1.highs.sort_unstable();
+            for fetched in &mut phase1.fetched {
+                fetched.answered = fetched.answered.moved(places);
+            }
+        }
     }
 }

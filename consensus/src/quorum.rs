@@ -147,7 +147,7 @@ impl Membership {
 }
 
 /// Members that have answered, one bit each.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Voters(u32);
 
 impl Voters {
@@ -169,6 +169,18 @@ impl Voters {
     /// How many answered.
     pub fn count(self) -> usize {
         self.0.count_ones() as usize
+    }
+
+    /// The same members when the one at each place `p` has moved to `places[p]`.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn moved(self, places: &[usize]) -> Self {
+        let mut moved = Self::default();
+        for (from, to) in places.iter().enumerate() {
+            if self.has(from) {
+                moved.add(*to);
+            }
+        }
+        moved
     }
 }
 
