@@ -53,12 +53,13 @@ pub enum Conflict {
 pub struct Terms(pub u64);
 
 impl Terms {
-    /// The terms of these quorums and dimensions.
-    pub const fn new(quorums: &Quorums, layout: &Layout) -> Self {
+    /// The terms of these quorums, of so many replicated logs, and of these dimensions. A node may
+    /// have room for more groups than are replicated.
+    pub const fn new(quorums: &Quorums, groups: u16, layout: &Layout) -> Self {
         Self(
             (quorums.phase1() as u64) << 56
                 | (quorums.phase2() as u64) << 48
-                | (layout.groups() as u64) << 32
+                | (groups as u64) << 32
                 | (layout.window().trailing_zeros() as u64) << 24
                 | layout.value_bytes() as u64,
         )

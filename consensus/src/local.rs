@@ -349,6 +349,11 @@ impl<M: Memory, J: Journal> Local<M, J> {
         Some((ballot, self.scratch.get(..length)?))
     }
 
+    /// How long a lease lasts in a group, in nanoseconds.
+    pub fn lease_ns(&self, group: GroupId) -> u64 {
+        region::lease_ns(&self.memory, group)
+    }
+
     /// When `node` was last heard of as a leader, in nanoseconds.
     pub fn seen_ns(&self, node: crate::NodeId) -> u64 {
         region::seen_ns(&self.memory, node)

@@ -768,6 +768,13 @@ pub fn epoch<M: Memory>(memory: &M, group: GroupId) -> Epoch {
     Epoch((state >> 32) as u32)
 }
 
+/// How long a lease lasts in a group, in nanoseconds.
+pub fn lease_ns<M: Memory>(memory: &M, group: GroupId) -> u64 {
+    memory
+        .group(group)
+        .map_or(0, |at| memory.load(at, group::LEASE_NS))
+}
+
 /// When `node` was last heard of as a leader, in nanoseconds of the engine's monotonic clock.
 pub fn seen_ns<M: Memory>(memory: &M, node: NodeId) -> u64 {
     memory.peer(node).map_or(0, |at| memory.load(at, 0))

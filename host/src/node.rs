@@ -605,8 +605,14 @@ impl<S: StateMachine> NodeService<S> {
             "error": self.host.error,
         });
         let recoverable = replica.map_or(Slot::NONE, Replica::recoverable);
+        let layout = local.acceptor().layout;
         let mut more = vec![
             ("recoverable", recoverable.0.into()),
+            ("window_slots", layout.window().into()),
+            ("value_bytes", layout.value_bytes().into()),
+            ("lease_ns", local.lease_ns(GROUP).into()),
+            // The replicated group comes first.
+            ("conformance_groups", (layout.groups() - 1).into()),
             ("reason", reason.into()),
         ];
         if let Some((path, statistics)) = self.node.local_mut().journal_mut().report() {
