@@ -10,6 +10,7 @@ use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
 use consensus::node::{Node, NodeIo};
 use consensus::replica::{Io, Replica};
+use consensus::simulation::{Mutation, mutated};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
@@ -480,6 +481,9 @@ impl<S: StateMachine> NodeService<S> {
             let (slot, frozen) = replica.freeze();
             if slot > newest {
                 self.host.snapshots.write(slot, frozen);
+                if mutated(Mutation::CutBeforeSnapshot) {
+                    self.saved(slot);
+                }
             } else {
                 replica.snapshot_saved(newest);
             }
@@ -601,8 +605,14 @@ impl<S: StateMachine> NodeService<S> {
             "error": self.host.error,
         });
         let recoverable = replica.map_or(Slot::NONE, Replica::recoverable);
+        let layout = local.acceptor().layout;
         let mut more = vec![
             ("recoverable", recoverable.0.into()),
+            ("window_slots", layout.window().into()),
+            ("value_bytes", layout.value_bytes().into()),
+            ("lease_ns", local.lease_ns(GROUP).into()),
+            // The replicated group comes first.
+            ("conformance_groups", (layout.groups() - 1).into()),
             ("reason", reason.into()),
         ];
         if let Some((path, statistics)) = self.node.local_mut().journal_mut().report() {

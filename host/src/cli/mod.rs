@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod conform;
 mod demo;
 mod doctor;
 mod failure;
@@ -85,6 +86,7 @@ enum Command {
     Propose(propose::ProposeArgs),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Conform(conform::Args),
     #[command(subcommand)]
     Config(config::Command),
     Completions(shell::CompletionsArgs),
@@ -115,6 +117,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Propose(args) => propose::propose(&args, output),
         Command::Bench(args) => bench::main(args, output),
         Command::Doctor(args) => doctor::main(&args, output),
+        Command::Conform(args) => conform::main(&args, output),
         Command::Config(command) => config::main(&command, output),
         Command::Completions(args) => shell::completions(args.shell, Cli::command()),
         Command::Man(args) => shell::man(args.directory.as_deref(), Cli::command()),
