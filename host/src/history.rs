@@ -4,12 +4,13 @@
 //! its return at which it took effect (Herlihy and Wing 1990). Linearizability is local, so that
 //! each key is judged by itself (their theorem 1; Horn and Kroening 2015 call it P-compositionality).
 //! For a key the search is that of Wing and Gong (1993), with Lowe's memory of dead ends (2017) and
-//! two short cuts that registers permit; see [`search`].
+//! short cuts that registers permit.
 //!
 //! stateright's `LinearizabilityTester` answers the same question, but copies the rest of the
 //! history at each step, remembers no dead end and knows no bound: it is for the dozens of
 //! operations of a model, not for the 10⁵ to 10⁶ of a run.
 
+mod demand;
 mod problem;
 mod search;
 mod state;
@@ -80,8 +81,62 @@ pub struct Window {
     pub key: Vec<u8>,
     /// What the key may have held before, as earlier operations left it.
     pub before: Vec<Option<Vec<u8>>>,
+    /// Where that, and what the operations read, came from.
+    pub earlier: Vec<Operation>,
     /// The operations by invocation.
     pub operations: Vec<Operation>,
+}
+
+/// How many operations of [`Window::earlier`] are worth telling.
+const MAX_EARLIER: usize = 8;
+
+impl Window {
+    fn new(
+        key: &[u8],
+        all: &[&Operation],
+        before: Vec<Option<Vec<u8>>>,
+        operations: Vec<Operation>,
+    ) -> Self {
+        let answered = operations.iter().filter(|one| one.returned_ns.is_some());
+        let begins_ns = answered.map(|one| one.invoked_ns).min().unwrap_or(0);
+        let read = operations.iter().filter_map(|one| match &one.action {
+            Action::Read { value } => Some(value.clone()),
+            Action::Write { .. } | Action::Delete | Action::Increment { .. } => None,
+        });
+        let mut values: Vec<Option<Vec<u8>>> = before.iter().cloned().chain(read).collect();
+        values.sort_unstable();
+        values.dedup();
+        let mut earlier = Vec::new();
+        for value in &values {
+            let mut made = all.iter().rev().filter(|one| {
+                one.invoked_ns < begins_ns && one.action.leaves().as_ref() == Some(value)
+            });
+            earlier.extend(made.next().map(|one| (*one).clone()));
+        }
+        earlier.retain(|one| !operations.contains(one));
+        earlier.sort_by_key(|one| one.invoked_ns);
+        earlier.drain(..earlier.len().saturating_sub(MAX_EARLIER));
+        Self {
+            key: key.to_vec(),
+            before,
+            earlier,
+            operations,
+        }
+    }
+}
+
+impl Action {
+    /// What the key holds afterwards, where that is the same whatever it held.
+    fn leaves(&self) -> Option<Option<Vec<u8>>> {
+        match self {
+            Self::Write { value } => Some(Some(value.clone())),
+            Self::Delete => Some(None),
+            Self::Increment {
+                result: Some(number),
+            } => Some(Some(number.to_string().into_bytes())),
+            Self::Read { .. } | Self::Increment { result: None } => None,
+        }
+    }
 }
 
 /// Checks a history; the order of `operations` does not matter.
@@ -107,22 +162,19 @@ pub fn check(operations: &[Operation]) -> Result<(), Violation> {
     }
     let mut effort = search::Effort::default();
     let mut undecided = None;
-    for (key, mut operations) in by_key {
-        operations.sort_by_key(|operation| operation.invoked_ns);
-        match window::check_key(&operations, &mut effort) {
+    for (key, mut all) in by_key {
+        all.sort_by_key(|operation| operation.invoked_ns);
+        match window::check_key(&all, &mut effort) {
             Ok(()) => {}
             Err(window::Failure::Undecided) => {
                 undecided.get_or_insert(Violation::Undecided {
                     key: key.to_vec(),
-                    operations: operations.len(),
+                    operations: all.len(),
                 });
             }
             Err(window::Failure::Unordered { before, operations }) => {
-                return Err(Violation::Unordered(Window {
-                    key: key.to_vec(),
-                    before,
-                    operations,
-                }));
+                let window = Window::new(key, &all, before, operations);
+                return Err(Violation::Unordered(window));
             }
         }
     }
@@ -201,21 +253,28 @@ impl fmt::Display for Window {
             },
             before.join(" or "),
         )?;
-        let origin_ns = self
-            .operations
-            .first()
-            .map_or(0, |operation| operation.invoked_ns);
+        let all = self.earlier.iter().chain(&self.operations);
+        let origin_ns = all.map(|one| one.invoked_ns).min().unwrap_or(0);
         let since = |at_ns: u64| format!("{:.1}", (at_ns - origin_ns) as f64 / 1e3);
-        for operation in &self.operations {
-            let returned = operation
-                .returned_ns
-                .map_or_else(|| "no answer".to_owned(), since);
-            write!(
-                f,
-                "\n  {:>12} to {returned:>12}  client {:<4} {operation}",
-                since(operation.invoked_ns),
-                operation.client,
-            )?;
+        for (title, operations) in [
+            ("earlier", &self.earlier),
+            ("without an order", &self.operations),
+        ] {
+            if operations.is_empty() {
+                continue;
+            }
+            write!(f, "\n     {title}:")?;
+            for operation in operations {
+                let returned = operation
+                    .returned_ns
+                    .map_or_else(|| "no answer".to_owned(), since);
+                write!(
+                    f,
+                    "\n  {:>12} to {returned:>12}  client {:<4} {operation}",
+                    since(operation.invoked_ns),
+                    operation.client,
+                )?;
+            }
         }
         Ok(())
     }

@@ -4,15 +4,17 @@
 //! operations without an answer were used. Operations that may come next are those invoked before
 //! the first return of what is left, so that the set is named by them alone, and a position between
 //! two operations of a quiet key by nothing but the state: what follows a quiescent point is never
-//! searched twice. Three rules keep it narrow:
+//! searched twice. Four rules keep it narrow:
 //!
 //! - An operation that only looks and fits the state goes next, without an alternative: later it
 //!   could not help anything.
+//! - A value that is still needed is not given up if nothing that is left can make it again.
 //! - An operation without an answer is used directly before one that needs its effect. Taken from
 //!   any other place of an order it leaves an order, since nobody sees what it did.
 //! - A position is dead if the same one was found dead with fewer of those used (they may always be
 //!   left out).
 
+use super::demand::{Demand, Outlook};
 use super::problem::{Effect, INCREMENTS, Known, Problem};
 use super::state::{State, Step};
 use std::cmp::Reverse;
@@ -22,6 +24,9 @@ use std::collections::HashMap;
 const SHARED_EFFORT: u64 = 1 << 26;
 /// What each operation may cost in any case, so that the keys after an expensive one are judged.
 const EFFORT_PER_OPERATION: u64 = 1 << 10;
+
+/// How far is looked for who needs a value, and who makes it.
+const MAX_LOOK_AHEAD: usize = 256;
 
 /// What may still be spent. Memory is counted too: a unit is at most about 32 bytes kept.
 #[derive(Debug)]
@@ -42,10 +47,7 @@ impl Default for Effort {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     Ordered,
-    /// No order gets past the return of this operation.
-    Unordered {
-        stuck: usize,
-    },
+    Unordered,
     Undecided,
 }
 
@@ -88,14 +90,13 @@ struct Search<'a> {
     next: Vec<u32>,
     previous: Vec<u32>,
     ordered: Vec<u32>,
+    demand: Demand,
     used: Used,
     frames: Vec<Frame>,
     choices: Vec<Choice>,
     /// What may come next, and the first of it to return.
     candidates: Vec<u32>,
     first: u32,
-    /// The latest return that an order came to.
-    stuck: Option<u32>,
     /// Positions without what was used, and with what was used they were found dead.
     dead: HashMap<Box<[u32]>, Vec<Box<[UsedOf]>>>,
     key: Vec<u32>,
@@ -111,7 +112,7 @@ pub(super) fn search(problem: &Problem, effort: &mut Effort) -> Verdict {
         verdict = search.run(*state, own + effort.shared);
         match verdict {
             Verdict::Ordered | Verdict::Undecided => break,
-            Verdict::Unordered { .. } => {}
+            Verdict::Unordered => {}
         }
     }
     effort.shared -= search.spent.saturating_sub(own).min(effort.shared);
@@ -130,12 +131,12 @@ impl<'a> Search<'a> {
                 .map(|at| if at == 0 { end } else { at - 1 })
                 .collect(),
             ordered: Vec::new(),
+            demand: Demand::new(problem),
             used: Used::new(),
             frames: Vec::new(),
             choices: Vec::new(),
             candidates: Vec::new(),
             first: end,
-            stuck: None,
             dead: HashMap::new(),
             key: Vec::new(),
             spent: 0,
@@ -153,13 +154,6 @@ impl<'a> Search<'a> {
             if self.candidates.is_empty() {
                 return Verdict::Ordered;
             }
-            let first_ns = self.known(self.first).returned_ns;
-            if self
-                .stuck
-                .is_none_or(|stuck| self.known(stuck).returned_ns < first_ns)
-            {
-                self.stuck = Some(self.first);
-            }
             if self.spent > limit {
                 return Verdict::Undecided;
             }
@@ -175,15 +169,8 @@ impl<'a> Search<'a> {
             });
             match self.go_on() {
                 Some(after) => state = after,
-                None => return self.unordered(),
+                None => return Verdict::Unordered,
             }
-        }
-    }
-
-    fn unordered(&self) -> Verdict {
-        let stuck = self.stuck.expect("the search began, and did not end");
-        Verdict::Unordered {
-            stuck: stuck as usize,
         }
     }
 
@@ -229,11 +216,13 @@ impl<'a> Search<'a> {
         self.next[self.previous[at] as usize] = self.next[at];
         self.previous[self.next[at] as usize] = self.previous[at];
         self.ordered.push(operation);
+        self.demand.take(operation);
     }
 
     fn take_back(&mut self, ordered: usize) {
         while self.ordered.len() > ordered {
             let operation = self.ordered.pop().expect("more than `ordered`");
+            self.demand.put(operation);
             let at = operation as usize;
             self.next[self.previous[at] as usize] = operation;
             self.previous[self.next[at] as usize] = operation;
@@ -357,9 +346,21 @@ impl<'a> Search<'a> {
                 self.ways(state, operation, until_ns);
             }
         }
+        let mut kept = from;
+        for index in from..self.choices.len() {
+            let Choice { operation, way } = self.choices[index];
+            let through = self.state_through(state, way);
+            let after = self.known(operation).step.after(through);
+            if after == state || self.may_give_up(state, operation) {
+                self.choices.swap(kept, index);
+                kept += 1;
+            }
+        }
+        self.choices.truncate(kept);
         self.spent += (self.choices.len() - from) as u64;
-        let (problem, first) = (self.problem, self.first);
-        self.choices[from..].sort_by_key(|choice| {
+        let mut choices = self.choices.split_off(from);
+        choices.sort_by_cached_key(|choice| {
+            let problem = self.problem;
             let Known {
                 step, returned_ns, ..
             } = problem.known[choice.operation as usize];
@@ -368,13 +369,62 @@ impl<'a> Search<'a> {
                 (None, Step::Increment(_) | Step::Read(_) | Step::Refused) => 0,
                 // What the first to return is waiting for.
                 (None, Step::Set(value)) if !needed.fits(state) && needed.fits(value) => 1,
-                (Some(_), _) if choice.operation == first => 2,
+                (Some(_), _) if self.may_come(choice.operation) => 5,
+                (Some(_), _) if choice.operation == self.first => 2,
                 (None, Step::Set(_)) => 3,
                 (Some(_), _) => 4,
             };
             let increments = choice.way.map_or(0, |way| way.increments);
             Reverse((rank, returned_ns, increments))
         });
+        self.choices.append(&mut choices);
+    }
+
+    /// Whether an operation that was answered may yet make what `operation` needs.
+    fn may_come(&self, operation: u32) -> bool {
+        let Some(place) = self.demand.needed(operation) else {
+            return true;
+        };
+        let end = self.problem.known.len() as u32;
+        let until_ns = self.known(operation).returned_ns;
+        let mut at = self.next[end as usize];
+        for _ in 0..MAX_LOOK_AHEAD {
+            if at == end || self.known(at).invoked_ns > until_ns {
+                return false;
+            }
+            if self.demand.makes(at, place) {
+                return true;
+            }
+            at = self.next[at as usize];
+        }
+        false
+    }
+
+    /// Whether what needs `state` can still come by it after `operation`, as far as a look ahead
+    /// tells.
+    fn may_give_up(&mut self, state: State, operation: u32) -> bool {
+        let place = match self.demand.without(state, operation) {
+            Outlook::Fine => return true,
+            Outlook::Hopeless => return false,
+            Outlook::Open(place) => place,
+        };
+        let end = self.problem.known.len() as u32;
+        let mut needed_until_ns = u64::MAX;
+        let mut at = self.next[end as usize];
+        for _ in 0..MAX_LOOK_AHEAD {
+            self.spent += 1;
+            if at == end || self.known(at).invoked_ns > needed_until_ns {
+                return needed_until_ns == u64::MAX;
+            }
+            if self.demand.makes(at, place) {
+                return true;
+            }
+            if at != operation && self.demand.needs(at, place) {
+                needed_until_ns = needed_until_ns.min(self.known(at).returned_ns);
+            }
+            at = self.next[at as usize];
+        }
+        true
     }
 
     fn spare(&self, class: u32, until_ns: u64) -> u32 {

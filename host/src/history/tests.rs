@@ -101,6 +101,8 @@ fn a_stale_read_is_caught_with_what_shows_it() {
     let window = window(&history);
     assert_eq!(window.before, [Some(b"b".to_vec())]);
     assert_eq!(window.operations, [operation(60, 65, read("a"))]);
+    let earlier = [operation(20, 25, write("a")), operation(40, 45, write("b"))];
+    assert_eq!(window.earlier, earlier);
 }
 
 #[test]
@@ -181,11 +183,19 @@ fn keys_are_judged_apart() {
 fn a_violation_reads_as_a_story() {
     let mut history = sequence([write("a\n"), write("b"), read("a\n")]);
     history.push(operation(12, None, increment(0)));
+    for operation in &mut history {
+        operation.invoked_ns *= 1000;
+        operation.returned_ns = operation.returned_ns.map(|at_ns| at_ns * 1000);
+    }
     let text = check(&history).expect_err("a stale read").to_string();
     let expected = "\
 key \"k\": no order explains these 2 operations, if the key held \"b\" before (times in µs)
-           0.0 to    no answer  client 12   INCR
-           0.0 to          0.0  client 30   GET = \"a\\n\"";
+     earlier:
+           0.0 to          5.0  client 10   SET \"a\\n\"
+          10.0 to         15.0  client 20   SET \"b\"
+     without an order:
+           2.0 to    no answer  client 12   INCR
+          20.0 to         25.0  client 30   GET = \"a\\n\"";
     assert_eq!(text, expected);
 }
 
@@ -385,6 +395,14 @@ fn recorded(shape: Shape, seed: u64) -> Vec<Operation> {
 fn long_histories_are_accepted_in_time() {
     for (name, shape) in [
         ("many keys", SHAPE),
+        (
+            "one key",
+            Shape {
+                keys: 1,
+                clients: 8,
+                ..SHAPE
+            },
+        ),
         ("few keys", Shape { keys: 4, ..SHAPE }),
         (
             "few values",

@@ -126,23 +126,14 @@ pub(super) fn check_key(operations: &[&Operation], effort: &mut Effort) -> Resul
         .iter()
         .filter_map(|operation| Item::new(operation, &mut texts))
         .collect();
-    let stuck = match search(&problem(&[State::Absent], &items), effort) {
+    match search(&problem(&[State::Absent], &items), effort) {
         Verdict::Ordered => return Ok(()),
         Verdict::Undecided => return Err(Failure::Undecided),
-        Verdict::Unordered { stuck } => stuck,
-    };
-    let mut known = items.iter().filter_map(|item| match item.what {
-        What::Known { returned_ns, .. } => Some(returned_ns),
-        What::Unknown(_) => None,
-    });
-    let end_ns = known.nth(stuck).expect("it is one of those answered");
+        Verdict::Unordered => {}
+    }
     let window = Reduction {
         initial: vec![State::Absent],
-        items: items
-            .iter()
-            .filter(|item| item.operation.invoked_ns <= end_ns)
-            .filter_map(|item| item.until(end_ns))
-            .collect(),
+        items,
         searches: 0,
         effort: Effort {
             shared: EFFORT,
@@ -170,6 +161,7 @@ struct Reduction<'a> {
 
 impl<'a> Reduction<'a> {
     fn reduce(mut self) -> Self {
+        self.end();
         self.cut();
         self.thin(|items| {
             let looks = items
@@ -206,7 +198,39 @@ impl<'a> Reduction<'a> {
             return false;
         }
         let verdict = search(&problem(initial, items), &mut self.effort);
-        matches!(verdict, Verdict::Unordered { .. })
+        verdict == Verdict::Unordered
+    }
+
+    /// Cuts off what was invoked after the first return that no order gets past.
+    fn end(&mut self) {
+        let mut returns: Vec<u64> = self
+            .items
+            .iter()
+            .filter_map(|item| match item.what {
+                What::Known { returned_ns, .. } => Some(returned_ns),
+                What::Unknown(_) => None,
+            })
+            .collect();
+        returns.sort_unstable();
+        let initial = self.initial.clone();
+        let until = |items: &[Item<'a>], end_ns: u64| -> Vec<Item<'a>> {
+            let begun = items
+                .iter()
+                .filter(|item| item.operation.invoked_ns <= end_ns);
+            begun.filter_map(|item| item.until(end_ns)).collect()
+        };
+        // What has no order has none when more is added: the first such return can be bisected.
+        let mut left = returns.as_slice();
+        while !left.is_empty() {
+            let middle = left.len() / 2;
+            let items = until(&self.items, left[middle]);
+            if self.is_unordered(&initial, &items) {
+                self.items = items;
+                left = &left[..middle];
+            } else {
+                left = &left[middle + 1..];
+            }
+        }
     }
 
     /// Cuts off what lies before the last quiescent point that it can be cut off at.
