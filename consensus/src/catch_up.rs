@@ -2,6 +2,7 @@
 //! values, or by a snapshot. Everything is pulled, so that a slow receiver is never flooded.
 
 use crate::quorum::Membership;
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Slot};
 use alloc::collections::BTreeMap;
@@ -158,7 +159,8 @@ impl CatchUp {
         piece: &[u8],
     ) -> Chunk {
         let (slot, total, offset) = (header.slot, header.vote_ballot.0, header.watermark);
-        if slot <= applied || total > MAX_SNAPSHOT_BYTES || self.wanted <= applied {
+        let is_older = slot <= applied && !mutated(Mutation::OlderSnapshotTaken);
+        if is_older || total > MAX_SNAPSHOT_BYTES || self.wanted <= applied {
             return Chunk::Wait;
         }
         if self.pull.is_none() && offset == 0 {

@@ -7,6 +7,7 @@
 use crate::acceptor::{Acceptor, Drop, Effect, Step};
 use crate::memory::{Buffers, Memory};
 use crate::region::{self, GroupView};
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{HEADER_BYTES, Header, Kind};
 use crate::{Ballot, GroupId, Slot};
 use alloc::collections::VecDeque;
@@ -175,6 +176,8 @@ impl<M: Memory, J: Journal> Local<M, J> {
         if journals {
             let journalled = match effect {
                 Effect::None => true,
+                Effect::Promised if mutated(Mutation::PromiseNotJournalled) => true,
+                Effect::Decided if mutated(Mutation::DecideNotJournalled) => true,
                 Effect::Promised | Effect::Voted => {
                     self.append_decides() && self.append(request, value)
                 }
@@ -188,7 +191,10 @@ impl<M: Memory, J: Journal> Local<M, J> {
             }
         }
         let reply = reply?;
-        if self.durability == Durability::Sync && self.journal.flushed() < self.appended {
+        let awaits_flush = self.durability == Durability::Sync
+            && self.journal.flushed() < self.appended
+            && !mutated(Mutation::ReplyBeforeFlush);
+        if awaits_flush {
             match reply.kind {
                 // A vote that is re-answered may still be on its way to the disk, so it waits as
                 // the first answer did.

@@ -1,5 +1,6 @@
 //! Memberships and their quorums.
 
+use crate::simulation::{Mutation, mutated};
 use crate::wire::Header;
 use crate::{Epoch, Incarnation, NodeId};
 use alloc::vec::Vec;
@@ -67,7 +68,8 @@ impl Quorums {
                 return Err(QuorumError::Impossible { members, quorum });
             }
         }
-        if phase1 + phase2 <= members {
+        let is_tight = phase1 + phase2 == members && mutated(Mutation::QuorumsDisjoint);
+        if phase1 + phase2 <= members && !is_tight {
             return Err(QuorumError::Disjoint {
                 members,
                 phase1,
@@ -126,11 +128,13 @@ impl Membership {
     /// The place of the member whose reply this is: a reply counts only if its sender, the life of
     /// its memory and its epoch are those of the membership.
     pub fn voter(&self, reply: &Header) -> Option<usize> {
-        if reply.epoch != self.epoch {
+        if reply.epoch != self.epoch && !mutated(Mutation::OldEpochCounted) {
             return None;
         }
         self.members.iter().position(|member| {
-            member.node == reply.sender && member.incarnation == reply.incarnation
+            member.node == reply.sender
+                && (member.incarnation == reply.incarnation
+                    || mutated(Mutation::ForeignLifeCounted))
         })
     }
 
@@ -149,6 +153,11 @@ pub struct Voters(u32);
 impl Voters {
     /// Adds the member at `place < MAX_MEMBERS`.
     pub fn add(&mut self, place: usize) {
+        let place = if self.has(place) && mutated(Mutation::VoterCountedTwice) {
+            self.0.trailing_ones() as usize
+        } else {
+            place
+        };
         self.0 |= 1u32.checked_shl(place as u32).unwrap_or(0);
     }
 

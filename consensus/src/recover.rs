@@ -8,6 +8,7 @@ use crate::acceptor::{Acceptor, Step};
 use crate::applied::Applied;
 use crate::memory::{Buffers, Memory, raise};
 use crate::region::{Decided, group};
+use crate::simulation::{Mutation, mutated};
 use crate::state_machine::StateMachine;
 use crate::wire::{Header, Kind, Parsed, parse};
 use crate::{Ballot, Slot};
@@ -117,7 +118,8 @@ impl<S: StateMachine> Recovery<S> {
         loop {
             let slot = self.applied.slot().next();
             let is_decided = |ballot: Ballot| {
-                (decided.from..=decided.upto).contains(&slot) && ballot >= decided.ballot
+                (decided.from..=decided.upto).contains(&slot)
+                    && (ballot >= decided.ballot || mutated(Mutation::LowerVoteReplayed))
             };
             let voted = self.votes.get(&slot).map(|(ballot, _)| *ballot);
             let known = match self.learned.remove(&slot) {
@@ -144,6 +146,7 @@ impl<S: StateMachine> Recovery<S> {
         // A trim stays true whatever was promised since: a checkpoint's Decide may be of a ballot
         // below the promise.
         if header.kind == Kind::Decide
+            && !mutated(Mutation::TrimNotReplayed)
             && let Some(at) = memory.group(header.group)
         {
             let _ = raise(memory, at, group::TRIM, header.watermark);

@@ -20,6 +20,7 @@ use crate::memory::Memory;
 use crate::quorum::{Membership, Voters};
 use crate::responses::{Responses, Route};
 use crate::session::Sessions;
+use crate::simulation::{Mutation, mutated};
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Sequence, SessionId, Slot};
@@ -397,6 +398,9 @@ impl<S: StateMachine> Replica<S> {
     /// Does what is due: sends what has gathered, applies what was chosen, watches the clock.
     pub fn turn<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         self.note_journalled(turn.local);
+        if mutated(Mutation::ExpiryByLocalClock) {
+            self.applied.tick(turn.unix_ms);
+        }
         if self.lead.is_some() {
             self.drive(turn);
         }

@@ -10,6 +10,7 @@ use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
 use consensus::node::{Node, NodeIo};
 use consensus::replica::{Io, Replica};
+use consensus::simulation::{Mutation, mutated};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
@@ -480,6 +481,9 @@ impl<S: StateMachine> NodeService<S> {
             let (slot, frozen) = replica.freeze();
             if slot > newest {
                 self.host.snapshots.write(slot, frozen);
+                if mutated(Mutation::CutBeforeSnapshot) {
+                    self.saved(slot);
+                }
             } else {
                 replica.snapshot_saved(newest);
             }

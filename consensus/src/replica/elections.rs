@@ -92,7 +92,9 @@ impl<S: StateMachine> Replica<S> {
             .map_or(Ballot::NONE, |view| view.promised);
         self.election.pre_vote = None;
         let round = self.election.round.max(promised.round()) + 1;
-        if round > Ballot::MAX_ROUND || !turn.io.reserve_rounds(round) {
+        if round > Ballot::MAX_ROUND
+            || !mutated(Mutation::BallotReused) && !turn.io.reserve_rounds(round)
+        {
             return self.election.wait(turn.now_ns);
         }
         self.election.round = round;
