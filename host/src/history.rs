@@ -97,8 +97,8 @@ impl Window {
         before: Vec<Option<Vec<u8>>>,
         operations: Vec<Operation>,
     ) -> Self {
-        let answered = operations.iter().filter(|one| one.returned_ns.is_some());
-        let begins_ns = answered.map(|one| one.invoked_ns).min().unwrap_or(0);
+        let returns = operations.iter().filter_map(|one| one.returned_ns);
+        let begins_ns = returns.min().unwrap_or(0);
         let read = operations.iter().filter_map(|one| match &one.action {
             Action::Read { value } => Some(value.clone()),
             Action::Write { .. } | Action::Delete | Action::Increment { .. } => None,

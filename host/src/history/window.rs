@@ -8,6 +8,7 @@
 //! - At a quiescent point all before it is replaced by the states that its last writers may have
 //!   left.
 //! - An operation that only looks is taken away.
+//! - An increment is taken for a write of its result.
 //! - All operations that write or read one value are taken away, if no increment depends on it:
 //!   whoever follows them in an order saw nothing of them.
 
@@ -15,6 +16,7 @@ use super::problem::{Effect, Known, Problem};
 use super::search::{Effort, Verdict, search};
 use super::state::{State, Step, Texts};
 use super::{Action, Operation};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is spent on making a window small; see [`Effort`].
 const EFFORT: u64 = 1 << 25;
@@ -163,6 +165,7 @@ impl<'a> Reduction<'a> {
     fn reduce(mut self) -> Self {
         self.end();
         self.cut();
+        self.forget_increments();
         self.thin(|items| {
             let looks = items
                 .iter()
@@ -170,25 +173,29 @@ impl<'a> Reduction<'a> {
                 .filter(|(_, item)| item.only_looks());
             looks.map(|(at, _)| vec![at]).collect()
         });
-        let initial = self.initial.clone();
-        self.thin(|items| {
-            if items.iter().any(|item| item.value().is_none()) {
-                return Vec::new();
-            }
-            let mut values: Vec<State> = items.iter().filter_map(Item::value).collect();
-            values.sort_unstable();
-            values.dedup();
-            values.retain(|value| !initial.contains(value));
-            let of = |value: State| {
-                let items = items.iter().enumerate();
-                items
-                    .filter(|(_, item)| item.value() == Some(value))
-                    .map(|(at, _)| at)
-                    .collect()
-            };
-            values.into_iter().map(of).collect()
-        });
+        self.thin(by_value);
         self
+    }
+
+    /// Takes increments that were answered for writes of their results.
+    fn forget_increments(&mut self) {
+        let mut items = self.items.clone();
+        for item in &mut items {
+            if let What::Known {
+                step: Step::Increment(result),
+                returned_ns,
+            } = item.what
+            {
+                item.what = What::Known {
+                    step: Step::Set(State::Number(result)),
+                    returned_ns,
+                };
+            }
+        }
+        let initial = self.initial.clone();
+        if self.is_unordered(&initial, &items) {
+            self.items = items;
+        }
     }
 
     /// Whether these have no order either; false where that is not found out.
@@ -292,6 +299,35 @@ impl<'a> Reduction<'a> {
             size /= 2;
         }
     }
+}
+
+/// The operations that can be taken away together: those of one value.
+fn by_value(items: &[Item<'_>]) -> Vec<Vec<usize>> {
+    let depends = |item: &Item<'_>| match item.what {
+        What::Known { step, .. } => matches!(step, Step::Increment(_) | Step::Refused),
+        What::Unknown(_) => false,
+    };
+    if items.iter().any(depends) {
+        return Vec::new();
+    }
+    let is_increment = |item: &&Item<'_>| matches!(item.what, What::Unknown(Effect::Increment));
+    let increments = items.iter().filter(is_increment).count() as i64;
+    let mut parts: BTreeMap<State, Vec<usize>> = BTreeMap::new();
+    for (at, item) in items.iter().enumerate() {
+        if let Some(value) = item.value() {
+            parts.entry(value).or_default().push(at);
+        }
+    }
+    // Increments that were not answered may have made one value of another.
+    let values: BTreeSet<State> = parts.keys().copied().collect();
+    parts.retain(|value, _| {
+        value.number().is_none_or(|number| {
+            let next = State::Number(number.saturating_add(1));
+            let last = State::Number(number.saturating_add(increments));
+            increments == 0 || values.range(next..=last).next().is_none()
+        })
+    });
+    parts.into_values().collect()
 }
 
 /// The states that these may leave when all that were answered are over, unless one that was not
