@@ -8,6 +8,7 @@ pub mod data_directory;
 pub mod demo;
 pub mod engine;
 pub mod front;
+pub mod history;
 pub mod inspect;
 pub mod journal;
 pub mod kill_point;
