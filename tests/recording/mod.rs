@@ -89,6 +89,11 @@ impl Recording {
         Self { shared, clients }
     }
 
+    /// The clock of the record.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.shared.now_ns()
+    }
+
     /// How many operations were answered.
     pub(crate) fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::SeqCst)
@@ -103,6 +108,11 @@ impl Recording {
             .flat_map(|client| client.join().expect("every answer was one of those known"))
             .collect()
     }
+}
+
+/// The name of a key.
+pub(crate) fn key(number: u64) -> String {
+    format!("key:{number}")
 }
 
 /// What a client asks for, and its record.
@@ -130,7 +140,7 @@ impl Script {
 
     /// The next request, and its place in the record.
     fn ask(&mut self) -> (usize, Vec<String>) {
-        let key = format!("key:{}", self.random.below(self.keys));
+        let key = key(self.random.below(self.keys));
         self.next_value += 1000;
         let (action, command, value) = match self.random.below(100) {
             0..45 => (Action::Read { value: None }, "GET", None),
