@@ -4,6 +4,7 @@
 
 mod build_graph;
 mod command;
+mod corpus;
 mod libtest;
 mod packages;
 mod plain_build;
@@ -32,12 +33,15 @@ struct Arguments {
 enum Task {
     /// Install what is missing, then run every check and test, and say what was skipped and why.
     Test(test::Arguments),
+    /// Write the generated part of the conformance corpus.
+    Corpus(corpus::Arguments),
 }
 
 fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let result = match task {
         Task::Test(arguments) => test::run(&arguments),
+        Task::Corpus(arguments) => corpus::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

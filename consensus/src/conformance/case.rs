@@ -379,8 +379,9 @@ impl Packet {
         Some(bytes)
     }
 
-    /// The packet as an answer of `target` to `request`.
-    pub(super) fn answer(&self, target: &Target, request: &[u8]) -> Option<Vec<u8>> {
+    /// The packet as an answer of `target` to `request`. `None` if a field cannot hold its number
+    /// there.
+    pub fn answer(&self, target: &Target, request: &[u8]) -> Option<Vec<u8>> {
         let mut bytes = request.get(..HEADER_BYTES)?.to_vec();
         for (field, number) in [
             (Field::Kind, self.kind as u64),

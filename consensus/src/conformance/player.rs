@@ -7,7 +7,7 @@ use crate::acceptor::Drop;
 use crate::memory::{Memory, published};
 use crate::region::{self, entry, group};
 use crate::wire::{Flags, HEADER_BYTES, Kind, Malformed};
-use crate::{Ballot, GroupId, NodeId, Slot};
+use crate::{GroupId, NodeId, Slot};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -468,7 +468,7 @@ fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
         return Ok(found);
     };
     let view = region::view(memory, group);
-    let Some((at, view)) = memory.group(group).zip(view) else {
+    let Some(view) = view else {
         found.push(Difference::new(
             "group",
             target.group.to_string(),
@@ -526,11 +526,13 @@ fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
             same("decided UPTO", number(upto)?, view.decided.upto.0);
         }
         Fact::Lease { ballot, left } => {
-            let body = group::BODIES + published(memory.load(at, group::LOCK)) * group::BODY_WORDS;
-            let until = memory.load(at, body + group::LEASE_UNTIL);
-            let holder = Ballot(memory.load(at, body + group::LEASE_BALLOT));
-            same("LEASE_BALLOT", quantity(ballot)?, holder.0);
-            same("LEASE_UNTIL", number(left)?, until.saturating_sub(now_ns));
+            let lease = region::lease(memory, group).unwrap_or_default();
+            same("LEASE_BALLOT", quantity(ballot)?, lease.ballot.0);
+            same(
+                "LEASE_UNTIL",
+                number(left)?,
+                lease.until_ns.saturating_sub(now_ns),
+            );
         }
         Fact::Heard { node, ago } => {
             let node = NodeId(number(node)?.try_into().map_err(|_| Stop::Unsayable)?);
