@@ -27,6 +27,22 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
+impl Case {
+    /// What `target` lacks for the case to make sense there, if it lacks anything.
+    pub fn lacking(&self, target: &Target) -> Option<String> {
+        let reads = |step: &Step| match &step.action {
+            Action::Exchange(Request::Packet { packet, .. }, Answer::Packet(_)) => {
+                packet.kind == Kind::Read
+            }
+            _ => false,
+        };
+        if !target.answers_read && self.steps.iter().any(reads) {
+            return Some("it does not answer Read".into());
+        }
+        self.needs.iter().find_map(|need| need.lacking(target))
+    }
+}
+
 /// A line of a case, or two of them: a packet and its answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Step {
