@@ -154,6 +154,17 @@ fn a_running_replica_conforms_until_its_groups_are_used_up() {
 }
 
 #[test]
+fn a_device_without_read_and_leases_is_looked_at_otherwise() {
+    let single = Single::start(SETTINGS, &[]);
+    let ended = single.conform(&["--no-read", "--lease-ms", "0", "--output", "json"]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    assert!(ended.json()["passed"].as_u64() > Some(200), "{}", ended.out);
+    let single = Single::start(SETTINGS, &[("NEARWIRE_MUTATION", DEFECTS[2])]);
+    let arguments = ["--no-read", "--case", "an-equal-*", "--output", "json"];
+    assert_field_report(&single.conform(&arguments), DEFECTS[2]);
+}
+
+#[test]
 fn a_replica_with_a_key_conforms_to_whoever_has_it() {
     use std::os::unix::fs::PermissionsExt;
     let scratch = tempfile::tempdir().expect("a directory for temporary files");

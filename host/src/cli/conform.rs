@@ -111,6 +111,9 @@ struct DeviceArgs {
     /// What the target implements.
     #[arg(long, env = "NEARWIRE_PROFILE", value_enum, default_value_t = Profile::Full)]
     profile: Profile,
+    /// The target does not answer Read: look with Fetch and Prepare instead.
+    #[arg(long, env = "NEARWIRE_NO_READ")]
+    no_read: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -257,6 +260,7 @@ fn over_the_wire(args: &Args, target: &str, cases: &[&Case]) -> anyhow::Result<S
         epoch: device.epoch,
         groups: device.groups.clone(),
         is_narrow: device.profile == Profile::Hardware,
+        has_no_read: device.no_read,
     };
     let mut session = Session::open(address, asking, &claims)?;
     let found = session.target();

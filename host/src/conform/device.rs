@@ -6,7 +6,7 @@ use consensus::conformance::{Device, Field, Outcome, Target};
 use consensus::region::Region;
 use consensus::sync::AtomicU64;
 use consensus::wire::{HEADER_BYTES, Header, Kind, Parsed, parse};
-use consensus::{Epoch, GroupId, Slot};
+use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -88,15 +88,23 @@ impl Wire {
 
     /// Looks at a group; nothing if it is not there.
     pub(super) fn probe(&mut self) -> Result<Option<Probe>, ConformError> {
+        // A Fetch of a ballot that was not promised is told what was.
+        let (kind, sender) = if self.target.answers_read {
+            (Kind::Read, NodeId::NONE)
+        } else {
+            (Kind::Fetch, NodeId(1))
+        };
+        let ballot = if self.target.answers_read {
+            Ballot::NONE
+        } else {
+            Ballot::new(1, sender)
+        };
         let mut question = Header {
             slot: Slot::FIRST,
+            ballot,
             epoch: Epoch(self.target.epoch),
             nonce: self.nonce(),
-            ..Header::new(
-                Kind::Read,
-                GroupId(self.target.group),
-                consensus::NodeId::NONE,
-            )
+            ..Header::new(kind, GroupId(self.target.group), sender)
         };
         if let Some(key) = self.target.key {
             question.tag = auth::tag(key, &question, &[]);
@@ -107,7 +115,11 @@ impl Wire {
         let Parsed::Ours(header, _) = parse(&answer, MAX_DATAGRAM) else {
             return Ok(None);
         };
-        let is_blank = header.kind == Kind::Empty && header.ballot.0 == 0 && header.watermark == 0;
+        let is_blank = match header.kind {
+            Kind::Empty => header.ballot == Ballot::NONE && header.watermark == 0,
+            Kind::Nack => header.vote_ballot == Ballot::NONE,
+            _ => false,
+        };
         Ok(Some(Probe {
             node: header.sender.0,
             incarnation: header.incarnation.0,
