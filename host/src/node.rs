@@ -481,9 +481,6 @@ impl<S: StateMachine> NodeService<S> {
             let (slot, frozen) = replica.freeze();
             if slot > newest {
                 self.host.snapshots.write(slot, frozen);
-                if mutated(Mutation::CutBeforeSnapshot) {
-                    self.saved(slot);
-                }
             } else {
                 replica.snapshot_saved(newest);
             }
@@ -501,7 +498,11 @@ impl<S: StateMachine> NodeService<S> {
         let Some(view) = self.node.local().view(GROUP) else {
             return;
         };
-        let covered = before.min(view.trim.previous());
+        let covered = if mutated(Mutation::CutPastSnapshot) {
+            view.trim.previous()
+        } else {
+            before.min(view.trim.previous())
+        };
         let mut below = None;
         while let Some(mark) = self.cutting.marks.front()
             && mark.highest <= covered
