@@ -3,6 +3,7 @@
 pub mod bench_target;
 pub mod client;
 pub mod config;
+pub mod cutting;
 pub mod data_directory;
 pub mod demo;
 pub mod engine;
