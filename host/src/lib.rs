@@ -18,6 +18,7 @@ pub mod node;
 pub mod rehearsal;
 pub mod resp;
 pub mod run;
+pub mod sim;
 pub mod snapshot_file;
 pub mod snapshots;
 pub mod wal;
