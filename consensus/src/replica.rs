@@ -283,6 +283,7 @@ impl<S: StateMachine> Replica<S> {
         (node != self.config.node
             && self.config.membership.place(node).is_some()
             && view.decided.ballot >= view.promised
+            && view.decided.ballot != self.election.ceased
             && silence_ns < self.config.election.timeout_ns * 2)
             .then_some(node)
     }

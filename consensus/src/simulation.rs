@@ -197,8 +197,8 @@ mutations! {
     TrimNotReplayed = "trim-not-replayed",
     /// A replay applies a vote of a lower ballot than the decided record's.
     LowerVoteReplayed = "lower-vote-replayed",
-    /// The journal is cut when a snapshot is begun, not when it is durable.
-    CutBeforeSnapshot = "cut-before-snapshot",
+    /// The journal is cut up to the trim, whatever the snapshots on the disk cover.
+    CutPastSnapshot = "cut-past-snapshot",
     /// The journal reports records flushed before it writes them.
     FlushReportedEarly = "flush-reported-early",
     /// A flush that failed is tried again, and its success believed.

@@ -99,7 +99,8 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn report_due_ns(&self) -> u64 {
-        if self.recoverable.0 >= self.reported.0 + self.config.window / 16 {
+        // The smallest windows have no sixteenth, and without news nothing is due at once.
+        if self.recoverable.0 >= self.reported.0 + (self.config.window / 16).max(1) {
             return 0;
         }
         let heartbeat_ns = self.config.leader.heartbeat_ns;

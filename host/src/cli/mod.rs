@@ -13,6 +13,7 @@ mod propose;
 mod reply;
 mod run;
 mod shell;
+mod sim;
 mod status;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -64,6 +65,7 @@ Examples:
   nearwire put --config node1.toml greeting hi  write through the log
   nearwire get --config node1.toml greeting     read what was written
   nearwire status --config node1.toml           who leads, and how far everybody is
+  nearwire sim --seeds 1000                     a thousand clusters in virtual time
 
 Every flag can be set in the environment too: --data-directory is NEARWIRE_DATA_DIRECTORY.
 The answer goes to standard output and everything else to standard error.
@@ -85,6 +87,7 @@ enum Command {
     Put(propose::PutArgs),
     Propose(propose::ProposeArgs),
     Bench(bench::Args),
+    Sim(sim::Args),
     Doctor(doctor::Args),
     Conform(conform::Args),
     #[command(subcommand)]
@@ -116,6 +119,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => propose::put(&args, output),
         Command::Propose(args) => propose::propose(&args, output),
         Command::Bench(args) => bench::main(args, output),
+        Command::Sim(args) => sim::main(&args, output),
         Command::Doctor(args) => doctor::main(&args, output),
         Command::Conform(args) => conform::main(&args, output),
         Command::Config(command) => config::main(&command, output),

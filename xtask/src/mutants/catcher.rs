@@ -68,7 +68,7 @@ pub(super) const CATCHERS: &[Catcher] = &[
     },
     Catcher::Unit {
         package: HOST,
-        names: &["journal::", "snapshot_file::", "snapshots::"],
+        names: &["journal::", "snapshot_file::", "cutting::"],
         limit: Duration::from_secs(60),
     },
     Catcher::Test {
