@@ -10,6 +10,7 @@
 
 use crate::quorum::Quorums;
 use crate::region::Layout;
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Epoch, GroupId, Incarnation, NodeId};
 use alloc::collections::BTreeMap;
@@ -52,12 +53,13 @@ pub enum Conflict {
 pub struct Terms(pub u64);
 
 impl Terms {
-    /// The terms of these quorums and dimensions.
-    pub const fn new(quorums: &Quorums, layout: &Layout) -> Self {
+    /// The terms of these quorums, of so many replicated logs, and of these dimensions. A node may
+    /// have room for more groups than are replicated.
+    pub const fn new(quorums: &Quorums, groups: u16, layout: &Layout) -> Self {
         Self(
             (quorums.phase1() as u64) << 56
                 | (quorums.phase2() as u64) << 48
-                | (layout.groups() as u64) << 32
+                | (groups as u64) << 32
                 | (layout.window().trailing_zeros() as u64) << 24
                 | layout.value_bytes() as u64,
         )
@@ -185,7 +187,8 @@ impl Formation {
             return greeted;
         }
         let shown = header.incarnation;
-        match self.pins.get(&header.sender) {
+        let pinned = self.pins.get(&header.sender);
+        match pinned.filter(|_| !mutated(Mutation::PinReplaced)) {
             None => {
                 self.pins.insert(header.sender, shown);
                 greeted.pinned = true;

@@ -5,6 +5,7 @@
 //! and many share a slot.
 
 use crate::quorum::{Membership, Voters};
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Slot};
 use alloc::collections::VecDeque;
@@ -71,6 +72,16 @@ struct Fetched {
     ballot: Ballot,
     value: Vec<u8>,
     sent_ns: u64,
+}
+
+impl Fetched {
+    /// Whether a vote in `ballot` counts for more than what was found before.
+    fn yields_to(&self, ballot: Ballot) -> bool {
+        if mutated(Mutation::LowestVoteAdopted) && self.ballot != Ballot::NONE {
+            return ballot < self.ballot;
+        }
+        ballot > self.ballot
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
@@ -235,7 +246,7 @@ impl Leader {
 
     /// A promise from the member at `place`.
     pub fn promised(&mut self, place: usize, reply: &Header, membership: &Membership) -> Heard {
-        if reply.ballot != self.ballot {
+        if reply.ballot != self.ballot && !mutated(Mutation::OldPromiseCounted) {
             return Heard::Fine;
         }
         let first = self.next_slot();
@@ -258,7 +269,11 @@ impl Leader {
             }
             return Heard::Fine;
         }
-        phase1.highest = phase1.highest.max(reply.slot);
+        phase1.highest = if mutated(Mutation::HighestOfLastPromise) {
+            reply.slot
+        } else {
+            phase1.highest.max(reply.slot)
+        };
         self.quorum_promised(membership)
     }
 
@@ -282,10 +297,11 @@ impl Leader {
         let Some(phase1) = &mut self.phase1 else {
             return Heard::Fine;
         };
-        if phase1.promised.count() < membership.quorums.phase1() {
+        let short = usize::from(mutated(Mutation::PhaseOneShort));
+        if phase1.promised.count() + short < membership.quorums.phase1() {
             return Heard::Fine;
         }
-        if phase1.trims > first {
+        if phase1.trims > first && !mutated(Mutation::TrimNotCaughtUp) {
             return Heard::Behind(phase1.trims);
         }
         phase1.complete = true;
@@ -337,7 +353,7 @@ impl Leader {
                 phase1.sent_ns = 0;
                 return Heard::Behind(trim);
             }
-            Kind::Vote if reply.vote_ballot > fetched.ballot => {
+            Kind::Vote if fetched.yields_to(reply.vote_ballot) => {
                 fetched.ballot = reply.vote_ballot;
                 fetched.value.clear();
                 fetched.value.extend_from_slice(value);
@@ -359,14 +375,23 @@ impl Leader {
         }
         let mut slot = first;
         while let Some(fetched) = phase1.fetched.front() {
-            if fetched.answered.count() < membership.quorums.phase1() {
+            let short = usize::from(mutated(Mutation::FetchedShort));
+            if fetched.answered.count() + short < membership.quorums.phase1() {
                 break;
             }
             // Paxos made simple, phase 2: the value of the highest ballot, or anything (here: the
             // empty value) if no acceptor of the quorum voted.
-            let Some(fetched) = phase1.fetched.pop_front() else {
+            let taken = if mutated(Mutation::RecoveredValueMoved) {
+                phase1.fetched.pop_back()
+            } else {
+                phase1.fetched.pop_front()
+            };
+            let Some(fetched) = taken else {
                 break;
             };
+            if fetched.ballot == Ballot::NONE && mutated(Mutation::HoleNotFilled) {
+                continue;
+            }
             slot = slot.next();
             self.in_flight.push_back(InFlight {
                 value: fetched.value,
@@ -409,7 +434,7 @@ impl Leader {
 
     /// A vote of this ballot from the member at `place`.
     pub fn accepted(&mut self, place: usize, reply: &Header) {
-        if reply.ballot != self.ballot {
+        if reply.ballot != self.ballot && !mutated(Mutation::OldVoteCounted) {
             return;
         }
         if let Some(at) = reply.slot.0.checked_sub(self.front.0)
@@ -422,7 +447,8 @@ impl Leader {
     /// The next decided slot's value and who is known to have voted for it, in order.
     pub fn next_decided(&mut self, membership: &Membership) -> Option<(Vec<u8>, Voters)> {
         let front = self.in_flight.front()?;
-        if front.voters.count() < membership.quorums.phase2() {
+        let short = usize::from(mutated(Mutation::PhaseTwoShort));
+        if front.voters.count() + short < membership.quorums.phase2() {
             return None;
         }
         self.front = self.front.next();
@@ -468,7 +494,7 @@ impl Leader {
     /// An acknowledgement from the member at `place`.
     pub fn acknowledged(&mut self, place: usize, reply: &Header, membership: &Membership) {
         if reply.ballot != self.ballot
-            || reply.nonce != self.barrier.nonce
+            || reply.nonce != self.barrier.nonce && !mutated(Mutation::StaleAckCounted)
             || self.barrier.confirmed == self.barrier.number
         {
             return;
@@ -667,8 +693,13 @@ impl Leader {
         if !(barrier_due || announces && due) {
             return;
         }
+        let upto = if mutated(Mutation::DecidedAhead) {
+            self.next_slot().previous()
+        } else {
+            self.decided()
+        };
         let mut header = Header {
-            slot: self.decided(),
+            slot: upto,
             vote_ballot: Ballot(self.from.0),
             watermark: self.trim.0,
             ..self.header(Kind::Decide)

@@ -21,6 +21,8 @@ pub mod auth;
 pub mod catch_up;
 #[cfg(feature = "alloc")]
 pub mod client;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod conformance;
 #[cfg(feature = "alloc")]
 pub mod election;
 pub mod envelope;

@@ -168,7 +168,9 @@ pub struct Node<M, J, S> {
 }
 
 impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
-    /// A node over its region and journal, with the restored state of each group.
+    /// A node over its region and journal, with the restored state of each group that it
+    /// replicates. Further groups of the region are bare acceptors: they answer whoever asks, and
+    /// nobody here leads them or learns from them.
     ///
     /// # Errors
     /// The quorums do not fit the members, or this node's memory is not the one on record.
@@ -180,7 +182,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         durability: Durability,
         states: Vec<Applied<S>>,
     ) -> Result<Self, NodeError> {
-        let terms = Terms::new(&quorums(&config)?, &acceptor.layout);
+        let terms = Terms::new(&quorums(&config)?, states.len() as u16, &acceptor.layout);
         if config.peers.iter().all(|peer| peer.node != config.node) {
             return Err(NodeError::NotAMember { node: config.node });
         }
@@ -279,10 +281,6 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             self.refused.unformed += 1;
             return;
         }
-        let Some(replica) = self.replicas.get_mut(usize::from(header.group.0)) else {
-            self.refused.group += 1;
-            return;
-        };
         let mut io = Signing {
             io,
             key: self.config.key,
@@ -291,12 +289,19 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             header.kind,
             Kind::Prepare | Kind::Fetch | Kind::Accept | Kind::Decide | Kind::Read
         );
-        if asks_acceptor {
+        let replica = self.replicas.get_mut(usize::from(header.group.0));
+        // A group that nobody replicates here is an acceptor and nothing else.
+        let is_bare = replica.is_none() && header.group.0 < self.local.acceptor().layout.groups();
+        if asks_acceptor && (is_bare || replica.is_some()) {
             let reply = self.local.step(now_ns, Asker::Peer(from), header, value);
             if let Some((reply, value)) = reply {
                 io.send(from, &reply, value);
             }
         }
+        let Some(replica) = replica else {
+            self.refused.group += u64::from(!(is_bare && asks_acceptor));
+            return;
+        };
         let mut turn = Turn {
             now_ns,
             unix_ms,

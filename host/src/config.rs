@@ -120,12 +120,21 @@ impl Config {
         }
     }
 
-    /// The layout of a region of `groups` logs.
+    /// The layout of the region: the replicated group, then those for conformance.
     ///
     /// # Errors
-    /// None for a configuration that was loaded, and 1 to 4096 groups.
-    pub fn layout(&self, groups: u16) -> Result<Layout, LayoutError> {
-        Layout::new(groups, self.region.window_slots, self.region.value_bytes)
+    /// None for a configuration that was loaded.
+    pub fn layout(&self) -> Result<Layout, LayoutError> {
+        let Region {
+            window_slots,
+            value_bytes,
+            conformance_groups,
+        } = self.region;
+        Layout::new(
+            conformance_groups.saturating_add(1),
+            window_slots,
+            value_bytes,
+        )
     }
 
     /// The cluster's key, if there is one.
@@ -197,6 +206,8 @@ pub struct Region {
     pub window_slots: u64,
     /// Longest value in bytes, a multiple of eight.
     pub value_bytes: usize,
+    /// Groups beside the replicated one that are bare acceptors, for `nearwire conform`.
+    pub conformance_groups: u16,
 }
 
 impl Default for Region {
@@ -204,6 +215,7 @@ impl Default for Region {
         Self {
             window_slots: 4096,
             value_bytes: 1384,
+            conformance_groups: 0,
         }
     }
 }

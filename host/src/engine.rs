@@ -58,7 +58,8 @@ pub struct Software {
 }
 
 impl Software {
-    /// Makes the file and a fresh region in it. An existing file is replaced.
+    /// Makes the file and a fresh region in it, whose leases last `lease_ns`. An existing file is
+    /// replaced.
     ///
     /// # Errors
     /// The system refuses, for instance because the disk is full.
@@ -67,6 +68,7 @@ impl Software {
         layout: Layout,
         birth: Birth,
         epoch: Epoch,
+        lease_ns: u64,
     ) -> Result<Self, EngineError> {
         let refused = |doing| {
             move |source| EngineError::Io {
@@ -81,7 +83,7 @@ impl Software {
         // Every byte is allocated now: a full disk is an error here, not a SIGBUS later.
         allocate(&file, layout.bytes()).map_err(refused("allocate region"))?;
         let mapping = map(&file).map_err(refused("map region"))?;
-        let region = Region::create(mapping, layout, birth, epoch, 0).map_err(|source| {
+        let region = Region::create(mapping, layout, birth, epoch, lease_ns).map_err(|source| {
             EngineError::Open {
                 path: path.to_owned(),
                 source,

@@ -34,6 +34,9 @@ use std::time::Duration;
 const MS: u64 = 1_000_000;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
+/// How long leases last in a region that has groups for `nearwire conform`: long enough to be told from
+/// the delays of a busy machine, short enough to be waited for.
+const CONFORMANCE_LEASE_NS: u64 = 400 * MS;
 /// Submissions of the client front that may be under way or queued.
 const FRONT_CAPACITY: usize = 8192;
 
@@ -195,7 +198,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     };
     let key = config.key_file.as_deref().map(read_key).transpose()?;
     let rehearsal = Rehearsal::from_environment().map_err(Error::Rehearsal)?;
-    let layout = Layout::new(1, config.region.window_slots, config.region.value_bytes)?;
+    let layout = config.layout()?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
         node,
@@ -450,8 +453,13 @@ fn open_state(
             })?;
     }
 
+    // No leader of this version asks for a lease. Who tests the acceptor does.
+    let lease_ns = match config.region.conformance_groups {
+        0 => 0,
+        _ => CONFORMANCE_LEASE_NS,
+    };
     let path = directory.path().join("region");
-    let create = || Software::create(&path, layout, birth, FIRST_EPOCH);
+    let create = || Software::create(&path, layout, birth, FIRST_EPOCH, lease_ns);
     // Before the cluster has formed this node has never voted.
     let (region, restored) = if sync || !identity.formed {
         (create()?, 0)

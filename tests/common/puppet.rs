@@ -63,7 +63,7 @@ impl Puppet {
         let dimensions = nearwire::config::Region::default();
         let layout = Layout::new(1, dimensions.window_slots, dimensions.value_bytes);
         let quorums = Quorums::majority(members.len()).expect("three members");
-        let terms = Terms::new(&quorums, &layout.expect("the defaults"));
+        let terms = Terms::new(&quorums, 1, &layout.expect("the defaults"));
         let mut roles: Vec<(&UdpSocket, Formation)> = [&self.speaker, &self.other]
             .into_iter()
             .zip([SPEAKER, OTHER])

@@ -5,6 +5,7 @@
 mod build_graph;
 mod command;
 mod libtest;
+mod mutants;
 mod packages;
 mod plain_build;
 mod scratch;
@@ -32,12 +33,15 @@ struct Arguments {
 enum Task {
     /// Install what is missing, then run every check and test, and say what was skipped and why.
     Test(test::Arguments),
+    /// Commit each deliberate defect, and see what notices it.
+    Mutants(mutants::Arguments),
 }
 
 fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let result = match task {
         Task::Test(arguments) => test::run(&arguments),
+        Task::Mutants(arguments) => mutants::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 
 use nearwire::client::ClientError;
 use nearwire::config;
+use nearwire::conform::ConformError;
 use nearwire::data_directory::DataDirectoryError;
 use std::error::Error;
 use std::fmt;
@@ -136,6 +137,9 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(error) = error.downcast_ref::<nearwire::run::Error>() {
         return judge_run(error);
     }
+    if let Some(error) = error.downcast_ref::<ConformError>() {
+        return judge_conform(error);
+    }
     match error.downcast_ref::<datapath::Error>()? {
         // The texts of both end with what mends it.
         datapath::Error::Unsupported { .. } => Some((Exit::Unsupported, None)),
@@ -144,6 +148,17 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
         | datapath::Error::System { .. }
         | datapath::Error::Command { .. } => Some((Exit::Failed, None)),
     }
+}
+
+fn judge_conform(error: &ConformError) -> Option<(Exit, Option<String>)> {
+    if let ConformError::Datapath(error) = error {
+        return judge(error);
+    }
+    let exit = match error {
+        ConformError::Shapeless { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    Some((exit, error.remedy()))
 }
 
 /// An error of a node, by what is inside: it is transparent, so the chain does not show that.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod conform;
 mod demo;
 mod doctor;
 mod failure;
@@ -12,6 +13,7 @@ mod propose;
 mod reply;
 mod run;
 mod shell;
+mod sim;
 mod status;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -56,6 +58,7 @@ Examples:
   nearwire put --config node1.toml greeting hi  write through the log
   nearwire get --config node1.toml greeting     read what was written
   nearwire status --config node1.toml           who leads, and how far everybody is
+  nearwire sim --seeds 1000                     a thousand clusters in virtual time
 
 Every flag can be set in the environment too: --data-directory is NEARWIRE_DATA_DIRECTORY.
 The answer goes to standard output and everything else to standard error.
@@ -77,7 +80,9 @@ enum Command {
     Put(propose::PutArgs),
     Propose(propose::ProposeArgs),
     Bench(bench::Args),
+    Sim(sim::Args),
     Doctor(doctor::Args),
+    Conform(conform::Args),
     #[command(subcommand)]
     Config(config::Command),
     Completions(shell::CompletionsArgs),
@@ -107,7 +112,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => propose::put(&args, output),
         Command::Propose(args) => propose::propose(&args, output),
         Command::Bench(args) => bench::main(args, output),
+        Command::Sim(args) => sim::main(&args, output),
         Command::Doctor(args) => doctor::main(&args, output),
+        Command::Conform(args) => conform::main(&args, output),
         Command::Config(command) => config::main(&command, output),
         Command::Completions(args) => shell::completions(args.shell, Cli::command()),
         Command::Man(args) => shell::man(args.directory.as_deref(), Cli::command()),

@@ -104,6 +104,9 @@ pub enum Problem {
     /// A region that cannot be.
     #[error(transparent)]
     Region(#[from] LayoutError),
+    /// The journal is the replicated group's.
+    #[error("`conformance_groups` are not journalled: they go with durability \"volatile\" only")]
+    Journalled,
     /// A priority that the kernel does not know.
     #[error("SCHED_FIFO priority {0}, but it takes 1 to 99")]
     FifoPriority(u8),
@@ -172,6 +175,11 @@ impl Problem {
             }
             Self::MixedFamilies { .. } => "write all addresses as IPv4 or all as IPv6".into(),
             Self::Key(error) => error.remedy(),
+            Self::Journalled => {
+                "write durability = \"volatile\", or leave `conformance_groups` out: no node that \
+                 holds anything of value needs them"
+                    .into()
+            }
             Self::NoHeartbeat => "the default is heartbeat_ms = 10".into(),
             Self::Hasty { heartbeat_ms, .. } => {
                 format!(

@@ -184,12 +184,17 @@ fn check(config: &Config) -> Result<(), Found> {
         };
         return Err((vec![Step::Key(key)], error.into()));
     }
-    if let Err(error) = config.layout(1) {
+    if let Err(error) = config.layout() {
         let key = match error {
             LayoutError::Value(_) => "value_bytes",
-            LayoutError::Window(_) | LayoutError::Groups(_) => "window_slots",
+            LayoutError::Window(_) => "window_slots",
+            LayoutError::Groups(_) => "conformance_groups",
         };
         return Err((vec![Step::Key("region"), Step::Key(key)], error.into()));
+    }
+    if config.region.conformance_groups > 0 && config.durability != Durability::Volatile {
+        let way = vec![Step::Key("region"), Step::Key("conformance_groups")];
+        return Err((way, Problem::Journalled));
     }
     check_worker(&config.worker)?;
     check_timing(&config.timing)?;

@@ -1,0 +1,84 @@
+//! The corpus against the shipped step, and against deliberate defects of it.
+#![cfg(not(loom))]
+
+use nearwire_consensus::conformance::{Case, Failure, Need, Shape, Software, Verdict, corpus};
+
+fn cases() -> Vec<Case> {
+    corpus().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn verdict(case: &Case, shape: Shape) -> Verdict {
+    Software::play(case, shape).expect("a region")
+}
+
+#[test]
+fn the_shipped_step_conforms_in_every_shape() {
+    let mut failures: Vec<Failure> = Vec::new();
+    for case in &cases() {
+        let mut played = 0;
+        for shape in Shape::ALL {
+            match verdict(case, shape) {
+                Verdict::Passed => played += 1,
+                Verdict::Failed(found) => {
+                    played += 1;
+                    failures.extend(found);
+                }
+                Verdict::Skipped(_) => {}
+            }
+        }
+        let is_for_others = case.needs.contains(&Need::Narrow);
+        assert!(
+            played > 0 || is_for_others,
+            "{} is played in no shape",
+            case.name
+        );
+    }
+    for failure in &failures {
+        eprintln!(
+            "{}:{} {} step {}: {}: {} @{:?}: expected {}, got {}",
+            failure.file,
+            failure.line,
+            failure.case,
+            failure.step,
+            failure.text,
+            failure.field,
+            failure.offset,
+            failure.expected,
+            failure.got
+        );
+    }
+    assert!(failures.is_empty(), "{} fields", failures.len());
+}
+
+/// Steps a case's shapes in turn and returns the first failure.
+#[cfg(feature = "simulation")]
+fn first_failure(cases: &[Case]) -> Option<Failure> {
+    cases.iter().find_map(|case| {
+        Shape::ALL
+            .iter()
+            .find_map(|shape| match verdict(case, *shape) {
+                Verdict::Failed(failures) => failures.into_iter().next(),
+                Verdict::Passed | Verdict::Skipped(_) => None,
+            })
+    })
+}
+
+#[cfg(feature = "simulation")]
+#[test]
+fn every_defect_of_the_step_makes_a_case_fail() {
+    use nearwire_consensus::simulation::{Mutation, mutate};
+    let cases = cases();
+    for name in [
+        "promise-not-checked",
+        "equal-ballot-refused",
+        "equal-ballot-overwrites",
+        "promise-stored",
+        "overwritten-is-empty",
+    ] {
+        let mutation = Mutation::from_name(name).expect(name);
+        mutate(Some(mutation));
+        let failure = first_failure(&cases);
+        mutate(None);
+        assert!(failure.is_some(), "{name} is not found");
+    }
+}

@@ -1,0 +1,226 @@
+//! One group of a device behind a network.
+
+use super::{Asking, ConformError};
+use consensus::auth;
+use consensus::conformance::{Device, Field, Outcome, Target};
+use consensus::region::Region;
+use consensus::sync::AtomicU64;
+use consensus::wire::{HEADER_BYTES, Header, Kind, Parsed, parse};
+use consensus::{Epoch, GroupId, Slot};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Between two sendings of a request that is not answered.
+const RESEND: Duration = Duration::from_millis(100);
+/// How often a datagram is sent that must not be answered: one may get lost.
+const UNANSWERED_SENDINGS: u32 = 3;
+/// Longest datagram.
+const MAX_DATAGRAM: usize = 65_535;
+
+/// How long is waited for what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    answer: Duration,
+    silence: Duration,
+}
+
+/// What a Read in a group that may be blank tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Probe {
+    pub(super) node: u16,
+    pub(super) incarnation: u32,
+    pub(super) is_blank: bool,
+}
+
+/// One group of a device behind a network, and a socket of its own: answers that come late belong to
+/// no other case.
+pub(super) struct Wire {
+    socket: UdpSocket,
+    address: SocketAddr,
+    target: Target,
+    patience: Patience,
+    nonce: u32,
+    /// Those of all questions so far, the last one at the end.
+    asked: Vec<u64>,
+    began: Option<Instant>,
+    waited: Duration,
+    late: Duration,
+    room: Vec<u8>,
+}
+
+impl Wire {
+    pub(super) fn connect(
+        address: SocketAddr,
+        target: Target,
+        asking: Asking,
+    ) -> Result<Self, ConformError> {
+        let refused = |source| ConformError::Network {
+            doing: "open a socket to",
+            target: address,
+            source,
+        };
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(any).map_err(refused)?;
+        socket.connect(address).map_err(refused)?;
+        let random = getrandom::u32().map_err(|error| refused(std::io::Error::other(error)))?;
+        // Far from the nonces that cases name.
+        let first_nonce = random >> 2 | 0x4000_0000;
+        Ok(Self {
+            socket,
+            address,
+            target,
+            patience: Patience {
+                answer: asking.timeout,
+                silence: asking.silence,
+            },
+            nonce: first_nonce,
+            asked: Vec::new(),
+            began: None,
+            waited: Duration::ZERO,
+            late: Duration::ZERO,
+            room: vec![0; MAX_DATAGRAM],
+        })
+    }
+
+    /// Looks at a group; nothing if it is not there.
+    pub(super) fn probe(&mut self) -> Result<Option<Probe>, ConformError> {
+        let mut question = Header {
+            slot: Slot::FIRST,
+            epoch: Epoch(self.target.epoch),
+            nonce: self.nonce(),
+            ..Header::new(
+                Kind::Read,
+                GroupId(self.target.group),
+                consensus::NodeId::NONE,
+            )
+        };
+        if let Some(key) = self.target.key {
+            question.tag = auth::tag(key, &question, &[]);
+        }
+        let Outcome::Answered(answer) = self.exchange(&question.to_bytes(), true)? else {
+            return Ok(None);
+        };
+        let Parsed::Ours(header, _) = parse(&answer, MAX_DATAGRAM) else {
+            return Ok(None);
+        };
+        let is_blank = header.kind == Kind::Empty && header.ballot.0 == 0 && header.watermark == 0;
+        Ok(Some(Probe {
+            node: header.sender.0,
+            incarnation: header.incarnation.0,
+            is_blank,
+        }))
+    }
+
+    /// By how much the last answer came later than the case says, in nanoseconds.
+    pub(super) fn late_ns(&self) -> u64 {
+        u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn failed(&self, doing: &'static str) -> impl FnOnce(std::io::Error) -> ConformError + use<> {
+        let target = self.address;
+        move |source| ConformError::Network {
+            doing,
+            target,
+            source,
+        }
+    }
+
+    fn send(&self, datagram: &[u8]) -> Result<(), ConformError> {
+        match self.socket.send(datagram) {
+            // What the last datagram met is reported with this one; asking again is all there is.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+            other => other.map(drop).map_err(self.failed("send to")),
+        }
+    }
+
+    /// The next datagram that does not answer an earlier question.
+    fn receive(&mut self, until: Instant) -> Result<Option<Vec<u8>>, ConformError> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.socket
+                .set_read_timeout(Some(left))
+                .map_err(self.failed("wait for"))?;
+            match self.socket.recv(&mut self.room) {
+                Ok(length) => {
+                    let datagram = &self.room[..length];
+                    let found = Field::Nonce.get(datagram);
+                    let (last, earlier) = self.asked.split_last().unwrap_or((&0, &[]));
+                    if length < HEADER_BYTES || found == *last || !earlier.contains(&found) {
+                        return Ok(Some(datagram.to_vec()));
+                    }
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                    // Nobody listens there now; that may change until time is up.
+                    ErrorKind::ConnectionRefused => std::thread::sleep(left.min(RESEND / 10)),
+                    _ => return Err(self.failed("receive from")(error)),
+                },
+            }
+        }
+    }
+}
+
+impl Device for Wire {
+    type Error = ConformError;
+    type Memory = Region<Vec<AtomicU64>>;
+
+    fn target(&self) -> Target {
+        self.target
+    }
+
+    fn nonce(&mut self) -> u32 {
+        self.nonce += 1;
+        self.nonce
+    }
+
+    fn exchange(&mut self, datagram: &[u8], wants_answer: bool) -> Result<Outcome, ConformError> {
+        let begin = Instant::now();
+        let began = *self.began.get_or_insert(begin);
+        self.asked.push(Field::Nonce.get(datagram));
+        let (patience, between) = if wants_answer {
+            (self.patience.answer, RESEND)
+        } else {
+            let silence = self.patience.silence;
+            (silence, silence / UNANSWERED_SENDINGS)
+        };
+        let end = begin + patience;
+        let mut outcome = Outcome::Silence(None);
+        let mut next = begin;
+        while Instant::now() < end {
+            self.send(datagram)?;
+            next += between;
+            if let Some(answer) = self.receive(next.min(end))? {
+                outcome = Outcome::Answered(answer);
+                break;
+            }
+        }
+        self.late = began.elapsed().saturating_sub(self.waited);
+        Ok(outcome)
+    }
+
+    fn wait(&mut self, ns: u64) -> Result<(), ConformError> {
+        let time = Duration::from_nanos(ns);
+        self.waited += time;
+        std::thread::sleep(time);
+        Ok(())
+    }
+
+    fn lateness_ns(&self) -> u64 {
+        self.late_ns()
+    }
+
+    fn overlap(&mut self, _: &[u8], _: &[u8]) -> Result<(), ConformError> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Option<(&Self::Memory, u64)> {
+        None
+    }
+}
