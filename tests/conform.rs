@@ -3,6 +3,7 @@
 mod common;
 
 use common::{eventually, spawn};
+use consensus::simulation::Mutation;
 use nearwire::local_cluster::{LocalCluster, Options};
 use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,12 +13,25 @@ use tempfile::TempDir;
 /// Groups for the whole corpus, small ones.
 const SETTINGS: &str =
     "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n";
-/// What `--mutation` and NEARWIRE_MUTATION are called in the tests below.
-const DEFECTS: [&str; 3] = [
+/// Defects that show on the wire, of which a build may know some.
+const DEFECTS: [&str; 11] = [
     "promise-not-checked",
     "equal-ballot-refused",
     "equal-ballot-overwrites",
+    "vote-promises-nothing",
+    "highest-not-raised",
+    "kept-slot-overwritten",
+    "lease-ignored",
+    "lease-dropped",
+    "fetch-unpromised",
+    "decide-promises-nothing",
+    "trim-stored",
 ];
+
+fn defects() -> impl Iterator<Item = &'static str> {
+    let is_known = |name: &&str| Mutation::from_name(name).is_some();
+    DEFECTS.into_iter().filter(is_known)
+}
 
 struct Ended {
     code: i32,
@@ -105,7 +119,7 @@ fn the_engine_conforms_and_each_defect_of_it_is_found() {
     let report = ended.json();
     assert_eq!(report["failed"], 0);
     assert!(report["passed"].as_u64() > Some(150), "{report}");
-    for name in [&DEFECTS[..], &["promise-stored", "overwritten-is-empty"]].concat() {
+    for name in defects().chain(["promise-stored", "overwritten-is-empty"]) {
         let ended = conform(&[
             "--engine",
             "software",
@@ -184,7 +198,7 @@ fn a_replica_with_a_key_conforms_to_whoever_has_it() {
 
 #[test]
 fn a_replica_with_a_defect_is_found_field_by_field() {
-    for name in DEFECTS {
+    for name in defects() {
         let single = Single::start(SETTINGS, &[("NEARWIRE_MUTATION", name)]);
         let ended = single.conform(&["--output", "json"]);
         assert_field_report(&ended, name);
@@ -211,6 +225,35 @@ fn who_does_not_answer_is_not_called_wrong() {
     ]);
     assert_eq!(ended.code, 1, "{}", ended.err);
     assert!(ended.err.starts_with(&wanted), "{}", ended.err);
+}
+
+#[test]
+fn who_answers_with_noise_is_told_apart_from_who_is_silent() {
+    let noise = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let target = noise.local_addr().expect("its address").to_string();
+    let echo = std::thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        noise
+            .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .expect("a socket");
+        while let Ok((length, from)) = noise.recv_from(&mut bytes) {
+            // Every packet comes back as it went: its sender is 0.
+            let _ = noise.send_to(&bytes[..length], from);
+        }
+    });
+    let shape = [
+        "--groups",
+        "0-9",
+        "--window-slots",
+        "16",
+        "--value-bytes",
+        "64",
+    ];
+    let ended = conform(&[&["--target", &target], &shape[..]].concat());
+    assert_eq!(ended.code, 1);
+    let wanted = format!("error: {target} answers, but with sender 0");
+    assert!(ended.err.starts_with(&wanted), "{}", ended.err);
+    echo.join().expect("the echo ends");
 }
 
 #[test]

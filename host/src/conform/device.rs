@@ -112,8 +112,10 @@ impl Wire {
         let Outcome::Answered(answer) = self.exchange(&question.to_bytes(), true)? else {
             return Ok(None);
         };
-        let Parsed::Ours(header, _) = parse(&answer, MAX_DATAGRAM) else {
-            return Ok(None);
+        let header = match parse(&answer, MAX_DATAGRAM) {
+            Parsed::Ours(header, _) => header,
+            Parsed::NotOurs => return Err(self.unusable("without the magic")),
+            Parsed::Malformed(reason) => return Err(self.unusable(reason.name())),
         };
         let is_blank = match header.kind {
             Kind::Empty => header.ballot == Ballot::NONE && header.watermark == 0,
@@ -130,6 +132,13 @@ impl Wire {
     /// By how much the last answer came later than the case says, in nanoseconds.
     pub(super) fn late_ns(&self) -> u64 {
         u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn unusable(&self, why: &str) -> ConformError {
+        ConformError::Unusable {
+            target: self.address,
+            what: format!("what it says is no packet ({why})"),
+        }
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(std::io::Error) -> ConformError + use<> {
