@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{eventually, spawn};
+use common::{CALM, Cluster, Reply, eventually, spawn};
 use consensus::simulation::Mutation;
 use nearwire::local_cluster::{LocalCluster, Options};
 use serde_json::Value;
@@ -254,6 +254,37 @@ fn who_answers_with_noise_is_told_apart_from_who_is_silent() {
     let wanted = format!("error: {target} answers, but with sender 0");
     assert!(ended.err.starts_with(&wanted), "{}", ended.err);
     echo.join().expect("the echo ends");
+}
+
+#[test]
+fn groups_for_conformance_are_no_business_of_the_cluster() {
+    let mut cluster = Cluster::prepare(CALM);
+    cluster.edit(1, |text| {
+        format!("{text}\n[region]\nconformance_groups = 8\n")
+    });
+    cluster.start_all();
+    let leader = cluster.lead();
+    let elected = cluster.count(leader, "elected");
+    let target = cluster.replicas()[0].address.to_string();
+    let ended = conform(&[
+        "--target",
+        &target,
+        "--case",
+        "a-lease-*",
+        "--output",
+        "json",
+    ]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    assert_eq!(ended.json()["passed"], 5);
+    let mut client = cluster.connect(leader);
+    assert_eq!(
+        client.call(&["SET", "k", "v"]).expect("a reply"),
+        Reply::ok()
+    );
+    assert_eq!(
+        (cluster.lead(), cluster.count(leader, "elected")),
+        (leader, elected)
+    );
 }
 
 #[test]
