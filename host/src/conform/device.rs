@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 /// Between two sendings of a request that is not answered.
 const RESEND: Duration = Duration::from_millis(100);
-/// How often a datagram is sent that must not be answered: one may get lost.
-const UNANSWERED_SENDINGS: u32 = 3;
+/// How often a datagram is sent that must not be answered: nothing tells whether it has arrived, and
+/// what comes later may depend on it.
+const UNANSWERED_SENDINGS: u32 = 8;
 /// Longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
