@@ -32,6 +32,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("read.txt", include_str!("../corpus/read.txt")),
     ("malformed.txt", include_str!("../corpus/malformed.txt")),
     ("memory.txt", include_str!("../corpus/memory.txt")),
+    ("generated.txt", include_str!("../corpus/generated.txt")),
 ];
 
 /// Every case of the corpus, in the order of the files.

@@ -768,6 +768,27 @@ pub fn epoch<M: Memory>(memory: &M, group: GroupId) -> Epoch {
     Epoch((state >> 32) as u32)
 }
 
+/// Who holds a group's lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lease {
+    /// The ballot that it was granted to.
+    pub ballot: Ballot,
+    /// When it ends, in nanoseconds of the engine's monotonic clock; 0 if it was given back.
+    pub until_ns: u64,
+}
+
+/// Reads who holds a group's lease, without the group's lock; as [`view`] does.
+pub fn lease<M: Memory>(memory: &M, group: GroupId) -> Option<Lease> {
+    let at = memory.group(group)?;
+    let sequence = memory.load(at, group::LOCK);
+    let body = group::BODIES + published(sequence) * group::BODY_WORDS;
+    let lease = Lease {
+        ballot: Ballot(memory.load(at, body + group::LEASE_BALLOT)),
+        until_ns: memory.load(at, body + group::LEASE_UNTIL),
+    };
+    (memory.load(at, group::LOCK) & !1 == sequence & !1).then_some(lease)
+}
+
 /// How long a lease lasts in a group, in nanoseconds.
 pub fn lease_ns<M: Memory>(memory: &M, group: GroupId) -> u64 {
     memory

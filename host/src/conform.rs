@@ -35,6 +35,14 @@ pub enum ConformError {
         /// What was tried.
         why: String,
     },
+    /// What comes back is no packet, or nobody's.
+    #[error("{target} answers, but {what}")]
+    Unusable {
+        /// Where.
+        target: SocketAddr,
+        /// What is wrong with the answer.
+        what: String,
+    },
     /// It is a node, but its cluster has not formed.
     #[error("the node at {target} does not vote yet: its cluster has not formed")]
     Unformed {
@@ -92,6 +100,9 @@ impl ConformError {
                  --groups"
                     .into()
             }
+            Self::Unusable { .. } => {
+                "see docs/protocol.md, \"Header\", for what every answer carries".into()
+            }
             Self::Unformed { .. } => {
                 "start the other members: a cluster forms when all of them have met".into()
             }
@@ -126,6 +137,8 @@ pub struct Claims {
     pub groups: Option<RangeInclusive<u16>>,
     /// It implements the hardware profile.
     pub is_narrow: bool,
+    /// It does not answer Read.
+    pub has_no_read: bool,
 }
 
 /// How a target is asked.
@@ -168,7 +181,7 @@ impl Session {
             return Err(ConformError::Unreachable {
                 target: address,
                 why: format!(
-                    "a Read in group {} was sent again and again for {} ms",
+                    "a look at group {} was sent again and again for {} ms",
                     described.groups.start(),
                     asking.timeout.as_millis()
                 ),
@@ -176,6 +189,17 @@ impl Session {
         }
         found.extend(probe(address, asking, described.target, rest)?);
         let (_, first) = found[0];
+        if first.node == 0 || first.incarnation == 0 {
+            let field = if first.node == 0 {
+                "sender"
+            } else {
+                "incarnation"
+            };
+            return Err(ConformError::Unusable {
+                target: address,
+                what: format!("with {field} 0: an answer says whose it is"),
+            });
+        }
         let target = Target {
             node: first.node,
             incarnation: first.incarnation,
@@ -201,13 +225,8 @@ impl Session {
     /// # Errors
     /// There are not enough blank groups, or the network went away.
     pub fn play(&mut self, cases: &[&Case]) -> Result<Vec<Verdict>, ConformError> {
-        let fits = |case: &&Case| {
-            !case
-                .needs
-                .iter()
-                .any(|need| need.lacking(&self.target).is_some())
-        };
-        let wanted = cases.iter().filter(|case| fits(case)).count();
+        let fits = |case: &&&Case| case.lacking(&self.target).is_none();
+        let wanted = cases.iter().filter(fits).count();
         if self.blank.len() < wanted {
             return Err(ConformError::UsedUp {
                 target: self.address,
@@ -236,11 +255,7 @@ impl Session {
     }
 
     fn play_one(&self, case: &Case, blank: &Mutex<VecDeque<u16>>) -> Result<Verdict, ConformError> {
-        if let Some(lack) = case
-            .needs
-            .iter()
-            .find_map(|need| need.lacking(&self.target))
-        {
+        if let Some(lack) = case.lacking(&self.target) {
             return Ok(Verdict::Skipped(lack));
         }
         let mut late_ns = 0;
@@ -327,7 +342,7 @@ fn describe(
             return Err(ConformError::Unreachable {
                 target: address,
                 why: format!(
-                    "Inspect and Read were sent again and again for {} ms",
+                    "Inspect and a look at group {group} were sent again and again for {} ms",
                     (wait + asking.timeout).as_millis()
                 ),
             });
@@ -365,6 +380,7 @@ fn blank_target(group: u16, claims: &Claims, asking: Asking) -> Target {
         value_bytes: 0,
         lease_ns: 0,
         is_narrow: claims.is_narrow,
+        answers_read: !claims.has_no_read,
         sets_clock: false,
         shows_memory: false,
         key: asking.key,

@@ -4,6 +4,7 @@
 
 mod build_graph;
 mod command;
+mod corpus;
 mod libtest;
 mod mutants;
 mod packages;
@@ -35,6 +36,8 @@ enum Task {
     Test(test::Arguments),
     /// Commit each deliberate defect, and see what notices it.
     Mutants(mutants::Arguments),
+    /// Write the generated part of the conformance corpus.
+    Corpus(corpus::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match task {
         Task::Test(arguments) => test::run(&arguments),
         Task::Mutants(arguments) => mutants::run(&arguments),
+        Task::Corpus(arguments) => corpus::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

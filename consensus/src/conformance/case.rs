@@ -27,6 +27,22 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
+impl Case {
+    /// What `target` lacks for the case to make sense there, if it lacks anything.
+    pub fn lacking(&self, target: &Target) -> Option<String> {
+        let reads = |step: &Step| match &step.action {
+            Action::Exchange(Request::Packet { packet, .. }, Answer::Packet(_)) => {
+                packet.kind == Kind::Read
+            }
+            _ => false,
+        };
+        if !target.answers_read && self.steps.iter().any(reads) {
+            return Some("it does not answer Read".into());
+        }
+        self.needs.iter().find_map(|need| need.lacking(target))
+    }
+}
+
 /// A line of a case, or two of them: a packet and its answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Step {
@@ -379,8 +395,9 @@ impl Packet {
         Some(bytes)
     }
 
-    /// The packet as an answer of `target` to `request`.
-    pub(super) fn answer(&self, target: &Target, request: &[u8]) -> Option<Vec<u8>> {
+    /// The packet as an answer of `target` to `request`. `None` if a field cannot hold its number
+    /// there.
+    pub fn answer(&self, target: &Target, request: &[u8]) -> Option<Vec<u8>> {
         let mut bytes = request.get(..HEADER_BYTES)?.to_vec();
         for (field, number) in [
             (Field::Kind, self.kind as u64),

@@ -25,6 +25,8 @@ pub struct Target {
     pub lease_ns: u64,
     /// Ballots and slots have 32 bits: the hardware profile.
     pub is_narrow: bool,
+    /// It answers Read; the hardware profile leaves that open.
+    pub answers_read: bool,
     /// Its clock stands still but for the waits of a case.
     pub sets_clock: bool,
     /// Its memory can be seen and written.
@@ -269,6 +271,7 @@ mod tests {
             value_bytes: 64,
             lease_ns: 1000,
             is_narrow: false,
+            answers_read: true,
             sets_clock: true,
             shows_memory: true,
             key: None,

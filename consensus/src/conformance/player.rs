@@ -7,7 +7,7 @@ use crate::acceptor::Drop;
 use crate::memory::{Memory, published};
 use crate::region::{self, entry, group};
 use crate::wire::{Flags, HEADER_BYTES, Kind, Malformed};
-use crate::{Ballot, GroupId, NodeId, Slot};
+use crate::{GroupId, NodeId, Slot};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -143,7 +143,7 @@ type Found<E> = Result<Vec<Difference>, Stop<E>>;
 /// The device could not be asked.
 pub fn play<D: Device>(case: &Case, device: &mut D) -> Result<Verdict, D::Error> {
     let target = device.target();
-    if let Some(lack) = case.needs.iter().find_map(|need| need.lacking(&target)) {
+    if let Some(lack) = case.lacking(&target) {
         return Ok(Verdict::Skipped(lack));
     }
     for (index, step) in case.steps.iter().enumerate() {
@@ -399,20 +399,21 @@ fn set<D: Device>(
     set().ok_or(Stop::Unsayable)
 }
 
-fn read(slot: u64) -> Packet {
-    with(Packet::new(Kind::Read), Field::Slot, slot)
-}
-
 fn with(mut packet: Packet, field: Field, number: u64) -> Packet {
     let number = Quantity::Number(Expression::number(number));
     packet.fields.push((field, Setting::Number(number)));
     packet
 }
 
-/// Asks with Read and compares; fields in `except` may be anything.
-fn ask<D: Device>(device: &mut D, slot: u64, answer: Packet, except: &[Field]) -> Found<D::Error> {
+/// Sends a packet and compares the answer; fields in `except` may be anything.
+fn ask<D: Device>(
+    device: &mut D,
+    question: Packet,
+    answer: Packet,
+    except: &[Field],
+) -> Found<D::Error> {
     let request = Request::Packet {
-        packet: read(slot),
+        packet: question,
         cut: None,
         more: Vec::new(),
     };
@@ -426,6 +427,90 @@ fn ask<D: Device>(device: &mut D, slot: u64, answer: Packet, except: &[Field]) -
 /// What Read says of a group beside what was asked for.
 const AROUND: &[Field] = &[Field::Ballot, Field::Watermark];
 
+fn packet(kind: Kind, fields: &[(Field, u64)]) -> Packet {
+    let packet = Packet::new(kind);
+    fields.iter().fold(packet, |packet, (field, number)| {
+        with(packet, *field, *number)
+    })
+}
+
+/// What a device has promised that does not answer Read: a Fetch of another ballot is told.
+fn promised<D: Device>(device: &mut D) -> Result<u64, Stop<D::Error>> {
+    let target = device.target();
+    let highest = Quantity::parse("MAX_ROUND.MAX_NODE").ok();
+    let highest = highest.and_then(|ballot| ballot.value(&target));
+    let highest = highest.ok_or(Stop::Unsayable)?;
+    let question = packet(Kind::Fetch, &[(Field::Ballot, highest)]);
+    let request = Request::Packet {
+        packet: question,
+        cut: None,
+        more: Vec::new(),
+    };
+    let nonce = device.nonce();
+    let bytes = request.bytes(&target, nonce).ok_or(Stop::Unsayable)?;
+    Ok(match device.exchange(&bytes, true).map_err(Stop::Error)? {
+        Outcome::Answered(answer) if Field::Kind.get(&answer) == Kind::Nack as u64 => {
+            Field::VoteBallot.get(&answer)
+        }
+        Outcome::Answered(_) | Outcome::Silence(_) => highest,
+    })
+}
+
+/// Looks at a slot: with Read, or with Fetch in the ballot promised.
+fn look<D: Device>(device: &mut D, slot: u64, answer: Packet) -> Found<D::Error> {
+    if device.target().answers_read {
+        let question = packet(Kind::Read, &[(Field::Slot, slot)]);
+        return ask(device, question, answer, AROUND);
+    }
+    let ballot = promised(device)?;
+    if ballot == 0 {
+        // Nothing was ever voted, so there is nothing to see.
+        return Ok(Vec::new());
+    }
+    let question = packet(Kind::Fetch, &[(Field::Ballot, ballot), (Field::Slot, slot)]);
+    ask(device, question, answer, AROUND)
+}
+
+/// Looks at a group.
+fn look_around<D: Device>(
+    device: &mut D,
+    promised: u64,
+    highest: u64,
+    trim: u64,
+) -> Found<D::Error> {
+    let (below, above) = (0, highest.max(trim) + 1);
+    if device.target().answers_read {
+        // Slot 0 lies below every trim, and no entry holds a slot above the highest.
+        let fields = [(Field::Ballot, promised), (Field::Watermark, trim)];
+        let question = packet(Kind::Read, &[(Field::Slot, below)]);
+        let mut found = ask(device, question, packet(Kind::Outside, &fields), &[])?;
+        let fields = [(Field::Ballot, promised), (Field::Watermark, highest)];
+        let question = packet(Kind::Read, &[(Field::Slot, above)]);
+        found.extend(ask(device, question, packet(Kind::Empty, &fields), &[])?);
+        return Ok(found);
+    }
+    let other = if promised >> 16 == 1 {
+        2 << 16 | 1
+    } else {
+        1 << 16 | 1
+    };
+    let question = packet(Kind::Fetch, &[(Field::Ballot, other)]);
+    let answer = packet(Kind::Nack, &[(Field::VoteBallot, promised)]);
+    let mut found = ask(device, question, answer, &[])?;
+    if promised != 0 {
+        // Asking again for what was promised changes nothing. Another's lease would refuse it.
+        let question = packet(Kind::Prepare, &[(Field::Ballot, promised)]);
+        let answer = packet(
+            Kind::Promise,
+            &[(Field::Slot, highest), (Field::Watermark, trim)],
+        );
+        if device.target().lease_ns == 0 {
+            found.extend(ask(device, question, answer, &[])?);
+        }
+    }
+    Ok(found)
+}
+
 fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
     let target = device.target();
     let number = |number: &Expression| number.value(&target).ok_or(Stop::Unsayable);
@@ -436,39 +521,25 @@ fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
             promised,
             highest,
             trim,
-        } => {
-            let (promised, highest, trim) = (quantity(promised)?, number(highest)?, number(trim)?);
-            // Slot 0 lies below every trim.
-            let answer = with(Packet::new(Kind::Outside), Field::Ballot, promised);
-            let mut found = ask(device, 0, with(answer, Field::Watermark, trim), &[])?;
-            // No entry holds a slot above the highest.
-            let answer = with(Packet::new(Kind::Empty), Field::Ballot, promised);
-            let answer = with(answer, Field::Watermark, highest);
-            found.extend(ask(device, highest.max(trim) + 1, answer, &[])?);
-            found
-        }
+        } => look_around(device, quantity(promised)?, number(highest)?, number(trim)?)?,
         Fact::Vote {
             slot,
             ballot,
             value,
         } => {
-            let mut answer = with(
-                Packet::new(Kind::Vote),
-                Field::VoteBallot,
-                quantity(ballot)?,
-            );
+            let mut answer = packet(Kind::Vote, &[(Field::VoteBallot, quantity(ballot)?)]);
             answer.value = value.clone();
-            ask(device, number(slot)?, answer, AROUND)?
+            look(device, number(slot)?, answer)?
         }
-        Fact::Empty(slot) => ask(device, number(slot)?, Packet::new(Kind::Empty), AROUND)?,
-        Fact::Outside(slot) => ask(device, number(slot)?, Packet::new(Kind::Outside), AROUND)?,
+        Fact::Empty(slot) => look(device, number(slot)?, Packet::new(Kind::Empty))?,
+        Fact::Outside(slot) => look(device, number(slot)?, Packet::new(Kind::Outside))?,
         Fact::Decided { .. } | Fact::Lease { .. } | Fact::Heard { .. } => Vec::new(),
     };
     let Some((memory, now_ns)) = device.memory() else {
         return Ok(found);
     };
     let view = region::view(memory, group);
-    let Some((at, view)) = memory.group(group).zip(view) else {
+    let Some(view) = view else {
         found.push(Difference::new(
             "group",
             target.group.to_string(),
@@ -526,11 +597,13 @@ fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
             same("decided UPTO", number(upto)?, view.decided.upto.0);
         }
         Fact::Lease { ballot, left } => {
-            let body = group::BODIES + published(memory.load(at, group::LOCK)) * group::BODY_WORDS;
-            let until = memory.load(at, body + group::LEASE_UNTIL);
-            let holder = Ballot(memory.load(at, body + group::LEASE_BALLOT));
-            same("LEASE_BALLOT", quantity(ballot)?, holder.0);
-            same("LEASE_UNTIL", number(left)?, until.saturating_sub(now_ns));
+            let lease = region::lease(memory, group).unwrap_or_default();
+            same("LEASE_BALLOT", quantity(ballot)?, lease.ballot.0);
+            same(
+                "LEASE_UNTIL",
+                number(left)?,
+                lease.until_ns.saturating_sub(now_ns),
+            );
         }
         Fact::Heard { node, ago } => {
             let node = NodeId(number(node)?.try_into().map_err(|_| Stop::Unsayable)?);

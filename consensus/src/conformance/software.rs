@@ -230,6 +230,7 @@ impl Software {
                 value_bytes: shape.value_bytes,
                 lease_ns: shape.lease_ns,
                 is_narrow: false,
+                answers_read: true,
                 sets_clock: true,
                 shows_memory: true,
                 key: shape.key,

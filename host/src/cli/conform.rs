@@ -99,7 +99,7 @@ struct DeviceArgs {
         long,
         env = "NEARWIRE_VALUE_BYTES",
         value_name = "N",
-        value_parser = clap::value_parser!(u16).range(8..=32_768)
+        value_parser = clap::value_parser!(u16).range(64..=32_768)
     )]
     value_bytes: Option<u16>,
     /// How long the target's leases last, in milliseconds; 0 if it grants none.
@@ -111,6 +111,9 @@ struct DeviceArgs {
     /// What the target implements.
     #[arg(long, env = "NEARWIRE_PROFILE", value_enum, default_value_t = Profile::Full)]
     profile: Profile,
+    /// The target does not answer Read: look with Fetch and Prepare instead.
+    #[arg(long, env = "NEARWIRE_NO_READ")]
+    no_read: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -257,6 +260,7 @@ fn over_the_wire(args: &Args, target: &str, cases: &[&Case]) -> anyhow::Result<S
         epoch: device.epoch,
         groups: device.groups.clone(),
         is_narrow: device.profile == Profile::Hardware,
+        has_no_read: device.no_read,
     };
     let mut session = Session::open(address, asking, &claims)?;
     let found = session.target();

@@ -6,15 +6,16 @@ use consensus::conformance::{Device, Field, Outcome, Target};
 use consensus::region::Region;
 use consensus::sync::AtomicU64;
 use consensus::wire::{HEADER_BYTES, Header, Kind, Parsed, parse};
-use consensus::{Epoch, GroupId, Slot};
+use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// Between two sendings of a request that is not answered.
 const RESEND: Duration = Duration::from_millis(100);
-/// How often a datagram is sent that must not be answered: one may get lost.
-const UNANSWERED_SENDINGS: u32 = 3;
+/// How often a datagram is sent that must not be answered: nothing tells whether it has arrived, and
+/// what comes later may depend on it.
+const UNANSWERED_SENDINGS: u32 = 8;
 /// Longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -88,15 +89,23 @@ impl Wire {
 
     /// Looks at a group; nothing if it is not there.
     pub(super) fn probe(&mut self) -> Result<Option<Probe>, ConformError> {
+        // A Fetch of a ballot that was not promised is told what was.
+        let (kind, sender) = if self.target.answers_read {
+            (Kind::Read, NodeId::NONE)
+        } else {
+            (Kind::Fetch, NodeId(1))
+        };
+        let ballot = if self.target.answers_read {
+            Ballot::NONE
+        } else {
+            Ballot::new(1, sender)
+        };
         let mut question = Header {
             slot: Slot::FIRST,
+            ballot,
             epoch: Epoch(self.target.epoch),
             nonce: self.nonce(),
-            ..Header::new(
-                Kind::Read,
-                GroupId(self.target.group),
-                consensus::NodeId::NONE,
-            )
+            ..Header::new(kind, GroupId(self.target.group), sender)
         };
         if let Some(key) = self.target.key {
             question.tag = auth::tag(key, &question, &[]);
@@ -104,10 +113,16 @@ impl Wire {
         let Outcome::Answered(answer) = self.exchange(&question.to_bytes(), true)? else {
             return Ok(None);
         };
-        let Parsed::Ours(header, _) = parse(&answer, MAX_DATAGRAM) else {
-            return Ok(None);
+        let header = match parse(&answer, MAX_DATAGRAM) {
+            Parsed::Ours(header, _) => header,
+            Parsed::NotOurs => return Err(self.unusable("without the magic")),
+            Parsed::Malformed(reason) => return Err(self.unusable(reason.name())),
         };
-        let is_blank = header.kind == Kind::Empty && header.ballot.0 == 0 && header.watermark == 0;
+        let is_blank = match header.kind {
+            Kind::Empty => header.ballot == Ballot::NONE && header.watermark == 0,
+            Kind::Nack => header.vote_ballot == Ballot::NONE,
+            _ => false,
+        };
         Ok(Some(Probe {
             node: header.sender.0,
             incarnation: header.incarnation.0,
@@ -118,6 +133,13 @@ impl Wire {
     /// By how much the last answer came later than the case says, in nanoseconds.
     pub(super) fn late_ns(&self) -> u64 {
         u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn unusable(&self, why: &str) -> ConformError {
+        ConformError::Unusable {
+            target: self.address,
+            what: format!("what it says is no packet ({why})"),
+        }
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(std::io::Error) -> ConformError + use<> {
