@@ -101,7 +101,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         tries_all: arguments.all,
         interrupted: &interrupted,
     };
-    trial.without_defect(jobs)?;
     let rows = trial.of(&chosen, jobs)?;
     println!(
         "{}",
@@ -111,6 +110,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             Output::Markdown => table::markdown(&rows),
         }
     );
+    eprintln!("without any defect");
+    trial.without_defect(jobs)?;
     Ok(rows.iter().all(Row::is_caught))
 }
 

@@ -266,6 +266,8 @@ impl Kit {
                 None => Ok(None),
             },
             Catcher::Simulator { batches } => match self.program_with("sim") {
+                // Clean runs of many seeds are the simulator's own business.
+                Some(program) if mutation.is_none() => ask.simulator(program, &batches[..1]),
                 Some(program) => ask.simulator(program, batches),
                 None => Ok(None),
             },
