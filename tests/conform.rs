@@ -2,22 +2,41 @@
 
 mod common;
 
-use common::{eventually, spawn};
+use common::{CALM, Cluster, Reply, eventually, spawn};
+use consensus::simulation::Mutation;
 use nearwire::local_cluster::{LocalCluster, Options};
 use serde_json::Value;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Groups for the whole corpus, small ones.
 const SETTINGS: &str =
     "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n";
-/// What `--mutation` and NEARWIRE_MUTATION are called in the tests below.
-const DEFECTS: [&str; 3] = [
+/// Defects that show on the wire, of which a build may know some.
+const DEFECTS: [&str; 11] = [
     "promise-not-checked",
     "equal-ballot-refused",
     "equal-ballot-overwrites",
+    "vote-promises-nothing",
+    "highest-not-raised",
+    "kept-slot-overwritten",
+    "lease-ignored",
+    "lease-dropped",
+    "fetch-unpromised",
+    "decide-promises-nothing",
+    "trim-stored",
 ];
+
+fn defects() -> impl Iterator<Item = &'static str> {
+    let is_known = |name: &&str| Mutation::from_name(name).is_some();
+    DEFECTS.into_iter().filter(is_known)
+}
 
 struct Ended {
     code: i32,
@@ -105,7 +124,7 @@ fn the_engine_conforms_and_each_defect_of_it_is_found() {
     let report = ended.json();
     assert_eq!(report["failed"], 0);
     assert!(report["passed"].as_u64() > Some(150), "{report}");
-    for name in [&DEFECTS[..], &["promise-stored", "overwritten-is-empty"]].concat() {
+    for name in defects().chain(["promise-stored", "overwritten-is-empty"]) {
         let ended = conform(&[
             "--engine",
             "software",
@@ -184,7 +203,7 @@ fn a_replica_with_a_key_conforms_to_whoever_has_it() {
 
 #[test]
 fn a_replica_with_a_defect_is_found_field_by_field() {
-    for name in DEFECTS {
+    for name in defects() {
         let single = Single::start(SETTINGS, &[("NEARWIRE_MUTATION", name)]);
         let ended = single.conform(&["--output", "json"]);
         assert_field_report(&ended, name);
@@ -193,7 +212,7 @@ fn a_replica_with_a_defect_is_found_field_by_field() {
 
 #[test]
 fn who_does_not_answer_is_not_called_wrong() {
-    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let nobody = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let target = nobody.local_addr().expect("its address").to_string();
     let ended = conform(&["--target", &target, "--timeout-ms", "200"]);
     assert_eq!((ended.code, ended.out.as_str()), (1, ""));
@@ -211,6 +230,120 @@ fn who_does_not_answer_is_not_called_wrong() {
     ]);
     assert_eq!(ended.code, 1, "{}", ended.err);
     assert!(ended.err.starts_with(&wanted), "{}", ended.err);
+}
+
+#[test]
+fn who_answers_with_noise_is_told_apart_from_who_is_silent() {
+    let noise = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let target = noise.local_addr().expect("its address").to_string();
+    let echo = std::thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        noise
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("a socket");
+        while let Ok((length, from)) = noise.recv_from(&mut bytes) {
+            // Every packet comes back as it went: its sender is 0.
+            let _ = noise.send_to(&bytes[..length], from);
+        }
+    });
+    let shape = [
+        "--groups",
+        "0-9",
+        "--window-slots",
+        "16",
+        "--value-bytes",
+        "64",
+    ];
+    let ended = conform(&[&["--target", &target], &shape[..]].concat());
+    assert_eq!(ended.code, 1);
+    let wanted = format!("error: {target} answers, but with sender 0");
+    assert!(ended.err.starts_with(&wanted), "{}", ended.err);
+    echo.join().expect("the echo ends");
+}
+
+/// Carries datagrams to `target` and back until `stop`; loses some and repeats others.
+fn lossy(target: SocketAddr, stop: Arc<AtomicBool>) -> (SocketAddr, JoinHandle<()>) {
+    let front = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    front.set_nonblocking(true).expect("a socket");
+    let address = front.local_addr().expect("its address");
+    let thread = std::thread::spawn(move || {
+        let mut backs: HashMap<SocketAddr, UdpSocket> = HashMap::new();
+        let (mut bytes, mut carried) = (vec![0; 65_536], 0u32);
+        let mut copies = || {
+            carried += 1;
+            match carried % 13 {
+                0 | 6 => 0,
+                3 => 2,
+                _ => 1,
+            }
+        };
+        while !stop.load(Ordering::Relaxed) {
+            while let Ok((length, from)) = front.recv_from(&mut bytes) {
+                let back = backs.entry(from).or_insert_with(|| {
+                    let back = UdpSocket::bind("127.0.0.1:0").expect("a port");
+                    back.set_nonblocking(true).expect("a socket");
+                    back.connect(target).expect("loopback");
+                    back
+                });
+                for _ in 0..copies() {
+                    let _ = back.send(&bytes[..length]);
+                }
+            }
+            for (to, back) in &backs {
+                while let Ok(length) = back.recv(&mut bytes) {
+                    for _ in 0..copies() {
+                        let _ = front.send_to(&bytes[..length], to);
+                    }
+                }
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+    (address, thread)
+}
+
+#[test]
+fn lost_and_repeated_datagrams_fail_nothing() {
+    let single = Single::start(SETTINGS, &[]);
+    assert_eq!(single.conform(&["--case", "the-ring-wraps"]).code, 0);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (relay, thread) = lossy(single.address(), Arc::clone(&stop));
+    let target = relay.to_string();
+    let ended = conform(&["--target", &target, "--case", "[a-f]*", "--output", "json"]);
+    stop.store(true, Ordering::Relaxed);
+    thread.join().expect("the relay ends");
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+}
+
+#[test]
+fn groups_for_conformance_are_no_business_of_the_cluster() {
+    let mut cluster = Cluster::prepare(CALM);
+    cluster.edit(1, |text| {
+        format!("{text}\n[region]\nconformance_groups = 8\n")
+    });
+    cluster.start_all();
+    let leader = cluster.lead();
+    let elected = cluster.count(leader, "elected");
+    let target = cluster.replicas()[0].address.to_string();
+    let ended = conform(&[
+        "--target",
+        &target,
+        "--case",
+        "a-lease-*",
+        "--output",
+        "json",
+    ]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    assert_eq!(ended.json()["passed"], 5);
+    let mut client = cluster.connect(leader);
+    assert_eq!(
+        client.call(&["SET", "k", "v"]).expect("a reply"),
+        Reply::ok()
+    );
+    assert_eq!(
+        (cluster.lead(), cluster.count(leader, "elected")),
+        (leader, elected)
+    );
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The corpus against the shipped step, and against deliberate defects of it.
 #![cfg(not(loom))]
 
-use nearwire_consensus::conformance::{Case, Failure, Need, Shape, Software, Verdict, corpus};
+use nearwire_consensus::conformance::{
+    Case, Failure, Need, Shape, Software, Symbol, Verdict, corpus, parse,
+};
+use std::collections::BTreeSet;
 
 fn cases() -> Vec<Case> {
     corpus().unwrap_or_else(|error| panic!("{error}"))
@@ -81,4 +84,44 @@ fn every_defect_of_the_step_makes_a_case_fail() {
         mutate(None);
         assert!(failure.is_some(), "{name} is not found");
     }
+}
+
+#[test]
+fn the_cases_of_the_document_are_cases() {
+    let text = include_str!("../../docs/conformance.md");
+    let blocks: Vec<&str> = text
+        .split("```case\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let cases = parse("docs/conformance.md", block).unwrap_or_else(|error| panic!("{error}"));
+        for case in &cases {
+            assert_eq!(verdict(case, Shape::ALL[0]), Verdict::Passed, "{case}");
+        }
+    }
+}
+
+#[test]
+fn the_document_names_every_symbol_and_need() {
+    let text = include_str!("../../docs/conformance.md");
+    for symbol in &Symbol::ALL[1..] {
+        let row = format!("| {} |", symbol.text());
+        assert!(text.contains(&row), "{row}");
+    }
+    for case in cases() {
+        for need in &case.needs {
+            let word = need.to_string();
+            let word = word.split(' ').next().unwrap_or_default().to_owned();
+            assert!(text.contains(&format!("`{word}")), "{word}");
+        }
+    }
+}
+
+#[test]
+fn no_two_cases_have_one_name() {
+    let cases = cases();
+    let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names.len(), cases.len());
 }

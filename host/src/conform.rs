@@ -35,6 +35,14 @@ pub enum ConformError {
         /// What was tried.
         why: String,
     },
+    /// What comes back is no packet, or nobody's.
+    #[error("{target} answers, but {what}")]
+    Unusable {
+        /// Where.
+        target: SocketAddr,
+        /// What is wrong with the answer.
+        what: String,
+    },
     /// It is a node, but its cluster has not formed.
     #[error("the node at {target} does not vote yet: its cluster has not formed")]
     Unformed {
@@ -91,6 +99,9 @@ impl ConformError {
                  tags (--key-file); for a device that has no group 1, name its unused groups with \
                  --groups"
                     .into()
+            }
+            Self::Unusable { .. } => {
+                "see docs/protocol.md, \"Header\", for what every answer carries".into()
             }
             Self::Unformed { .. } => {
                 "start the other members: a cluster forms when all of them have met".into()
@@ -178,6 +189,17 @@ impl Session {
         }
         found.extend(probe(address, asking, described.target, rest)?);
         let (_, first) = found[0];
+        if first.node == 0 || first.incarnation == 0 {
+            let field = if first.node == 0 {
+                "sender"
+            } else {
+                "incarnation"
+            };
+            return Err(ConformError::Unusable {
+                target: address,
+                what: format!("with {field} 0: an answer says whose it is"),
+            });
+        }
         let target = Target {
             node: first.node,
             incarnation: first.incarnation,

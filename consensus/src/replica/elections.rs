@@ -218,15 +218,22 @@ impl<S: StateMachine> Replica<S> {
         self.election.due_ns(seen_ns)
     }
 
-    /// When the leader of this group was last heard of, if it may still lead. What this node has
-    /// decided itself, here before or in another group now, says nothing of a leader to follow.
+    /// When the leader of this group was last heard of, if it may still lead: nobody leads with a
+    /// ballot below the one promised, and what this node has decided itself, here before or in
+    /// another group now, says nothing of a leader to follow.
     fn leader_seen_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
-        let decided = local
-            .view(self.config.group)
-            .map(|view| view.decided.ballot);
-        decided
-            .filter(|ballot| ballot.node() != self.config.node && *ballot != self.election.ceased)
-            .map_or(0, |ballot| local.seen_ns(ballot.node()))
+        let Some(view) = local.view(self.config.group) else {
+            return 0;
+        };
+        let ballot = view.decided.ballot;
+        let may_lead = ballot >= view.promised
+            && ballot != self.election.ceased
+            && ballot.node() != self.config.node;
+        if may_lead {
+            local.seen_ns(ballot.node())
+        } else {
+            0
+        }
     }
 
     pub(super) fn check_superseded<M: Memory, J: Journal, I: Io>(

@@ -17,6 +17,7 @@ use stateright::{Model, Property};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 pub(crate) const ACCEPTORS: usize = 3;
@@ -33,16 +34,19 @@ const TIMING: LeaderTiming = LeaderTiming {
 pub(crate) struct World {
     /// The rounds that each proposer may use, in this order.
     pub(crate) rounds: [&'static [u8]; 2],
-    /// Slots that a proposer fills.
-    pub(crate) slots: u8,
+    /// Slots up to which each proposer has values of its own.
+    pub(crate) fills: [u8; 2],
     /// Slots that an acceptor keeps.
     pub(crate) window: u64,
     /// One acceptor may lose its memory.
     pub(crate) loses_memory: bool,
-    /// Leaders tell what they decided, and raise the trim.
-    pub(crate) trims: bool,
-    /// A leader may let replies gather before it acts on them.
-    pub(crate) dawdles: bool,
+    /// When exactly so many slots are decided, the first proposer may raise the trim past them and
+    /// tell.
+    pub(crate) trims: Option<u8>,
+    /// An acceptor answers each Prepare at most once.
+    pub(crate) promises_once: bool,
+    /// Leaders hear replies one by one and act when they like, not as late as makes a difference.
+    pub(crate) one_by_one: bool,
     /// Each step is run with either body published.
     pub(crate) both_bodies: bool,
     /// Who votes.
@@ -102,19 +106,27 @@ impl Hash for Names {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
+/// A reply under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Letter {
+    pub(crate) from: usize,
+    pub(crate) reborn: bool,
+    pub(crate) reply: Packet,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     /// Proposer begins its next ballot.
     Campaign(usize),
     /// Acceptor takes a request.
     Request(usize, Packet),
-    /// Acceptor's reply reaches whose ballot it is.
-    Reply(usize, bool, Packet),
+    /// Acceptors' replies reach the leader of their ballot.
+    Hear(usize, Vec<Letter>),
     /// A leader sends what is due.
     Turn(usize),
     /// Proposer learns its next slot from the other.
     Learn(usize),
-    /// A leader raises the trim past all that it applied.
+    /// A leader raises the trim past all that it applied, and tells what it decided.
     Trim(usize),
     /// Acceptor comes back with blank memory.
     Lose(usize),
@@ -166,6 +178,29 @@ fn keep(node: &mut Arc<Node>, is_kept: impl Fn(bool, &Packet) -> bool) {
     }
 }
 
+/// Every choice of `counts` replies, at most one from each acceptor.
+fn choose(letters: &[Letter], counts: RangeInclusive<usize>, mut use_it: impl FnMut(Vec<Letter>)) {
+    fn extend(
+        letters: &[Letter],
+        chosen: &mut Vec<Letter>,
+        counts: &RangeInclusive<usize>,
+        use_it: &mut impl FnMut(Vec<Letter>),
+    ) {
+        if counts.contains(&chosen.len()) {
+            use_it(chosen.clone());
+        }
+        for (index, letter) in letters.iter().enumerate() {
+            // Letters are in the order of the acceptors.
+            if chosen.last().is_none_or(|last| last.from < letter.from) {
+                chosen.push(*letter);
+                extend(&letters[index + 1..], chosen, counts, use_it);
+                chosen.pop();
+            }
+        }
+    }
+    extend(letters, &mut Vec::new(), &counts, &mut use_it);
+}
+
 /// Which proposer a round belongs to.
 fn proposer_of(round: u8) -> usize {
     usize::from(crate::packet::owner(round).0) - 1
@@ -193,12 +228,14 @@ impl State {
             Action::Trim(at) => format!("{} raises the trim", proposer(at)),
             Action::Lose(index) => format!("{} loses its memory", name(index)),
             Action::Request(index, request) => format!("{} takes {request:?}", name(index)),
-            Action::Reply(index, reborn, reply) => format!(
-                "{} hears {reply:?} from {}{}",
-                proposer(&proposer_of(reply.round)),
-                name(index),
-                if *reborn { "'s new memory" } else { "" }
-            ),
+            Action::Hear(at, letters) => {
+                let told = letters.iter().map(|letter| {
+                    let reborn = if letter.reborn { "'s new memory" } else { "" };
+                    format!("{:?} from {}{reborn}", letter.reply, name(&letter.from))
+                });
+                let told: Vec<_> = told.collect();
+                format!("{} hears {}", proposer(at), told.join(", "))
+            }
         }
     }
 
@@ -305,13 +342,23 @@ impl World {
     }
 
     /// Whether a leader ignores this reply now and for ever, so that it need not be kept.
-    fn is_settled(&self, leader: &Leader, place: usize, reply: &Packet) -> bool {
+    fn is_settled(
+        &self,
+        leader: &Leader,
+        requests: &BTreeSet<Packet>,
+        place: usize,
+        reply: &Packet,
+    ) -> bool {
         let may_count_later = match reply.kind {
             // A member counts once; but where slots are trimmed phase 1 may begin again.
-            Kind::Promise => self.trims,
-            // A vote may come before the promise that makes it count.
-            Kind::Vote | Kind::Empty => !leader.leads(),
-            Kind::Outside => true,
+            Kind::Promise => self.trims.is_some() && !leader.leads(),
+            // A vote may come before the promise that makes it count, but not after its slot is
+            // proposed.
+            Kind::Vote | Kind::Empty => !requests.iter().any(|request| {
+                (request.kind, request.round, request.slot)
+                    == (Kind::Accept, reply.round, reply.slot)
+            }),
+            Kind::Outside => !leader.leads(),
             _ => false,
         };
         !may_count_later && matches!(self.hear(leader, place, reply), Effect::None)
@@ -335,6 +382,12 @@ impl World {
         let node = &before.nodes[index];
         let acceptor = self.acceptor(index, node.reborn);
         let mut memory = node.memory;
+        if self.promises_once
+            && request.kind == Kind::Prepare
+            && (memory.promised, node.reborn) == (request.round, false)
+        {
+            return None;
+        }
         let step = memory.step(&acceptor, request, self.both_bodies);
         // Nobody counts the replies of a foreign life, so nobody ever notices what it holds.
         let place = self.place(&acceptor, request)?;
@@ -347,7 +400,7 @@ impl World {
                 steps_down = matches!(self.hear(leader, place, reply), Effect::StepsDown);
                 false
             }
-            Some(leader) => !self.is_settled(leader, place, reply),
+            Some(leader) => !self.is_settled(leader, &before.requests, place, reply),
             None => false,
         });
         let voted = step.filter(|(header, _)| header.kind == Kind::Accepted);
@@ -380,28 +433,99 @@ impl World {
         Some(after)
     }
 
-    /// An acceptor's reply reaches the leader of its ballot.
-    fn reply(&self, before: &State, index: usize, reborn: bool, reply: &Packet) -> Option<State> {
-        let place = self.place(&self.acceptor(index, reborn), reply)?;
-        let effect = self.hear(before.leader(reply.round)?, place, reply);
-        let at = proposer_of(reply.round);
-        let mut after = match effect {
-            Effect::None => return None,
-            Effect::Moved(_) | Effect::StepsDown => before.clone(),
-        };
-        match effect {
-            Effect::None => {}
-            Effect::Moved(leader) => {
-                after.proposers[at].leader = Some(leader);
-                if self.dawdles {
-                    self.sweep(&mut after, at);
-                } else {
-                    self.turn(&mut after, at);
+    /// Replies reach the leader of their ballot. `None` if that makes no difference.
+    fn hear_all(&self, before: &State, at: usize, letters: &[Letter]) -> Option<State> {
+        let mut leader = before.proposers[at].leader.clone()?;
+        let mut after = before.clone();
+        for letter in letters {
+            let acceptor = self.acceptor(letter.from, letter.reborn);
+            let place = self.place(&acceptor, &letter.reply)?;
+            match self.hear(&leader, place, &letter.reply) {
+                Effect::None => {}
+                Effect::Moved(moved) => leader = moved,
+                Effect::StepsDown => {
+                    after.step_down(at);
+                    return Some(after);
                 }
             }
-            Effect::StepsDown => after.step_down(at),
         }
-        Some(after)
+        let was_preparing = before.proposers[at].leader.as_ref()?.is_preparing();
+        let is_preparing = leader.is_preparing();
+        after.proposers[at].leader = Some(leader);
+        if self.one_by_one {
+            self.sweep(&mut after, at);
+            return Some(after);
+        }
+        self.turn(&mut after, at);
+        // A promise after the quorum's stands in for one of them; all else that a leader keeps for
+        // itself it may as well have heard later.
+        let makes_a_difference = after.requests != before.requests
+            || after.proposers[at].applied != before.proposers[at].applied
+            || is_preparing != was_preparing
+            || !was_preparing
+                && letters
+                    .iter()
+                    .any(|letter| letter.reply.kind == Kind::Promise);
+        makes_a_difference.then_some(after)
+    }
+
+    /// Which replies a leader may hear next.
+    fn letters(&self, state: &State, at: usize, actions: &mut Vec<Action>) {
+        let Some(leader) = &state.proposers[at].leader else {
+            return;
+        };
+        let mut letters = Vec::new();
+        for (from, node) in state.nodes.iter().enumerate() {
+            for (reborn, reply) in &node.replies {
+                if ballot(reply.round) == leader.ballot() {
+                    letters.push(Letter {
+                        from,
+                        reborn: *reborn,
+                        reply: *reply,
+                    });
+                }
+            }
+        }
+        if self.one_by_one {
+            let alone = letters.iter().map(|letter| Action::Hear(at, vec![*letter]));
+            actions.extend(alone);
+            return;
+        }
+        let quorum = self.membership.quorums.phase1();
+        let promises = letters
+            .iter()
+            .filter(|letter| letter.reply.kind == Kind::Promise);
+        let promises: Vec<_> = promises.copied().collect();
+        let count = if leader.is_preparing() { quorum } else { 1 };
+        choose(&promises, count..=count, |some| {
+            actions.push(Action::Hear(at, some));
+        });
+        for slot in self.slots() {
+            let about = |kinds: &[Kind]| -> Vec<Letter> {
+                let mut about = letters.clone();
+                about.retain(|letter| {
+                    letter.reply.slot == slot && kinds.contains(&letter.reply.kind)
+                });
+                about
+            };
+            if !leader.leads() && !leader.is_preparing() {
+                let votes = about(&[Kind::Vote, Kind::Empty, Kind::Outside]);
+                choose(&votes, 1..=ACCEPTORS, |some| {
+                    actions.push(Action::Hear(at, some));
+                });
+            }
+            if slot == leader.decided().next().0 as u8 {
+                let accepted = about(&[Kind::Accepted]);
+                if !accepted.is_empty() {
+                    actions.push(Action::Hear(at, accepted));
+                }
+            }
+            if leader.leads() {
+                for letter in about(&[Kind::Outside]) {
+                    actions.push(Action::Hear(at, vec![letter]));
+                }
+            }
+        }
     }
 
     /// A leader sends what is due, applies what is decided, proposes its own values.
@@ -440,13 +564,10 @@ impl World {
                 *pushed = true;
                 again = true;
                 let round = leader.ballot().round() as u8;
-                for slot in leader.decided().0 as u8 + 1..=self.slots {
+                for slot in leader.decided().0 as u8 + 1..=self.fills[at] {
                     let value = [round << 4 | slot; VALUE_LENGTH];
                     leader.push(VALUE_LENGTH, |open| open.extend_from_slice(&value));
                 }
-            }
-            if self.trims {
-                leader.announce(1, &self.membership, &mut out);
             }
             leader.forget_times();
             if !again {
@@ -461,12 +582,12 @@ impl World {
         let Some(leader) = &state.proposers[at].leader else {
             return;
         };
-        let leader = leader.clone();
+        let (leader, requests) = (leader.clone(), state.requests.clone());
         for (index, node) in state.nodes.iter_mut().enumerate() {
             keep(node, |reborn, reply| {
                 let place = self.place(&self.acceptor(index, reborn), reply);
                 ballot(reply.round) != leader.ballot()
-                    || place.is_some_and(|place| !self.is_settled(&leader, place, reply))
+                    || place.is_some_and(|place| !self.is_settled(&leader, &requests, place, reply))
             });
         }
     }
@@ -502,7 +623,7 @@ impl World {
             // What it still lacks it learns by and by.
             leader.caught_up(Slot(slot as u64 + 1), &self.membership);
             leader.forget_times();
-            if !self.dawdles {
+            if !self.one_by_one {
                 self.turn(&mut state, at);
             }
         }
@@ -559,19 +680,22 @@ impl Model for World {
             let Some(leader) = &proposer.leader else {
                 continue;
             };
-            if self.dawdles {
+            self.letters(state, index, actions);
+            if self.one_by_one {
                 actions.push(Action::Turn(index));
             }
-            if self.trims && leader.leads() && leader.trim() <= leader.decided() {
+            let decided = leader.decided();
+            if index == 0
+                && self.trims.map(|slot| Slot(slot.into())) == Some(decided)
+                && leader.has_proposed()
+                && leader.trim() <= decided
+            {
                 actions.push(Action::Trim(index));
             }
         }
         for (index, node) in state.nodes.iter().enumerate() {
             for request in state.requests.iter() {
                 actions.push(Action::Request(index, *request));
-            }
-            for (reborn, reply) in &node.replies {
-                actions.push(Action::Reply(index, *reborn, *reply));
             }
             if self.loses_memory && state.lost.is_none() && node.memory != Words::blank() {
                 actions.push(Action::Lose(index));
@@ -585,7 +709,7 @@ impl Model for World {
         }
         let after = match action {
             Action::Request(index, request) => self.request(before, index, &request)?,
-            Action::Reply(index, reborn, reply) => self.reply(before, index, reborn, &reply)?,
+            Action::Hear(at, letters) => self.hear_all(before, at, &letters)?,
             Action::Campaign(at) => self.campaign(before, at),
             Action::Learn(at) => self.learn(before, at),
             Action::Lose(index) => self.lose(before, index),
@@ -599,6 +723,9 @@ impl Model for World {
                 if let Some(leader) = &mut state.proposers[at].leader {
                     let leader = Arc::make_mut(leader);
                     leader.raise_trim(leader.decided().next());
+                    leader.announce(1, &self.membership, &mut |order| {
+                        Arc::make_mut(&mut state.requests).insert(Packet::new(&order.header, 0));
+                    });
                 }
                 self.turn(&mut state, at);
                 state
@@ -609,7 +736,7 @@ impl Model for World {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
+        let mut properties = vec![
             Property::always("agreement", |world: &World, state: &State| {
                 world.slots().all(|slot| state.chosen(slot).len() < 2)
             }),
@@ -634,6 +761,17 @@ impl Model for World {
                     votes.all(|vote| vote.round <= node.memory.promised)
                 })
             }),
+            Property::always("what a follower applies was chosen", |_, state: &State| {
+                state.nodes.iter().all(|node| {
+                    let decided = &node.memory.decided;
+                    let mut applied = node.memory.ring.iter().filter(|vote| {
+                        (decided.from..=decided.upto).contains(&vote.slot)
+                            && vote.slot > 0
+                            && vote.round >= decided.round
+                    });
+                    applied.all(|vote| state.chosen(vote.slot).contains(&vote.value))
+                })
+            }),
             Property::sometimes("a value is chosen", |world: &World, state: &State| {
                 world.slots().any(|slot| !state.chosen(slot).is_empty())
             }),
@@ -645,12 +783,37 @@ impl Model for World {
                 let mut proposers = state.proposers.iter();
                 proposers.any(|proposer| proposer.used > 0 && proposer.leader.is_none())
             }),
-        ]
+        ];
+        if self.loses_memory {
+            properties.push(Property::sometimes(
+                "a value is chosen after a memory was lost",
+                |world: &World, state: &State| {
+                    let mut slots = world.slots();
+                    state.lost == Some(false) && slots.any(|slot| !state.chosen(slot).is_empty())
+                },
+            ));
+        }
+        if self.trims.is_some() {
+            properties.push(Property::sometimes(
+                "a slot is trimmed",
+                |_, state: &State| state.nodes.iter().any(|node| node.memory.trim > 1),
+            ));
+        }
+        if u64::from(self.fills[0]) > self.window {
+            properties.push(Property::sometimes(
+                "a ring entry is used again",
+                |world: &World, state: &State| {
+                    let mut votes = state.nodes.iter().flat_map(|node| node.memory.ring);
+                    votes.any(|vote| u64::from(vote.slot) > world.window)
+                },
+            ));
+        }
+        properties
     }
 }
 
 impl World {
     fn slots(&self) -> impl Iterator<Item = u8> + use<> {
-        1..=self.slots
+        1..=self.fills[0].max(self.fills[1])
     }
 }

@@ -99,7 +99,7 @@ struct DeviceArgs {
         long,
         env = "NEARWIRE_VALUE_BYTES",
         value_name = "N",
-        value_parser = clap::value_parser!(u16).range(8..=32_768)
+        value_parser = clap::value_parser!(u16).range(64..=32_768)
     )]
     value_bytes: Option<u16>,
     /// How long the target's leases last, in milliseconds; 0 if it grants none.

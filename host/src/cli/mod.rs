@@ -66,6 +66,7 @@ Examples:
   nearwire get --config node1.toml greeting     read what was written
   nearwire status --config node1.toml           who leads, and how far everybody is
   nearwire sim --seeds 1000                     a thousand clusters in virtual time
+  nearwire conform --target HOST:PORT           whether an acceptor answers as it must
 
 Every flag can be set in the environment too: --data-directory is NEARWIRE_DATA_DIRECTORY.
 The answer goes to standard output and everything else to standard error.

@@ -6,7 +6,8 @@ use anyhow::Context;
 use consensus::simulation::{IS_COMPILED_IN, Mutation};
 use indicatif::{ProgressBar, ProgressStyle};
 use nearwire::sim::{
-    Coverage, Invariant, Options, Outcome, Tally, Trouble, Troubles, Voyage, sail,
+    Coverage, Invariant, Options, Outcome, Shrunk, Tally, Trouble, Troubles, Voyage,
+    name_seed_of_panics, sail, shrink,
 };
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// Worlds at once; all cores if it is not given.
     #[arg(long, env = "NEARWIRE_JOBS", value_name = "N")]
     jobs: Option<usize>,
+    /// Begin no seed after the first failure.
+    #[arg(long, env = "NEARWIRE_FAIL_FAST")]
+    fail_fast: bool,
     /// Check this invariant alone.
     #[arg(long, env = "NEARWIRE_ONLY", value_name = "INVARIANT", value_parser = invariant)]
     only: Option<Invariant>,
@@ -128,9 +132,11 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         first,
         seeds,
         time: args.minutes,
+        fail_fast: args.fail_fast,
         jobs: args.jobs.unwrap_or(cores).min(seeds as usize).max(1),
         options,
     };
+    name_seed_of_panics();
     let bar = bar(&voyage);
     let tally = sail(&voyage, &mut |tally| {
         if let Some(bar) = &bar {
@@ -142,9 +148,13 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    let first = tally.first_failures.first();
+    let shrunk = first
+        .filter(|_| !args.trace)
+        .and_then(|failure| shrink(failure, &options));
     match output {
-        Output::Json => output::json(&report(&tally, &options))?,
-        Output::Table => output::line(&text(&tally, &options))?,
+        Output::Json => output::json(&report(&tally, &options, shrunk.as_ref()))?,
+        Output::Table => output::line(&text(&tally, &options, shrunk.as_ref()))?,
     }
     match tally.first_failures.first() {
         None => Ok(()),
@@ -190,7 +200,7 @@ fn replay(failure: &Outcome, options: &Options) -> String {
     command
 }
 
-fn report(tally: &Tally, options: &Options) -> Value {
+fn report(tally: &Tally, options: &Options, shrunk: Option<&Shrunk>) -> Value {
     let failures = tally.first_failures.iter().map(|failure| {
         let violation = failure.violation.as_ref();
         json!({
@@ -218,6 +228,12 @@ fn report(tally: &Tally, options: &Options) -> Value {
         "fault_points_compiled_in": IS_COMPILED_IN,
         "coverage": coverage(&tally.coverage),
         "first_failures": failures.collect::<Vec<_>>(),
+        "shrunk": shrunk.map(|shrunk| json!({
+            "seed": shrunk.outcome.seed,
+            "event": shrunk.outcome.events,
+            "needs": shrunk.needed.iter().map(|one| one.name()).collect::<Vec<_>>(),
+            "replay": replay(&shrunk.outcome, &shrunk.options),
+        })),
     })
 }
 
@@ -245,7 +261,7 @@ fn coverage(coverage: &Coverage) -> Value {
     })
 }
 
-fn text(tally: &Tally, options: &Options) -> String {
+fn text(tally: &Tally, options: &Options, shrunk: Option<&Shrunk>) -> String {
     let row = |name: &str, value: String| [name.to_owned(), value];
     let (deliveries, commits, changes) = tally.least.unwrap_or_default();
     let mut rows = vec![
@@ -294,6 +310,19 @@ fn text(tally: &Tally, options: &Options) -> String {
                 replay(failure, options)
             );
         }
+    }
+    if let Some(shrunk) = shrunk {
+        let needed = match shrunk.needed.as_slice() {
+            [] => "no faults at all".into(),
+            needed => names(needed.iter().map(|one| one.name())),
+        };
+        let _ = write!(
+            text,
+            "\n\nSeed {} fails in the same way with {needed}, at event {}.\nSHORTER: {} --trace",
+            shrunk.outcome.seed,
+            shrunk.outcome.events,
+            replay(&shrunk.outcome, &shrunk.options)
+        );
     }
     text
 }

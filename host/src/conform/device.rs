@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 /// Between two sendings of a request that is not answered.
 const RESEND: Duration = Duration::from_millis(100);
-/// How often a datagram is sent that must not be answered: one may get lost.
-const UNANSWERED_SENDINGS: u32 = 3;
+/// How often a datagram is sent that must not be answered: nothing tells whether it has arrived, and
+/// what comes later may depend on it.
+const UNANSWERED_SENDINGS: u32 = 8;
 /// Longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -112,8 +113,10 @@ impl Wire {
         let Outcome::Answered(answer) = self.exchange(&question.to_bytes(), true)? else {
             return Ok(None);
         };
-        let Parsed::Ours(header, _) = parse(&answer, MAX_DATAGRAM) else {
-            return Ok(None);
+        let header = match parse(&answer, MAX_DATAGRAM) {
+            Parsed::Ours(header, _) => header,
+            Parsed::NotOurs => return Err(self.unusable("without the magic")),
+            Parsed::Malformed(reason) => return Err(self.unusable(reason.name())),
         };
         let is_blank = match header.kind {
             Kind::Empty => header.ballot == Ballot::NONE && header.watermark == 0,
@@ -130,6 +133,13 @@ impl Wire {
     /// By how much the last answer came later than the case says, in nanoseconds.
     pub(super) fn late_ns(&self) -> u64 {
         u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn unusable(&self, why: &str) -> ConformError {
+        ConformError::Unusable {
+            target: self.address,
+            what: format!("what it says is no packet ({why})"),
+        }
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(std::io::Error) -> ConformError + use<> {

@@ -18,6 +18,8 @@ pub struct Voyage {
     pub seeds: u64,
     /// No seed is begun after so long.
     pub time: Option<Duration>,
+    /// Begin no seed after the first failure.
+    pub fail_fast: bool,
     /// Threads.
     pub jobs: usize,
     /// What each world is to do.
@@ -108,6 +110,9 @@ pub fn sail(voyage: &Voyage, progress: &mut dyn FnMut(&Tally)) -> io::Result<Tal
                         }
                         let start = Instant::now();
                         let outcome = run(voyage.first.wrapping_add(number), &voyage.options);
+                        if voyage.fail_fast && outcome.violation.is_some() {
+                            stop.store(true, Ordering::Relaxed);
+                        }
                         if report.send((outcome, start.elapsed())).is_err() {
                             return;
                         }

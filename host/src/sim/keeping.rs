@@ -40,13 +40,8 @@ impl World {
             let (slot, mut frozen) = replica.freeze();
             let mut bytes = Vec::new();
             while frozen.next_chunk(&mut bytes) {}
-            let taken_over = machine.taken_over + replica.tally().snapshots;
-            let snapshot = Snapshot {
-                slot,
-                bytes: bytes.into(),
-                taken_over,
-            };
-            machine.writing.push((group, snapshot));
+            let bytes = bytes.into();
+            machine.writing.push((group, Snapshot { slot, bytes }));
         }
         if !machine.writing.is_empty() {
             let write_ns = exponential(&mut self.random, 4 * machine.flush_ns) + 1;

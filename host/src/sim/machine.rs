@@ -3,6 +3,7 @@
 use super::clock::Clock;
 use super::disk::{Disk, Log};
 use super::memory::{Life, Watched, Words, blank};
+use super::reborn::Reborn;
 use super::scenario::Scenario;
 use crate::cutting::Cutting;
 use crate::kv::Kv;
@@ -46,8 +47,6 @@ pub(super) struct Identity {
 pub(super) struct Snapshot {
     pub(super) slot: Slot,
     pub(super) bytes: Rc<[u8]>,
-    /// How many snapshots its machine had taken over from others before.
-    pub(super) taken_over: u64,
 }
 
 /// The snapshots of one group, newest last.
@@ -100,17 +99,14 @@ pub(super) struct Machine {
     pub(super) shelves: Vec<Shelf>,
     pub(super) standing: Standing,
     pub(super) process: Option<SimNode>,
+    /// What answers in its stead once it has lost its memory, in some worlds.
+    pub(super) reborn: Option<Reborn>,
     pub(super) life: Rc<Life>,
     pub(super) is_paused: bool,
     /// Packets that came while the process was stopped.
     pub(super) inbox: VecDeque<usize>,
     /// How far each group was brought by snapshot and journal at the last start.
     pub(super) recovered: Vec<Slot>,
-    /// Snapshots that earlier processes took over from others: between the one before and such a
-    /// one the journal has a hole.
-    pub(super) taken_over: u64,
-    /// The disk was full once: the journal may have holes.
-    pub(super) was_full: bool,
     /// Mean time that a flush takes.
     pub(super) flush_ns: u64,
     /// Snapshots that are being written, by group.
@@ -219,12 +215,11 @@ impl Machine {
             shelves: vec![Shelf::default(); usize::from(scenario.groups)],
             standing: Standing::Member,
             process: None,
+            reborn: None,
             life: Rc::default(),
             is_paused: false,
             inbox: VecDeque::new(),
             recovered: vec![Slot::NONE; usize::from(scenario.groups)],
-            taken_over: 0,
-            was_full: false,
             flush_ns: scenario.flush_ns,
             writing: Vec::new(),
             cuttings: Vec::new(),

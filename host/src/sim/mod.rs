@@ -13,7 +13,9 @@ mod keeping;
 mod machine;
 mod memory;
 mod network;
+mod reborn;
 mod scenario;
+mod shrink;
 mod story;
 mod torment;
 mod trouble;
@@ -22,9 +24,11 @@ mod world;
 pub use coverage::Coverage;
 pub use fleet::{Tally, Voyage, sail};
 pub use invariants::{Invariant, Violation};
+pub use shrink::{Shrunk, shrink};
 pub use trouble::{Trouble, Troubles};
 
 use consensus::simulation::{self, Mutation};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a run is to do beside what its seed decides.
@@ -65,13 +69,30 @@ pub struct Outcome {
     pub coverage: Coverage,
 }
 
+thread_local! {
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Has a panic inside a world say which seed it was: a build that aborts has no other chance to.
+pub fn name_seed_of_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(seed) = SEED.get() {
+            eprintln!("REPLAY WITH: nearwire sim --seed {seed} --trace");
+        }
+        before(panic);
+    }));
+}
+
 /// Runs the world of `seed`.
 pub fn run(seed: u64, options: &Options) -> Outcome {
+    SEED.set(Some(seed));
     simulation::mutate(options.mutation);
     let result = catch_unwind(AssertUnwindSafe(|| {
         world::World::new(seed, options).run(options)
     }));
     simulation::mutate(None);
+    SEED.set(None);
     result.unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()

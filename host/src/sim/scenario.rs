@@ -188,7 +188,7 @@ fn applies(trouble: Trouble, durability: Durability, keyed: bool) -> bool {
     let journals = durability != Durability::Volatile;
     match trouble {
         Trouble::PowerLoss | Trouble::Blackout => durability == Durability::Sync,
-        Trouble::MemoryLoss | Trouble::Reborn => durability != Durability::Sync,
+        Trouble::MemoryLoss => durability != Durability::Sync,
         Trouble::SlowDisk
         | Trouble::FullDisk
         | Trouble::DiskError

@@ -2,6 +2,7 @@
 
 use super::machine::{Machine, Post, Standing, address};
 use super::network::exponential;
+use super::reborn::Reborn;
 use super::trouble::Trouble;
 use super::world::{World, place_name};
 use consensus::local::Durability;
@@ -122,6 +123,7 @@ impl World {
         let has_formed = self.machines.iter().all(|machine| machine.identity.formed);
         is_member
             && has_formed
+            && self.rotten.is_none()
             && gone < self.scenario.spare_acceptors()
             && self.may_lose_state(place)
     }
@@ -186,7 +188,6 @@ impl World {
             }
             Trouble::FullDisk => {
                 self.machines[place].log.borrow_mut().is_full = true;
-                self.machines[place].was_full = true;
                 self.say(trouble, place, || "the disk is full".into());
                 self.plan_mending(place);
             }
@@ -232,24 +233,27 @@ impl World {
         self.rot(place);
     }
 
-    /// The newest snapshot may turn out to be damaged: the one before it and the journal remain.
+    /// The newest snapshot may turn out to be damaged: the one before it and the journal remain. They
+    /// lead less far, since a snapshot may hold what no record says was chosen. No mode covers that,
+    /// so it happens to one machine of a world that has all others.
     fn rot(&mut self, place: usize) {
         if !self.allows(Trouble::SnapshotRot) || self.random.below(4) > 0 {
             return;
         }
-        let mut rotten = false;
-        let machine = &mut self.machines[place];
-        for shelf in &mut machine.shelves {
-            // Where the journal has a hole only the newest snapshot leads past it.
-            if let [.., before, newest] = shelf.kept.make_contiguous()
-                && before.taken_over == newest.taken_over
-                && !machine.was_full
-            {
-                shelf.kept.pop_back();
-                rotten = true;
-            }
+        let is_first = self.rotten.is_none_or(|rotten| rotten == place);
+        let all_member = |machine: &Machine| machine.standing == Standing::Member;
+        if !is_first || !self.machines.iter().all(all_member) {
+            return;
         }
-        if rotten {
+        let shelves = &mut self.machines[place].shelves;
+        let mut has_rotted = false;
+        for shelf in shelves.iter_mut().filter(|shelf| shelf.kept.len() > 1) {
+            shelf.kept.pop_back();
+            has_rotted = true;
+        }
+        if has_rotted {
+            self.rotten = Some(place);
+            self.ether.onlooker.disk_damaged(place);
             self.say(Trouble::SnapshotRot, place, || {
                 "its newest snapshot is damaged".into()
             });
@@ -264,6 +268,16 @@ impl World {
         machine.boot = boot;
         machine.clock.boot(now_ns);
         machine.words = super::memory::blank(0);
+    }
+
+    /// Something blank may answer in the stead of a node that was refused.
+    pub(super) fn give_birth(&mut self, place: usize) {
+        let nonce = self.random.next();
+        if self.allows(Trouble::Reborn) {
+            let node = self.machines[place].node_id;
+            self.machines[place].reborn = Reborn::new(node, nonce, &self.scenario);
+            self.say(Trouble::Reborn, place, || "a blank acceptor answers".into());
+        }
     }
 
     fn lose_disk(&mut self, place: usize) {

@@ -110,6 +110,8 @@ pub(super) struct World {
     pub(super) trouble_ns: u64,
     pub(super) without: Troubles,
     faults: Faults,
+    /// The machine whose snapshots were damaged.
+    pub(super) rotten: Option<usize>,
     events: u64,
     deliveries: u64,
     /// Slots that a `volatile` node must have applied to count as whole again.
@@ -159,6 +161,7 @@ impl World {
             trouble_ns: 0,
             without: options.without,
             faults: Faults::default(),
+            rotten: None,
             events: 0,
             deliveries: 0,
             wanted: vec![vec![Slot::NONE; groups]; nodes],
@@ -370,6 +373,12 @@ impl World {
     fn handle(&mut self, place: usize, from: usize, bytes: &[u8]) {
         let now_ns = self.ether.now_ns;
         let machine = &mut self.machines[place];
+        if let Some(reborn) = &mut machine.reborn {
+            if let Some((header, value)) = reborn.answer(now_ns, bytes) {
+                self.ether.post(place, address(from), &header, value);
+            }
+            return;
+        }
         let Some(node) = &mut machine.process else {
             return;
         };
@@ -513,13 +522,7 @@ impl World {
     /// Ends the process at once. What it had not flushed may be lost, what it had not written is.
     pub(super) fn end_process(&mut self, place: usize, keeps_some: bool) {
         let machine = &mut self.machines[place];
-        if let Some(node) = machine.process.take() {
-            let taken = node
-                .replicas()
-                .iter()
-                .map(|replica| replica.tally().snapshots);
-            machine.taken_over += taken.sum::<u64>();
-        }
+        machine.process = None;
         machine.is_paused = false;
         machine.writing.clear();
         for index in std::mem::take(&mut machine.inbox) {
@@ -542,6 +545,7 @@ impl World {
         self.ether
             .story
             .tell(now_ns, place_name(place), || format!("is refused: {why}"));
+        self.give_birth(place);
     }
 
     /// A flush is done.

@@ -63,20 +63,20 @@ pub(super) const CATCHERS: &[Catcher] = &[
         limit: Duration::from_secs(60),
     },
     Catcher::Test {
-        target: "model",
-        limit: Duration::from_secs(120),
+        target: "cluster",
+        limit: Duration::from_secs(60),
     },
     Catcher::Unit {
         package: HOST,
         names: &["journal::", "snapshot_file::", "cutting::"],
         limit: Duration::from_secs(60),
     },
-    Catcher::Test {
-        target: "cluster",
-        limit: Duration::from_secs(60),
-    },
     Catcher::Simulator {
         batches: &[20, 200, 2000],
+    },
+    Catcher::Test {
+        target: "model",
+        limit: Duration::from_secs(300),
     },
 ];
 
@@ -108,7 +108,9 @@ impl Catcher {
     pub(super) fn is_quick(&self) -> bool {
         match self {
             Self::Unit { package, .. } => *package == CORE,
-            Self::Test { target, .. } => ["leader", "region", "interleavings"].contains(target),
+            Self::Test { target, .. } => {
+                ["leader", "region", "interleavings", "cluster"].contains(target)
+            }
             Self::Corpus | Self::Simulator { .. } => false,
         }
     }
@@ -264,6 +266,8 @@ impl Kit {
                 None => Ok(None),
             },
             Catcher::Simulator { batches } => match self.program_with("sim") {
+                // Clean runs of many seeds are the simulator's own business.
+                Some(program) if mutation.is_none() => ask.simulator(program, &batches[..1]),
                 Some(program) => ask.simulator(program, batches),
                 None => Ok(None),
             },
@@ -414,6 +418,9 @@ impl Ask<'_> {
                     seed: failure["seed"].as_u64(),
                     events: failure["event"].as_u64().map(|event| events + event),
                 }));
+            }
+            if ending == Ending::TimedOut {
+                return Ok(None);
             }
             ensure!(
                 matches!(ending, Ending::Exited(status) if status.success()),

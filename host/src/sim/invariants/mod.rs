@@ -311,6 +311,11 @@ impl Onlooker {
         self.answers = answers;
     }
 
+    /// The disk of the node at `place` has lost what no mode covers.
+    pub(super) fn disk_damaged(&mut self, place: usize) {
+        self.disks.lost(place);
+    }
+
     /// The process died in the middle of it.
     pub(super) fn event_cut_off(&mut self) {
         self.answers.clear();

@@ -1,0 +1,86 @@
+//! The simulator finds nothing in this build, the same thing twice, and deliberate defects.
+
+use consensus::simulation::{IS_COMPILED_IN, Mutation};
+use nearwire::sim::{Invariant, Options, Voyage, run, sail};
+
+/// Seeds that are run at each test.
+const SEEDS: u64 = 200;
+/// Seeds within which a defect is to be found.
+const MUTANT_SEEDS: u64 = 100;
+
+fn voyage(first: u64, seeds: u64, options: Options) -> Voyage {
+    Voyage {
+        first,
+        seeds,
+        time: None,
+        fail_fast: false,
+        jobs: 2,
+        options,
+    }
+}
+
+#[test]
+fn no_seed_violates_an_invariant() {
+    let tally = sail(&voyage(0, SEEDS, Options::default()), &mut |_| {}).expect("threads");
+    let failures = tally.first_failures.iter();
+    let failures: Vec<_> = failures
+        .map(|failure| (failure.seed, failure.events, &failure.violation))
+        .collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+    assert_eq!(tally.seeds, SEEDS);
+    let (deliveries, commits, _) = tally.least.expect("some ended well");
+    assert!(deliveries >= 10_000 && commits >= 100);
+}
+
+#[test]
+fn a_seed_is_the_same_twice() {
+    for seed in [1, 2, 3, 5, 8] {
+        let (one, two) = (
+            run(seed, &Options::default()),
+            run(seed, &Options::default()),
+        );
+        assert_eq!(
+            (one.events, one.deliveries, one.commits, one.hash),
+            (two.events, two.deliveries, two.commits, two.hash),
+            "seed {seed}"
+        );
+    }
+}
+
+/// Seeds that once violated an invariant of a build that was wrong.
+#[test]
+fn seeds_that_found_something_find_it_no_more() {
+    for seed in [1, 178, 182, 232, 345, 2866] {
+        let outcome = run(seed, &Options::default());
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
+// Tests are built with the feature `simulation`, by a development dependency.
+const _: () = assert!(IS_COMPILED_IN);
+
+fn is_caught(mutation: Mutation, only: Option<Invariant>) -> bool {
+    let options = Options {
+        mutation: Some(mutation),
+        only,
+        ..Options::default()
+    };
+    let voyage = Voyage {
+        fail_fast: true,
+        ..voyage(0, MUTANT_SEEDS, options)
+    };
+    sail(&voyage, &mut |_| {}).expect("threads").failures > 0
+}
+
+#[test]
+fn defects_of_the_acceptor_are_caught() {
+    for name in [
+        "promise-not-checked",
+        "vote-not-stored",
+        "kept-slot-overwritten",
+        "trim-stored",
+    ] {
+        let mutation = Mutation::from_name(name).expect("known");
+        assert!(is_caught(mutation, None), "{name} went unnoticed");
+    }
+}
