@@ -346,3 +346,29 @@ fn of_two_prepares_the_higher_stands() {
         assert_eq!(promised, expected);
     });
 }
+
+#[test]
+fn a_reader_without_the_lock_sees_whole_records() {
+    explore("a reader against two Decides", || {
+        let memory = Arc::new(Small::new(Barrier::Whole));
+        memory.exchange(At::Group, group::TRIM, 1);
+        let writer = memory.clone();
+        let writer = thread::spawn(move || {
+            for round in [1, 2] {
+                let header = Header {
+                    vote_ballot: Ballot(round),
+                    watermark: 1,
+                    ..request(Kind::Decide, ballot(round), round)
+                };
+                step(&writer, header, &[]);
+            }
+        });
+        if let Some(view) = region::view(&*memory, GroupId(0)) {
+            let decided = view.decided;
+            let round = decided.ballot.round();
+            assert_eq!((decided.from, decided.upto), (Slot(round), Slot(round)));
+            assert!(view.promised >= decided.ballot);
+        }
+        writer.join().expect("no panic");
+    });
+}

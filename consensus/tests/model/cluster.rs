@@ -403,7 +403,7 @@ impl World {
             Some(leader) => !self.is_settled(leader, &before.requests, place, reply),
             None => false,
         });
-        let voted = step.filter(|(header, _)| header.kind == Kind::Accepted);
+        let voted = step.filter(|(header, _)| header.kind == Kind::Accepted && !node.reborn);
         let votes = voted.map(|_| {
             let mut votes = node.votes.clone();
             let vote = memory.ring.iter().find(|vote| vote.slot == request.slot);

@@ -231,72 +231,30 @@ fn an_unchecked_promise_is_found() {
     catches(Mutation::PromiseNotChecked, "agreement", smallest());
 }
 
-/// Which defects which world notices.
 #[test]
-#[ignore = "a table for docs/model-checking.md"]
-fn which_defects_are_found() {
-    let worlds = [
-        (
-            "three ballots, one memory lost",
-            World {
-                loses_memory: true,
-                ..three_ballots()
-            },
-        ),
-        ("two slots", two_slots()),
-        (
-            "trim",
-            World {
-                fills: [2, 2],
-                ..ring()
-            },
-        ),
-        ("ring", ring()),
-    ];
-    for mutation in Mutation::ALL {
-        for (name, world) in &worlds {
-            let world = World {
-                mutation: Some(*mutation),
-                ..world.clone()
-            };
-            let found = std::panic::catch_unwind(|| {
-                let checker = world.checker().threads(4);
-                let checker = checker.finish_when(HasDiscoveries::AnyFailures);
-                let checker = checker.spawn_bfs().join();
-                let discoveries = checker.discoveries();
-                let properties = checker.model().properties();
-                let failed: BTreeSet<_> = properties
-                    .iter()
-                    .filter_map(|property| {
-                        let found = discoveries.get(property.name);
-                        match (property.expectation.discovery_is_failure(), found) {
-                            (true, Some(path)) => {
-                                Some((property.name, path.clone().into_actions().len()))
-                            }
-                            (false, None) => Some((property.name, 0)),
-                            _ => None,
-                        }
-                    })
-                    .collect();
-                let failures: BTreeSet<_> =
-                    failed.iter().filter(|one| one.1 > 0).copied().collect();
-                (
-                    if failures.is_empty() {
-                        failed
-                    } else {
-                        failures
-                    },
-                    checker.unique_state_count(),
-                )
-            });
-            match found {
-                Ok((failed, states)) if !failed.is_empty() => {
-                    println!("{} | {name} | {failed:?} | {states}", mutation.name());
-                }
-                Ok(_) => continue,
-                Err(_) => println!("{} | {name} | panic", mutation.name()),
-            }
-            break;
-        }
-    }
+fn an_unraised_highest_is_found() {
+    catches(Mutation::HighestNotRaised, "agreement", smallest());
+}
+
+#[test]
+fn a_phase_one_without_a_quorum_is_found() {
+    catches(Mutation::PhaseOneShort, "agreement", smallest());
+}
+
+#[test]
+fn a_lowest_vote_adopted_is_found() {
+    catches(Mutation::LowestVoteAdopted, "agreement", three_ballots());
+}
+
+#[test]
+fn a_foreign_life_counted_is_found() {
+    let world = World {
+        loses_memory: true,
+        ..smallest()
+    };
+    catches(
+        Mutation::ForeignLifeCounted,
+        "what is applied was chosen",
+        world,
+    );
 }
