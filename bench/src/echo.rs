@@ -47,7 +47,7 @@ pub struct EchoServer {
 }
 
 impl EchoServer {
-    /// Starts a server that lingers before it sleeps. `enter` runs first on its thread: it may
+    /// Starts a server that lingers for so long before it sleeps. `enter` runs first on its thread: it may
     /// change the network namespace.
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub struct Setting {
     /// How both sides of the echo wait to which the ratios are taken: always blocking, so that
     /// the ratios of all rows compare.
     pub floor_wait: Waiting,
+    /// How long blocking replicas look for packets before they sleep, in microseconds.
+    pub linger_us: u64,
     /// CPUs that this process may use.
     pub cpus: usize,
     /// Whether packets carry tags.
@@ -351,6 +353,7 @@ mod tests {
             leader_wait: Waiting::Blocking,
             acceptor_wait: Waiting::Inline,
             floor_wait: Waiting::Blocking,
+            linger_us: 100,
             cpus: 4,
             auth: false,
             engine: "software".into(),
@@ -388,6 +391,7 @@ mod tests {
         "leader_wait",
         "acceptor_wait",
         "floor_wait",
+        "linger_us",
         "cpus",
         "auth",
         "engine",

@@ -261,6 +261,7 @@ fn setting(description: &Description, options: &Options) -> Setting {
         leader_wait: description.leader_wait,
         acceptor_wait: description.acceptor_wait,
         floor_wait: Waiting::Blocking,
+        linger_us: u64::try_from(description.linger.as_micros()).unwrap_or(u64::MAX),
         cpus: crate::site::allowed_cpus().len(),
         auth: description.auth,
         engine: description.engine.clone(),

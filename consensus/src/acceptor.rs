@@ -6,7 +6,7 @@
 //! leader asks again. `docs/protocol.md`, "Concurrency", has the argument for the order of the
 //! accesses below; each comment that says *before* names an order that the argument needs.
 
-use crate::memory::{Memory, Payload, lock, publish, published, raise, release};
+use crate::memory::{Memory, Payload, lock, publish, published, raise, release, spare};
 use crate::region::{Layout, entry, group};
 use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
@@ -120,17 +120,20 @@ impl Acceptor {
         request: &Header,
         payload: &mut P,
     ) -> Step {
-        if request.incarnation != Incarnation::ANY && request.incarnation != self.incarnation {
+        if request.incarnation != Incarnation::ANY
+            && request.incarnation != self.incarnation
+            && !mutated(Mutation::ForeignRequestServed)
+        {
             return Step::Dropped(Drop::Incarnation);
         }
         let Some(at) = memory.group(request.group) else {
             return Step::Dropped(Drop::Group);
         };
         let state = memory.load(at, group::STATE);
-        if state & 0xffff_ffff != group::ACTIVE {
+        if state & 0xffff_ffff != group::ACTIVE && !mutated(Mutation::SealedServed) {
             return Step::Dropped(Drop::Sealed);
         }
-        if request.epoch < Epoch((state >> 32) as u32) {
+        if request.epoch < Epoch((state >> 32) as u32) && !mutated(Mutation::OldEpochServed) {
             return Step::Dropped(Drop::Epoch);
         }
         let call = Call {
@@ -172,6 +175,9 @@ struct Held<A> {
     slot: u64,
     ballot: u64,
     body: usize,
+    /// What a defect read before the word was held.
+    early_promised: Option<u64>,
+    early_trim: Option<u64>,
 }
 
 impl<M: Memory> Call<'_, M> {
@@ -217,10 +223,19 @@ impl<M: Memory> Call<'_, M> {
         self.memory.load(self.at, word)
     }
 
+    /// A word of the group that `mutation` reads here instead of later.
+    #[inline(always)]
+    fn early(&self, mutation: Mutation, word: usize) -> Option<u64> {
+        mutated(mutation).then(|| self.load(word))
+    }
+
     /// Phase 1b. The group's lock excludes Decide: without it one acceptor can support a lease and
     /// promise away from it at once.
     #[inline(always)]
     fn prepare(&self, now_ns: u64) -> Step {
+        if mutated(Mutation::PrepareUnlocked) {
+            return self.promise(now_ns, self.load(group::LOCK) & !1);
+        }
         let Some(sequence) = lock(self.memory, self.at, group::LOCK) else {
             return Step::Dropped(Drop::Busy);
         };
@@ -239,7 +254,7 @@ impl<M: Memory> Call<'_, M> {
         let body = group::BODIES + published(sequence) * group::BODY_WORDS;
         let until = self.load(body + group::LEASE_UNTIL);
         let holder = Ballot(self.load(body + group::LEASE_BALLOT)).node();
-        if until > now_ns && holder != ballot.node() {
+        if until > now_ns && holder != ballot.node() && !mutated(Mutation::LeaseIgnored) {
             let header = Header {
                 vote_ballot: Ballot(promised),
                 watermark: until - now_ns,
@@ -248,6 +263,7 @@ impl<M: Memory> Call<'_, M> {
             };
             return Step::Reply(header, Effect::None);
         }
+        let early_highest = self.early(Mutation::HighestReadBeforePromise, group::HIGHEST);
         if mutated(Mutation::PromiseStored) {
             self.memory.store(self.at, group::PROMISED, ballot.0);
         }
@@ -260,7 +276,7 @@ impl<M: Memory> Call<'_, M> {
         // raised highest by now, so that the new leader fetches its slot, or will see the promise.
         let header = Header {
             watermark: self.load(group::TRIM),
-            slot: Slot(self.load(group::HIGHEST)),
+            slot: Slot(early_highest.unwrap_or_else(|| self.load(group::HIGHEST))),
             ..self.reply(Kind::Promise)
         };
         Step::Reply(header, Effect::Promised)
@@ -269,12 +285,18 @@ impl<M: Memory> Call<'_, M> {
     /// Takes the sequence word of the ring entry of the request's slot.
     #[inline(always)]
     fn hold(&self) -> Option<Held<M::At>> {
+        let early_promised = self.early(Mutation::PromisedReadBeforeLock, group::PROMISED);
+        let early_trim = self.early(Mutation::TrimReadBeforeLock, group::TRIM);
         let window = self.load(group::WINDOW);
         let index = self
             .load(group::BASE)
             .wrapping_add(self.request.slot.0 & window.wrapping_sub(1));
         let at = self.memory.entry(index)?;
-        let sequence = lock(self.memory, at, entry::LOCK)?;
+        let sequence = if self.peeks() {
+            self.memory.load(at, entry::LOCK) & !1
+        } else {
+            lock(self.memory, at, entry::LOCK)?
+        };
         let body = self.acceptor.layout.body(published(sequence));
         Some(Held {
             at,
@@ -282,12 +304,23 @@ impl<M: Memory> Call<'_, M> {
             slot: self.memory.load(at, body + entry::SLOT),
             ballot: self.memory.load(at, body + entry::BALLOT),
             body,
+            early_promised,
+            early_trim,
         })
     }
 
     #[inline(always)]
     fn let_go(&self, held: &Held<M::At>) {
-        release(self.memory, held.at, entry::LOCK, held.sequence);
+        if !self.peeks() {
+            release(self.memory, held.at, entry::LOCK, held.sequence);
+        }
+    }
+
+    /// Whether a defect steps the entry without its lock.
+    #[inline(always)]
+    fn peeks(&self) -> bool {
+        mutated(Mutation::EntryUnlocked)
+            || mutated(Mutation::FetchUnlocked) && self.request.kind == Kind::Fetch
     }
 
     /// Phase 1: what was voted in this slot? The entry's lock is taken even to read, so that an
@@ -295,11 +328,15 @@ impl<M: Memory> Call<'_, M> {
     #[inline(always)]
     fn fetch<P: Payload>(&self, payload: &mut P) -> Step {
         let Some(held) = self.hold() else {
+            if mutated(Mutation::TornIsEmpty) {
+                return Step::Reply(self.reply(Kind::Empty), Effect::None);
+            }
             return Step::Dropped(Drop::Busy);
         };
         let promised = self.load(group::PROMISED);
-        let step = if self.request.ballot.0 == promised {
-            let trim = self.load(group::TRIM);
+        let is_promised = self.request.ballot.0 == promised;
+        let step = if is_promised || mutated(Mutation::FetchUnpromised) {
+            let trim = held.early_trim.unwrap_or_else(|| self.load(group::TRIM));
             self.vote(&held, payload, trim, trim)
         } else {
             self.nack(promised)
@@ -339,8 +376,7 @@ impl<M: Memory> Call<'_, M> {
         watermark: u64,
     ) -> Step {
         let slot = self.request.slot.0;
-        let overwritten = held.slot > slot && !mutated(Mutation::OverwrittenIsEmpty);
-        if slot < trim || overwritten {
+        if (slot < trim || held.slot > slot) && !mutated(Mutation::OverwrittenIsEmpty) {
             return self.outside(trim);
         }
         if held.slot != slot || slot == 0 {
@@ -387,7 +423,14 @@ impl<M: Memory> Call<'_, M> {
             // The releasing exchange publishes the new body; the value was stored *before* it, and
             // the reply exists only after it.
             None => {
-                publish(self.memory, held.at, entry::LOCK, held.sequence);
+                if mutated(Mutation::VoteNotStored) {
+                    self.let_go(&held);
+                } else {
+                    publish(self.memory, held.at, entry::LOCK, held.sequence);
+                }
+                if mutated(Mutation::PromisedRaisedLate) {
+                    raise(self.memory, self.at, group::PROMISED, self.request.ballot.0);
+                }
                 Step::Reply(self.reply(Kind::Accepted), Effect::Voted)
             }
             Some(step) => {
@@ -402,14 +445,22 @@ impl<M: Memory> Call<'_, M> {
     fn store_vote<P: Payload>(&self, held: &Held<M::At>, payload: &P) -> Option<Step> {
         let (slot, ballot) = (self.request.slot.0, self.request.ballot.0);
         let trim = self.load(group::TRIM);
-        if slot < trim || slot - trim >= self.load(group::WINDOW) || held.slot > slot {
+        if slot < trim
+            || slot - trim >= self.load(group::WINDOW) && !mutated(Mutation::KeptSlotOverwritten)
+            || held.slot > slot
+        {
             return Some(self.outside(trim));
         }
+        let early_promised = held
+            .early_promised
+            .or_else(|| self.early(Mutation::PromisedReadBeforeHighest, group::PROMISED));
         // Highest is raised *before* promised is read: see `promise`.
-        if raise(self.memory, self.at, group::HIGHEST, slot).is_none() {
+        if !mutated(Mutation::HighestNotRaised)
+            && raise(self.memory, self.at, group::HIGHEST, slot).is_none()
+        {
             return Some(Step::Dropped(Drop::Busy));
         }
-        let promised = self.load(group::PROMISED);
+        let promised = early_promised.unwrap_or_else(|| self.load(group::PROMISED));
         let is_refused = ballot < promised && !mutated(Mutation::PromiseNotChecked)
             || ballot == promised && mutated(Mutation::EqualBallotRefused);
         if is_refused {
@@ -424,7 +475,7 @@ impl<M: Memory> Call<'_, M> {
             // under one ballot would be a forger's.
             return Some(Step::Reply(self.reply(Kind::Accepted), Effect::Voted));
         }
-        let body = self.acceptor.layout.body(published(held.sequence) ^ 1);
+        let body = self.acceptor.layout.body(spare(held.sequence));
         let length = usize::from(self.request.length);
         self.memory.store(held.at, body + entry::SLOT, slot);
         self.memory.store(held.at, body + entry::BALLOT, ballot);
@@ -435,7 +486,9 @@ impl<M: Memory> Call<'_, M> {
                 .store(held.at, body + entry::VALUE + index, payload.word(index));
         }
         // Promised is raised *before* the vote is published, so that no vote is above the promise.
-        if raise(self.memory, self.at, group::PROMISED, ballot).is_none() {
+        let is_raised_here =
+            !mutated(Mutation::VotePromisesNothing) && !mutated(Mutation::PromisedRaisedLate);
+        if is_raised_here && raise(self.memory, self.at, group::PROMISED, ballot).is_none() {
             return Some(Step::Dropped(Drop::Busy));
         }
         None
@@ -465,10 +518,15 @@ impl<M: Memory> Call<'_, M> {
     fn record(&self, now_ns: u64, sequence: u64, upto: u64, trim: u64) -> Step {
         let ballot = self.request.ballot;
         let wants_ack = self.request.flags.has(Flags::ACK_WANTED);
-        let Some(promised) = raise(self.memory, self.at, group::PROMISED, ballot.0) else {
+        let raised = if mutated(Mutation::DecidePromisesNothing) {
+            Some(self.load(group::PROMISED))
+        } else {
+            raise(self.memory, self.at, group::PROMISED, ballot.0)
+        };
+        let Some(promised) = raised else {
             return Step::Dropped(Drop::Busy);
         };
-        if promised > ballot.0 {
+        if promised > ballot.0 && !mutated(Mutation::DecidedByOldBallot) {
             return if wants_ack || promised == Ballot::SEALED.0 {
                 self.nack(promised)
             } else {
@@ -476,9 +534,9 @@ impl<M: Memory> Call<'_, M> {
             };
         }
         let old = group::BODIES + published(sequence) * group::BODY_WORDS;
-        let new = group::BODIES + (published(sequence) ^ 1) * group::BODY_WORDS;
+        let new = group::BODIES + spare(sequence) * group::BODY_WORDS;
         let (mut from, mut last) = (self.request.vote_ballot.0, upto);
-        if self.load(old + group::BALLOT) == ballot.0 {
+        if self.load(old + group::BALLOT) == ballot.0 || mutated(Mutation::DecidedMixed) {
             from = self.load(old + group::FROM);
             last = last.max(self.load(old + group::UPTO));
         }
@@ -488,7 +546,8 @@ impl<M: Memory> Call<'_, M> {
             lease_ballot = ballot.0;
             lease_until = now_ns.saturating_add(self.load(group::LEASE_NS));
         }
-        if self.request.flags.has(Flags::RELEASE) {
+        let drops = mutated(Mutation::LeaseDropped) && !self.request.flags.has(Flags::LEASE);
+        if self.request.flags.has(Flags::RELEASE) || drops {
             lease_until = 0;
         }
         self.memory.store(self.at, new + group::BALLOT, ballot.0);
@@ -498,6 +557,9 @@ impl<M: Memory> Call<'_, M> {
             .store(self.at, new + group::LEASE_BALLOT, lease_ballot);
         self.memory
             .store(self.at, new + group::LEASE_UNTIL, lease_until);
+        if mutated(Mutation::TrimStored) {
+            self.memory.store(self.at, group::TRIM, trim);
+        }
         if raise(self.memory, self.at, group::TRIM, trim).is_none() {
             return Step::Dropped(Drop::Busy);
         }
@@ -711,6 +773,31 @@ mod tests {
             w.reply(Kind::Prepare, ballot(4, 1), 0, b"").kind,
             Kind::Promise
         );
+    }
+
+    #[test]
+    fn a_decide_that_asks_for_no_lease_leaves_the_lease_alone() {
+        let mut w = world();
+        w.decide(ballot(1, 1), 1, 0, 1, Flags::LEASE);
+        w.decide(ballot(1, 1), 1, 1, 1, Flags(0));
+        let nack = w.reply(Kind::Prepare, ballot(2, 2), 0, b"");
+        assert_eq!((nack.kind, nack.flags), (Kind::Nack, Flags::LEASE));
+    }
+
+    #[test]
+    fn a_sealed_group_is_not_stepped() {
+        for kind in [Kind::Prepare, Kind::Accept, Kind::Fetch, Kind::Decide] {
+            let mut w = world();
+            let at = w.region.group(GROUP).expect("group 0");
+            let sealed = group::SEALED | 1 << 32;
+            w.region.exchange(at, group::STATE, sealed);
+            let header = Header {
+                ballot: ballot(1, 1),
+                slot: Slot(1),
+                ..Header::new(kind, GROUP, NodeId(0))
+            };
+            assert_eq!(w.send(header, &[]), Step::Dropped(Drop::Sealed), "{kind:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use crate::acceptor::MAX_SLOT;
 use crate::envelope::{EntryKind, Outcome, Status, entries};
 use crate::session::{Admission, Sessions};
+use crate::simulation::{Mutation, mutated};
 use crate::state_machine::{Frozen, RestoreError, StateMachine};
 use crate::{Ballot, Sequence, SessionId, Slot};
 use alloc::boxed::Box;
@@ -94,11 +95,7 @@ impl<S: StateMachine> Applied<S> {
         // A malformed tail was chosen like that on every replica: all stop at the same place.
         for entry in entries(&value).map_while(Result::ok) {
             match entry.kind {
-                EntryKind::Clock => {
-                    self.clock_ms = self.clock_ms.max(entry.sequence.0);
-                    self.machine.clock(self.clock_ms);
-                    self.sessions.expire(self.clock_ms);
-                }
+                EntryKind::Clock => self.tick(entry.sequence.0),
                 EntryKind::Open => {
                     let nonce = entry.session.0;
                     let id = SessionId::new(self.slot, opened);
@@ -167,6 +164,17 @@ impl<S: StateMachine> Applied<S> {
         self.keep(ballot, value);
     }
 
+    /// Moves the log's clock on.
+    pub(crate) fn tick(&mut self, clock_ms: u64) {
+        self.clock_ms = if mutated(Mutation::ClockGoesBack) {
+            clock_ms
+        } else {
+            self.clock_ms.max(clock_ms)
+        };
+        self.machine.clock(self.clock_ms);
+        self.sessions.expire(self.clock_ms);
+    }
+
     fn keep(&mut self, ballot: Ballot, value: Vec<u8>) {
         self.kept_bytes += value.len();
         self.kept.push_back((ballot, value));
@@ -200,7 +208,11 @@ impl<S: StateMachine> Applied<S> {
         for number in [SNAPSHOT_MAGIC, self.slot.0, self.clock_ms] {
             head.extend_from_slice(&number.to_be_bytes());
         }
-        self.sessions.write(&mut head);
+        if mutated(Mutation::SessionsNotInSnapshot) {
+            Sessions::default().write(&mut head);
+        } else {
+            self.sessions.write(&mut head);
+        }
         Box::new(FrozenState {
             head,
             machine: self.machine.freeze(),
@@ -254,5 +266,59 @@ impl Frozen for FrozenState {
             return true;
         }
         self.machine.next_chunk(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Entry;
+    use crate::state_machine::testing::Diary;
+
+    fn value(entries: &[(EntryKind, u64, u64)]) -> Vec<u8> {
+        let mut value = Vec::new();
+        for (kind, session, sequence) in entries {
+            let entry = Entry {
+                kind: *kind,
+                session: SessionId(*session),
+                sequence: Sequence(*sequence),
+                behind: 0,
+                body: &[],
+            };
+            entry.append(&mut value);
+        }
+        value
+    }
+
+    fn apply(applied: &mut Applied<Diary>, entries: &[(EntryKind, u64, u64)]) {
+        applied.apply(Ballot(1), value(entries), |_, _| {});
+    }
+
+    #[test]
+    fn the_clock_never_falls() {
+        let mut applied = Applied::new(Diary::default());
+        apply(
+            &mut applied,
+            &[(EntryKind::Clock, 0, 9), (EntryKind::Clock, 0, 7)],
+        );
+        assert_eq!(applied.clock_ms(), 9);
+        assert_eq!(applied.machine().times_ms, [9, 9]);
+    }
+
+    #[test]
+    fn a_restored_state_refuses_what_it_had_applied() {
+        let mut applied = Applied::new(Diary::default());
+        apply(&mut applied, &[(EntryKind::Open, 5, 0)]);
+        let session = SessionId::new(Slot(1), 0).0;
+        apply(&mut applied, &[(EntryKind::Command, session, 1)]);
+        let mut bytes = Vec::new();
+        let mut frozen = applied.freeze();
+        while frozen.next_chunk(&mut bytes) {}
+        let mut restored = Applied::new(Diary::default());
+        restored.restore(&bytes).expect("whole");
+        apply(&mut restored, &[(EntryKind::Command, session, 1)]);
+        assert_eq!(restored.machine().commands, 1);
+        apply(&mut restored, &[(EntryKind::Command, session, 2)]);
+        assert_eq!(restored.machine().commands, 2);
     }
 }

@@ -2,6 +2,7 @@
 //! values, or by a snapshot. Everything is pulled, so that a slow receiver is never flooded.
 
 use crate::quorum::Membership;
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Slot};
 use alloc::collections::BTreeMap;
@@ -158,7 +159,8 @@ impl CatchUp {
         piece: &[u8],
     ) -> Chunk {
         let (slot, total, offset) = (header.slot, header.vote_ballot.0, header.watermark);
-        if slot <= applied || total > MAX_SNAPSHOT_BYTES || self.wanted <= applied {
+        let is_older = slot <= applied && !mutated(Mutation::OlderSnapshotTaken);
+        if is_older || total > MAX_SNAPSHOT_BYTES || self.wanted <= applied {
             return Chunk::Wait;
         }
         if self.pull.is_none() && offset == 0 {
@@ -230,4 +232,23 @@ pub enum Chunk {
     Ask(Header),
     /// All of it is here.
     Complete(Vec<u8>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_what_is_applied_is_not_taken() {
+        let piece = |slot: u64| Header {
+            slot: Slot(slot),
+            vote_ballot: Ballot(4),
+            ..Header::new(Kind::SnapshotChunk, GroupId(0), NodeId(2))
+        };
+        let mut catch_up = CatchUp::default();
+        catch_up.want(0, Slot(9), 0);
+        let mut take = |slot| catch_up.chunk(0, NodeId(1), Slot(5), &piece(slot), b"body");
+        assert!(matches!(take(5), Chunk::Wait));
+        assert!(matches!(take(6), Chunk::Complete(_)));
+    }
 }

@@ -50,6 +50,9 @@ pub struct Election {
     pub round: u64,
     /// The pre-vote under way.
     pub pre_vote: Option<PreVote>,
+    /// A ballot whose leader has asked for a higher one: it leads no more, though it may be heard
+    /// of as the leader of another group.
+    pub ceased: Ballot,
 }
 
 impl Election {
@@ -63,6 +66,7 @@ impl Election {
             patience_ns: 0,
             round: 0,
             pre_vote: None,
+            ceased: Ballot::NONE,
         };
         election.patience_ns = timing.rank_ns * election.rank;
         election

@@ -10,6 +10,7 @@
 
 use crate::quorum::Quorums;
 use crate::region::Layout;
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Epoch, GroupId, Incarnation, NodeId};
 use alloc::collections::BTreeMap;
@@ -186,7 +187,8 @@ impl Formation {
             return greeted;
         }
         let shown = header.incarnation;
-        match self.pins.get(&header.sender) {
+        let pinned = self.pins.get(&header.sender);
+        match pinned.filter(|_| !mutated(Mutation::PinReplaced)) {
             None => {
                 self.pins.insert(header.sender, shown);
                 greeted.pinned = true;

@@ -5,6 +5,7 @@
 //! and many share a slot.
 
 use crate::quorum::{Membership, Voters};
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Slot};
 use alloc::collections::VecDeque;
@@ -45,7 +46,7 @@ pub struct Order<'a> {
 pub type Sending = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
 
 /// How long a leader waits, in nanoseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct LeaderTiming {
     /// Between two Decides when nothing was decided.
     pub heartbeat_ns: u64,
@@ -55,7 +56,7 @@ pub struct LeaderTiming {
     pub resend_ns: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 struct InFlight {
     value: Vec<u8>,
     voters: Voters,
@@ -65,7 +66,7 @@ struct InFlight {
     partial: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 struct Fetched {
     answered: Voters,
     ballot: Ballot,
@@ -73,7 +74,17 @@ struct Fetched {
     sent_ns: u64,
 }
 
-#[derive(Debug)]
+impl Fetched {
+    /// Whether a vote in `ballot` counts for more than what was found before.
+    fn yields_to(&self, ballot: Ballot) -> bool {
+        if mutated(Mutation::LowestVoteAdopted) && self.ballot != Ballot::NONE {
+            return ballot < self.ballot;
+        }
+        ballot > self.ballot
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 struct Phase1 {
     promised: Voters,
     trims: Slot,
@@ -100,7 +111,7 @@ pub enum Heard {
 }
 
 /// A ballot's leader, from its Prepare on.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Leader {
     ballot: Ballot,
     group: GroupId,
@@ -126,7 +137,7 @@ pub struct Leader {
 }
 
 /// One round that confirms that nobody else leads.
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 struct Barrier {
     number: u64,
     wanted: u64,
@@ -216,6 +227,11 @@ impl Leader {
         self.from
     }
 
+    /// Whether votes are under way.
+    pub fn awaits_votes(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Whether a proposal is under way or waits.
     pub fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.ready.is_empty() && self.open.is_empty()
@@ -235,7 +251,7 @@ impl Leader {
 
     /// A promise from the member at `place`.
     pub fn promised(&mut self, place: usize, reply: &Header, membership: &Membership) -> Heard {
-        if reply.ballot != self.ballot {
+        if reply.ballot != self.ballot && !mutated(Mutation::OldPromiseCounted) {
             return Heard::Fine;
         }
         let first = self.next_slot();
@@ -258,7 +274,11 @@ impl Leader {
             }
             return Heard::Fine;
         }
-        phase1.highest = phase1.highest.max(reply.slot);
+        phase1.highest = if mutated(Mutation::HighestOfLastPromise) {
+            reply.slot
+        } else {
+            phase1.highest.max(reply.slot)
+        };
         self.quorum_promised(membership)
     }
 
@@ -282,10 +302,11 @@ impl Leader {
         let Some(phase1) = &mut self.phase1 else {
             return Heard::Fine;
         };
-        if phase1.promised.count() < membership.quorums.phase1() {
+        let short = usize::from(mutated(Mutation::PhaseOneShort));
+        if phase1.promised.count() + short < membership.quorums.phase1() {
             return Heard::Fine;
         }
-        if phase1.trims > first {
+        if phase1.trims > first && !mutated(Mutation::TrimNotCaughtUp) {
             return Heard::Behind(phase1.trims);
         }
         phase1.complete = true;
@@ -337,7 +358,7 @@ impl Leader {
                 phase1.sent_ns = 0;
                 return Heard::Behind(trim);
             }
-            Kind::Vote if reply.vote_ballot > fetched.ballot => {
+            Kind::Vote if fetched.yields_to(reply.vote_ballot) => {
                 fetched.ballot = reply.vote_ballot;
                 fetched.value.clear();
                 fetched.value.extend_from_slice(value);
@@ -359,14 +380,23 @@ impl Leader {
         }
         let mut slot = first;
         while let Some(fetched) = phase1.fetched.front() {
-            if fetched.answered.count() < membership.quorums.phase1() {
+            let short = usize::from(mutated(Mutation::FetchedShort));
+            if fetched.answered.count() + short < membership.quorums.phase1() {
                 break;
             }
             // Paxos made simple, phase 2: the value of the highest ballot, or anything (here: the
             // empty value) if no acceptor of the quorum voted.
-            let Some(fetched) = phase1.fetched.pop_front() else {
+            let taken = if mutated(Mutation::RecoveredValueMoved) {
+                phase1.fetched.pop_back()
+            } else {
+                phase1.fetched.pop_front()
+            };
+            let Some(fetched) = taken else {
                 break;
             };
+            if fetched.ballot == Ballot::NONE && mutated(Mutation::HoleNotFilled) {
+                continue;
+            }
             slot = slot.next();
             self.in_flight.push_back(InFlight {
                 value: fetched.value,
@@ -409,7 +439,7 @@ impl Leader {
 
     /// A vote of this ballot from the member at `place`.
     pub fn accepted(&mut self, place: usize, reply: &Header) {
-        if reply.ballot != self.ballot {
+        if reply.ballot != self.ballot && !mutated(Mutation::OldVoteCounted) {
             return;
         }
         if let Some(at) = reply.slot.0.checked_sub(self.front.0)
@@ -422,7 +452,8 @@ impl Leader {
     /// The next decided slot's value and who is known to have voted for it, in order.
     pub fn next_decided(&mut self, membership: &Membership) -> Option<(Vec<u8>, Voters)> {
         let front = self.in_flight.front()?;
-        if front.voters.count() < membership.quorums.phase2() {
+        let short = usize::from(mutated(Mutation::PhaseTwoShort));
+        if front.voters.count() + short < membership.quorums.phase2() {
             return None;
         }
         self.front = self.front.next();
@@ -468,7 +499,7 @@ impl Leader {
     /// An acknowledgement from the member at `place`.
     pub fn acknowledged(&mut self, place: usize, reply: &Header, membership: &Membership) {
         if reply.ballot != self.ballot
-            || reply.nonce != self.barrier.nonce
+            || reply.nonce != self.barrier.nonce && !mutated(Mutation::StaleAckCounted)
             || self.barrier.confirmed == self.barrier.number
         {
             return;
@@ -667,8 +698,13 @@ impl Leader {
         if !(barrier_due || announces && due) {
             return;
         }
+        let upto = if mutated(Mutation::DecidedAhead) {
+            self.next_slot().previous()
+        } else {
+            self.decided()
+        };
         let mut header = Header {
-            slot: self.decided(),
+            slot: upto,
             vote_ballot: Ballot(self.from.0),
             watermark: self.trim.0,
             ..self.header(Kind::Decide)
@@ -721,5 +757,43 @@ impl Leader {
             due = due.min(self.barrier.sent_ns + self.timing.resend_ns);
         }
         due
+    }
+}
+
+/// For checkers that tell states apart by comparing them.
+#[cfg(feature = "simulation")]
+impl Leader {
+    /// Forgets when, how often and in which order packets came and went. Whatever lacks an answer
+    /// is then sent again at the next occasion. A barrier under way is lost.
+    pub fn forget_times(&mut self) {
+        (self.nonce, self.decide_due_ns, self.resend_due_ns) = (0, 0, 0);
+        self.barrier = Barrier::default();
+        for slot in &mut self.in_flight {
+            (slot.sent_ns, slot.tries) = (0, 0);
+        }
+        if let Some(phase1) = &mut self.phase1 {
+            (phase1.sent_ns, phase1.tries) = (0, 0);
+            phase1.highs.sort_unstable();
+            for fetched in &mut phase1.fetched {
+                fetched.sent_ns = 0;
+            }
+        }
+    }
+
+    /// The member at each place `p` moves to `places[p]`.
+    pub fn move_members(&mut self, places: &[usize]) {
+        for slot in &mut self.in_flight {
+            slot.voters = slot.voters.moved(places);
+        }
+        if let Some(phase1) = &mut self.phase1 {
+            phase1.promised = phase1.promised.moved(places);
+            for (place, _) in &mut phase1.highs {
+                *place = places.get(*place).copied().unwrap_or(*place);
+            }
+            phase1.highs.sort_unstable();
+            for fetched in &mut phase1.fetched {
+                fetched.answered = fetched.answered.moved(places);
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 use crate::acceptor::{Acceptor, Drop, Effect, Step};
 use crate::memory::{Buffers, Memory};
 use crate::region::{self, GroupView};
+use crate::simulation::{Mutation, mutated};
 use crate::wire::{HEADER_BYTES, Header, Kind};
 use crate::{Ballot, GroupId, Slot};
 use alloc::collections::VecDeque;
@@ -175,6 +176,8 @@ impl<M: Memory, J: Journal> Local<M, J> {
         if journals {
             let journalled = match effect {
                 Effect::None => true,
+                Effect::Promised if mutated(Mutation::PromiseNotJournalled) => true,
+                Effect::Decided if mutated(Mutation::DecideNotJournalled) => true,
                 Effect::Promised | Effect::Voted => {
                     self.append_decides() && self.append(request, value)
                 }
@@ -188,7 +191,10 @@ impl<M: Memory, J: Journal> Local<M, J> {
             }
         }
         let reply = reply?;
-        if self.durability == Durability::Sync && self.journal.flushed() < self.appended {
+        let awaits_flush = self.durability == Durability::Sync
+            && self.journal.flushed() < self.appended
+            && !mutated(Mutation::ReplyBeforeFlush);
+        if awaits_flush {
             match reply.kind {
                 // A vote that is re-answered may still be on its way to the disk, so it waits as
                 // the first answer did.
@@ -381,14 +387,17 @@ mod tests {
     use crate::sync::AtomicU64;
     use crate::{Epoch, NodeId};
 
-    /// A journal whose queue may be full.
+    /// A journal whose queue may be full, and that flushes nothing.
+    #[derive(Default)]
     struct Queue {
         is_full: bool,
+        appended: u64,
     }
 
     impl Journal for Queue {
         fn append(&mut self, _: &[u8], _: &[u8]) -> Option<u64> {
-            (!self.is_full).then_some(1)
+            self.appended += u64::from(!self.is_full);
+            (!self.is_full).then_some(self.appended)
         }
 
         fn has_room(&self, _: usize) -> bool {
@@ -400,8 +409,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_decided_record_that_a_full_journal_refuses_is_tried_again_later() {
+    fn local(journal: Queue) -> Local<Region<Vec<AtomicU64>>, Queue> {
         let layout = Layout::new(1, 4, 64).expect("valid layout");
         let birth = Birth {
             cluster: 1,
@@ -416,15 +424,36 @@ mod tests {
             incarnation: birth.incarnation(),
             layout,
         };
-        let journal = Queue { is_full: true };
-        let mut local = Local::new(acceptor, region, journal, Durability::Sync);
+        Local::new(acceptor, region, journal, Durability::Sync)
+    }
+
+    fn request(kind: Kind) -> Header {
         let leader = NodeId(2);
-        let decide = Header {
+        Header {
             ballot: Ballot::new(1, leader),
+            slot: Slot(u64::from(kind == Kind::Accept)),
             epoch: Epoch(1),
-            ..Header::new(Kind::Decide, GroupId(0), leader)
-        };
-        local.step(0, Asker::Own, &decide, &[]);
+            ..Header::new(kind, GroupId(0), leader)
+        }
+    }
+
+    #[test]
+    fn promises_and_votes_are_journalled_and_wait_for_their_flush() {
+        let mut local = local(Queue::default());
+        for (count, kind) in [(1, Kind::Prepare), (2, Kind::Accept), (3, Kind::Accept)] {
+            assert!(local.step(0, Asker::Own, &request(kind), &[]).is_none());
+            assert_eq!(local.journal_mut().appended, count, "{kind:?}");
+        }
+        assert!(local.holds_replies() && local.released().is_none());
+    }
+
+    #[test]
+    fn a_decided_record_that_a_full_journal_refuses_is_tried_again_later() {
+        let mut local = local(Queue {
+            is_full: true,
+            ..Queue::default()
+        });
+        local.step(0, Asker::Own, &request(Kind::Decide), &[]);
         assert_eq!(local.flush_decides(1), DECIDE_PATIENCE_NS);
         let late = DECIDE_PATIENCE_NS * 3;
         assert_eq!(local.flush_decides(late), late + DECIDE_PATIENCE_NS);

@@ -5,7 +5,7 @@
 //! Implementations: [`crate::region::Region`] (core or loom atomics), [`stepping`] (a model that
 //! stops before every access), and the maps of the eBPF programs.
 
-use crate::simulation::{Fault, strikes};
+use crate::simulation::{Fault, Mutation, mutated, strikes};
 use crate::{GroupId, NodeId};
 
 /// Aligned 64-bit words in records that are reached by lookup.
@@ -105,6 +105,13 @@ pub(crate) fn raise<M: Memory>(memory: &M, at: M::At, word: usize, to: u64) -> O
     if strikes(Fault::RaiseContended) {
         return None;
     }
+    if mutated(Mutation::WordsRaisedByStore) {
+        let current = memory.load(at, word);
+        if current < to {
+            memory.store(at, word, to);
+        }
+        return Some(current.max(to));
+    }
     let mut current = memory.fetch_add(at, word, 0);
     for _ in 0..RAISE_TRIES {
         if current >= to {
@@ -142,13 +149,28 @@ pub(crate) fn release<M: Memory>(memory: &M, at: M::At, word: usize, sequence: u
 /// Gives a sequence word back and publishes the other body.
 #[inline(always)]
 pub(crate) fn publish<M: Memory>(memory: &M, at: M::At, word: usize, sequence: u64) {
-    memory.exchange(at, word, sequence.wrapping_add(2));
+    // Four leaves the same body published.
+    let by = if mutated(Mutation::PublishedBodyWritten) {
+        4
+    } else {
+        2
+    };
+    memory.exchange(at, word, sequence.wrapping_add(by));
 }
 
 /// Which of the two bodies a sequence word publishes.
 #[inline(always)]
 pub(crate) const fn published(sequence: u64) -> usize {
     (sequence >> 1) as usize & 1
+}
+
+/// Which of the two bodies whoever holds the word may write.
+#[inline(always)]
+pub(crate) fn spare(sequence: u64) -> usize {
+    if mutated(Mutation::PublishedBodyWritten) {
+        return published(sequence);
+    }
+    published(sequence) ^ 1
 }
 
 #[cfg(feature = "std")]

@@ -1,5 +1,6 @@
 //! Memberships and their quorums.
 
+use crate::simulation::{Mutation, mutated};
 use crate::wire::Header;
 use crate::{Epoch, Incarnation, NodeId};
 use alloc::vec::Vec;
@@ -67,7 +68,8 @@ impl Quorums {
                 return Err(QuorumError::Impossible { members, quorum });
             }
         }
-        if phase1 + phase2 <= members {
+        let is_tight = phase1 + phase2 == members && mutated(Mutation::QuorumsDisjoint);
+        if phase1 + phase2 <= members && !is_tight {
             return Err(QuorumError::Disjoint {
                 members,
                 phase1,
@@ -126,11 +128,13 @@ impl Membership {
     /// The place of the member whose reply this is: a reply counts only if its sender, the life of
     /// its memory and its epoch are those of the membership.
     pub fn voter(&self, reply: &Header) -> Option<usize> {
-        if reply.epoch != self.epoch {
+        if reply.epoch != self.epoch && !mutated(Mutation::OldEpochCounted) {
             return None;
         }
         self.members.iter().position(|member| {
-            member.node == reply.sender && member.incarnation == reply.incarnation
+            member.node == reply.sender
+                && (member.incarnation == reply.incarnation
+                    || mutated(Mutation::ForeignLifeCounted))
         })
     }
 
@@ -143,12 +147,17 @@ impl Membership {
 }
 
 /// Members that have answered, one bit each.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Voters(u32);
 
 impl Voters {
     /// Adds the member at `place < MAX_MEMBERS`.
     pub fn add(&mut self, place: usize) {
+        let place = if self.has(place) && mutated(Mutation::VoterCountedTwice) {
+            self.0.trailing_ones() as usize
+        } else {
+            place
+        };
         self.0 |= 1u32.checked_shl(place as u32).unwrap_or(0);
     }
 
@@ -161,11 +170,25 @@ impl Voters {
     pub fn count(self) -> usize {
         self.0.count_ones() as usize
     }
+
+    /// The same members when the one at each place `p` has moved to `places[p]`.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn moved(self, places: &[usize]) -> Self {
+        let mut moved = Self::default();
+        for (from, to) in places.iter().enumerate() {
+            if self.has(from) {
+                moved.add(*to);
+            }
+        }
+        moved
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GroupId;
+    use crate::wire::Kind;
 
     #[test]
     fn quorums_that_need_not_intersect_are_refused() {
@@ -188,6 +211,44 @@ mod tests {
         for members in 1..=MAX_MEMBERS {
             let quorums = Quorums::majority(members).expect("possible");
             assert!(quorums.phase1() + quorums.phase2() > members);
+        }
+    }
+
+    #[test]
+    fn a_reply_counts_only_from_the_life_and_epoch_of_the_membership() {
+        let member = |number: u16| Member {
+            node: NodeId(number),
+            incarnation: Incarnation(u32::from(number) * 10),
+            address: SocketAddr::from(([127, 0, 0, 1], number)),
+            priority: 0,
+        };
+        let membership = Membership {
+            epoch: Epoch(3),
+            members: [1, 2].map(member).to_vec(),
+            quorums: Quorums::majority(2).expect("possible"),
+        };
+        let reply = Header {
+            incarnation: Incarnation(20),
+            epoch: Epoch(3),
+            ..Header::new(Kind::Accepted, GroupId(0), NodeId(2))
+        };
+        assert_eq!(membership.voter(&reply), Some(1));
+        let strangers = [
+            Header {
+                incarnation: Incarnation(21),
+                ..reply
+            },
+            Header {
+                epoch: Epoch(2),
+                ..reply
+            },
+            Header {
+                sender: NodeId(1),
+                ..reply
+            },
+        ];
+        for stranger in strangers {
+            assert_eq!(membership.voter(&stranger), None, "{stranger:?}");
         }
     }
 

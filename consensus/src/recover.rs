@@ -8,6 +8,7 @@ use crate::acceptor::{Acceptor, Step};
 use crate::applied::Applied;
 use crate::memory::{Buffers, Memory, raise};
 use crate::region::{Decided, group};
+use crate::simulation::{Mutation, mutated};
 use crate::state_machine::StateMachine;
 use crate::wire::{Header, Kind, Parsed, parse};
 use crate::{Ballot, Slot};
@@ -117,7 +118,8 @@ impl<S: StateMachine> Recovery<S> {
         loop {
             let slot = self.applied.slot().next();
             let is_decided = |ballot: Ballot| {
-                (decided.from..=decided.upto).contains(&slot) && ballot >= decided.ballot
+                (decided.from..=decided.upto).contains(&slot)
+                    && (ballot >= decided.ballot || mutated(Mutation::LowerVoteReplayed))
             };
             let voted = self.votes.get(&slot).map(|(ballot, _)| *ballot);
             let known = match self.learned.remove(&slot) {
@@ -144,6 +146,7 @@ impl<S: StateMachine> Recovery<S> {
         // A trim stays true whatever was promised since: a checkpoint's Decide may be of a ballot
         // below the promise.
         if header.kind == Kind::Decide
+            && !mutated(Mutation::TrimNotReplayed)
             && let Some(at) = memory.group(header.group)
         {
             let _ = raise(memory, at, group::TRIM, header.watermark);
@@ -175,5 +178,98 @@ impl<S: StateMachine> Recovery<S> {
     /// The state, the highest round seen, and how many records were replayed.
     pub fn finish(self) -> (Applied<S>, u64, u64) {
         (self.applied, self.highest_round, self.records)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::region::{self, Birth, Layout, Region};
+    use crate::state_machine::testing::Diary;
+    use crate::sync::AtomicU64;
+    use crate::wire::HEADER_BYTES;
+    use crate::{Epoch, GroupId, NodeId};
+
+    struct Replay {
+        region: Region<Vec<AtomicU64>>,
+        recovery: Recovery<Diary>,
+    }
+
+    fn replay() -> Replay {
+        let layout = Layout::new(1, 4, 64).expect("valid layout");
+        let birth = Birth {
+            cluster: 1,
+            node: NodeId(9),
+            nonce: 5,
+            boot: 0,
+        };
+        let words: Vec<_> = (0..layout.words()).map(|_| AtomicU64::new(0)).collect();
+        let acceptor = Acceptor {
+            node: NodeId(9),
+            incarnation: birth.incarnation(),
+            layout,
+        };
+        Replay {
+            region: Region::create(words, layout, birth, Epoch(1), 0).expect("blank"),
+            recovery: Recovery::new(acceptor, Applied::new(Diary::default())),
+        }
+    }
+
+    impl Replay {
+        fn record(&mut self, kind: Kind, ballot: Ballot, slot: u64, more: Header, value: &[u8]) {
+            let header = Header {
+                ballot,
+                slot: Slot(slot),
+                epoch: Epoch(1),
+                length: value.len() as u16,
+                vote_ballot: more.vote_ballot,
+                watermark: more.watermark,
+                ..Header::new(kind, GroupId(0), ballot.node())
+            };
+            let mut record = vec![0; HEADER_BYTES];
+            record.copy_from_slice(&header.to_bytes());
+            record.extend_from_slice(value);
+            self.recovery
+                .record(Some(&self.region), 0, &record)
+                .expect("a packet");
+        }
+
+        fn accept(&mut self, ballot: Ballot, slot: u64, value: &[u8]) {
+            let more = Header::new(Kind::Accept, GroupId(0), NodeId(0));
+            self.record(Kind::Accept, ballot, slot, more, value);
+        }
+
+        fn decide(&mut self, ballot: Ballot, from: u64, upto: u64, trim: u64) {
+            let more = Header {
+                vote_ballot: Ballot(from),
+                watermark: trim,
+                ..Header::new(Kind::Decide, GroupId(0), NodeId(0))
+            };
+            self.record(Kind::Decide, ballot, upto, more, &[]);
+        }
+    }
+
+    fn ballot(round: u64) -> Ballot {
+        Ballot::new(round, NodeId(1))
+    }
+
+    #[test]
+    fn a_vote_below_the_decided_ballot_is_not_applied() {
+        let mut replay = replay();
+        replay.accept(ballot(1), 1, b"");
+        replay.decide(ballot(2), 1, 1, 1);
+        assert_eq!(replay.recovery.applied.slot(), Slot::NONE);
+        replay.accept(ballot(2), 1, b"");
+        assert_eq!(replay.recovery.applied.slot(), Slot(1));
+    }
+
+    #[test]
+    fn a_trim_is_taken_whatever_was_promised_since() {
+        let mut replay = replay();
+        let more = Header::new(Kind::Prepare, GroupId(0), NodeId(0));
+        replay.record(Kind::Prepare, ballot(3), 0, more, &[]);
+        replay.decide(ballot(2), 1, 4, 4);
+        let view = region::view(&replay.region, GroupId(0)).expect("unlocked");
+        assert_eq!((view.trim, view.promised), (Slot(4), ballot(3)));
     }
 }

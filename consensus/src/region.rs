@@ -11,6 +11,7 @@
 
 use crate::auth::SipHash;
 use crate::memory::{Memory, published};
+use crate::simulation::{Mutation, mutated};
 use crate::{Ballot, GroupId, Incarnation, NodeId, Slot, wire};
 #[cfg(target_has_atomic = "64")]
 use crate::{
@@ -472,11 +473,11 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
         }
         let incarnation = birth.incarnation();
         // The incarnation is 32 bits of nonce and boot id: these decide.
-        if word(header::INCARNATION) != u64::from(incarnation.0)
+        let is_other = word(header::INCARNATION) != u64::from(incarnation.0)
             || word(header::NONCE) != birth.nonce
             || word(header::BOOT_HIGH) != (birth.boot >> 64) as u64
-            || word(header::BOOT_LOW) != birth.boot as u64
-        {
+            || word(header::BOOT_LOW) != birth.boot as u64;
+        if is_other && !mutated(Mutation::OtherLifeOpened) {
             return Err(OpenError::OtherIncarnation {
                 found: Incarnation(word(header::INCARNATION) as u32),
                 wanted: incarnation,
@@ -590,7 +591,12 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
                 return 0;
             };
             let sequence = word.load(Ordering::Acquire);
-            word.store(sequence & !1, Ordering::Release);
+            let whole = if mutated(Mutation::TornPublished) {
+                sequence.wrapping_add(sequence & 1)
+            } else {
+                sequence & !1
+            };
+            word.store(whole, Ordering::Release);
             sequence & 1
         };
         for number in 0..self.layout.groups {
@@ -750,7 +756,8 @@ pub fn view<M: Memory>(memory: &M, group: GroupId) -> Option<GroupView> {
     // While we read, the other body may be written, but ours only by someone who has taken the
     // sequence word after it was published anew. His stores release, our loads acquire: had we read
     // one of them, we should find the sequence word changed. It never returns to an old value.
-    (memory.load(at, group::LOCK) & !1 == sequence & !1).then_some(view)
+    let is_whole = memory.load(at, group::LOCK) & !1 == sequence & !1;
+    (is_whole || mutated(Mutation::ReaderLooksOnce)).then_some(view)
 }
 
 /// The membership that a group believes in.
@@ -824,5 +831,6 @@ pub fn vote<M: Memory>(
     for (index, room) in out.chunks_exact_mut(8).take(length.div_ceil(8)).enumerate() {
         room.copy_from_slice(&memory.load(at, body + entry::VALUE + index).to_ne_bytes());
     }
-    (memory.load(at, entry::LOCK) & !1 == sequence & !1).then_some((ballot, length))
+    let is_whole = memory.load(at, entry::LOCK) & !1 == sequence & !1;
+    (is_whole || mutated(Mutation::ReaderLooksOnce)).then_some((ballot, length))
 }

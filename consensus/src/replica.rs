@@ -20,6 +20,7 @@ use crate::memory::Memory;
 use crate::quorum::{Membership, Voters};
 use crate::responses::{Responses, Route};
 use crate::session::Sessions;
+use crate::simulation::{Mutation, mutated};
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Sequence, SessionId, Slot};
@@ -282,6 +283,7 @@ impl<S: StateMachine> Replica<S> {
         (node != self.config.node
             && self.config.membership.place(node).is_some()
             && view.decided.ballot >= view.promised
+            && view.decided.ballot != self.election.ceased
             && silence_ns < self.config.election.timeout_ns * 2)
             .then_some(node)
     }
@@ -289,6 +291,12 @@ impl<S: StateMachine> Replica<S> {
     /// Numbers for reports.
     pub const fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// Whether votes are under way that this node, as the leader, waits for.
+    pub fn awaits_votes(&self) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_some_and(|lead| lead.leader.awaits_votes())
     }
 
     /// What it still has to learn.
@@ -397,6 +405,9 @@ impl<S: StateMachine> Replica<S> {
     /// Does what is due: sends what has gathered, applies what was chosen, watches the clock.
     pub fn turn<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         self.note_journalled(turn.local);
+        if mutated(Mutation::ExpiryByLocalClock) {
+            self.applied.tick(turn.unix_ms);
+        }
         if self.lead.is_some() {
             self.drive(turn);
         }

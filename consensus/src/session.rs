@@ -5,6 +5,7 @@
 //! command is answered, never applied again (RIFL, Lee et al. 2015, with order added).
 
 use crate::envelope::{SESSION_WINDOW, Status};
+use crate::simulation::{Mutation, mutated};
 use crate::state_machine::RestoreError;
 use crate::{Sequence, SessionId};
 use alloc::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,18 @@ struct Session {
     /// Replies to the sequences before `next`, newest last.
     replies: VecDeque<Vec<u8>>,
     used_ms: u64,
+}
+
+impl Session {
+    /// The reply to a command that was applied before, if it is kept.
+    fn kept(&self, sequence: Sequence) -> Option<&[u8]> {
+        if mutated(Mutation::NewestReplyGiven) {
+            return self.replies.back().map(Vec::as_slice);
+        }
+        let back = self.next.checked_sub(sequence.0)?;
+        let at = (self.replies.len() as u64).checked_sub(back)?;
+        self.replies.get(at as usize).map(Vec::as_slice)
+    }
 }
 
 /// What a session makes of a command.
@@ -81,20 +94,15 @@ impl Sessions {
             };
         };
         session.used_ms = clock_ms;
-        if sequence.0 > session.next {
+        if sequence.0 > session.next && !mutated(Mutation::GapApplied) {
             let sequence = Sequence(session.next);
             return Admission::Refused {
                 status: Status::OutOfOrder,
                 sequence,
             };
         }
-        if sequence.0 < session.next {
-            let back = session.next - sequence.0;
-            let kept = session.replies.len() as u64;
-            return match kept
-                .checked_sub(back)
-                .and_then(|at| session.replies.get(at as usize))
-            {
+        if sequence.0 < session.next && !mutated(Mutation::DuplicateApplied) {
+            return match session.kept(sequence) {
                 Some(reply) => Admission::Replied(reply),
                 None => Admission::Refused {
                     status: Status::ReplyForgotten,
@@ -124,10 +132,7 @@ impl Sessions {
 
     /// The kept reply to a command that was applied before.
     pub fn reply(&self, id: SessionId, sequence: Sequence) -> Option<&[u8]> {
-        let session = self.open.get(&id.0)?;
-        let back = session.next.checked_sub(sequence.0)?;
-        let at = (session.replies.len() as u64).checked_sub(back)?;
-        session.replies.get(at as usize).map(Vec::as_slice)
+        self.open.get(&id.0)?.kept(sequence)
     }
 
     /// Closes the sessions that were not used for [`SESSION_TTL_MS`].

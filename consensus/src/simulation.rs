@@ -7,44 +7,209 @@
 
 use crate::random::Random;
 
-/// A deliberate defect. Each is one that a careful implementer could commit; a check that finds none
-/// of them is worth nothing.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u8)]
-pub enum Mutation {
+/// Declares the defects in one place: what each breaks, its variant, its name.
+macro_rules! mutations {
+    ($($(#[doc = $breaks:literal])+ $variant:ident = $name:literal,)+) => {
+        /// A deliberate defect. Each is one that a careful implementer could commit; a check that
+        /// finds none of them is worth nothing.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Mutation {
+            $($(#[doc = $breaks])+ $variant,)+
+        }
+
+        impl Mutation {
+            /// Every defect, in the order of the table that `cargo xtask mutants` prints.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// Its name on command lines and in tables.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// What it does against the rules, in a sentence.
+            pub const fn breaks(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($breaks),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+mutations! {
+    // The acceptor's step.
     /// Accept does not compare its ballot with the promise.
-    PromiseNotChecked,
+    PromiseNotChecked = "promise-not-checked",
     /// Accept refuses the very ballot that was promised.
-    EqualBallotRefused,
+    EqualBallotRefused = "equal-ballot-refused",
     /// A second Accept of a ballot overwrites its first vote.
-    EqualBallotOverwrites,
+    EqualBallotOverwrites = "equal-ballot-overwrites",
+    /// Accept answers before its vote is published, and never publishes it.
+    VoteNotStored = "vote-not-stored",
+    /// A vote does not raise the promise to its ballot.
+    VotePromisesNothing = "vote-promises-nothing",
+    /// Accept raises the promise only after it let go of the entry.
+    PromisedRaisedLate = "promised-raised-late",
+    /// Accept reads the promise before it takes the entry's lock.
+    PromisedReadBeforeLock = "promised-read-before-lock",
+    /// Accept reads the promise before it raises the highest slot.
+    PromisedReadBeforeHighest = "promised-read-before-highest",
+    /// Accept does not raise the highest slot.
+    HighestNotRaised = "highest-not-raised",
+    /// Accept takes a slot beyond the window, over one that is not trimmed.
+    KeptSlotOverwritten = "kept-slot-overwritten",
+    /// Accept and Fetch do not take the entry's lock.
+    EntryUnlocked = "entry-unlocked",
+    /// A record is written over the body that readers are shown.
+    PublishedBodyWritten = "published-body-written",
     /// Prepare raises the promise by a plain store, so that it can go back.
-    PromiseStored,
+    PromiseStored = "promise-stored",
+    /// Words that may only rise are raised by a load and a plain store.
+    WordsRaisedByStore = "words-raised-by-store",
+    /// Prepare reads the highest slot before it raises the promise.
+    HighestReadBeforePromise = "highest-read-before-promise",
+    /// Prepare does not take the group's lock.
+    PrepareUnlocked = "prepare-unlocked",
+    /// Prepare promises although another's lease lasts.
+    LeaseIgnored = "lease-ignored",
+    /// A Decide that renews no lease ends the one there is.
+    LeaseDropped = "lease-dropped",
+    /// Fetch reads the entry without its lock.
+    FetchUnlocked = "fetch-unlocked",
+    /// Fetch answers a ballot that was not promised.
+    FetchUnpromised = "fetch-unpromised",
+    /// Fetch reads the trim before it takes the entry's lock.
+    TrimReadBeforeLock = "trim-read-before-lock",
+    /// Fetch answers Empty for an entry that a writer left half-written.
+    TornIsEmpty = "torn-is-empty",
     /// Fetch answers Empty for an entry that holds a later slot.
-    OverwrittenIsEmpty,
+    OverwrittenIsEmpty = "overwritten-is-empty",
+    /// A higher ballot's Decide keeps `from` and `upto` of the record before.
+    DecidedMixed = "decided-mixed",
+    /// A Decide below the promise is recorded.
+    DecidedByOldBallot = "decided-by-old-ballot",
+    /// A Decide does not raise the promise to its ballot.
+    DecidePromisesNothing = "decide-promises-nothing",
+    /// Decide sets the trim by a plain store, so that it can go back.
+    TrimStored = "trim-stored",
+    /// An acceptor serves requests that were meant for another incarnation.
+    ForeignRequestServed = "foreign-request-served",
+    /// An acceptor serves requests of a membership older than its group's.
+    OldEpochServed = "old-epoch-served",
+    /// A sealed group is stepped.
+    SealedServed = "sealed-served",
+    /// A reader without the lock does not look at the sequence word again.
+    ReaderLooksOnce = "reader-looks-once",
+
+    // The region.
+    /// The opener publishes what a dead writer left half-written.
+    TornPublished = "torn-published",
+    /// A region of another incarnation is opened as this one.
+    OtherLifeOpened = "other-life-opened",
+
+    // Who counts.
+    /// Quorums of which the sizes sum up to the number of members are taken.
+    QuorumsDisjoint = "quorums-disjoint",
+    /// A reply counts whatever incarnation it carries.
+    ForeignLifeCounted = "foreign-life-counted",
+    /// A reply counts whatever epoch it carries.
+    OldEpochCounted = "old-epoch-counted",
+    /// A voter that answers again counts as another.
+    VoterCountedTwice = "voter-counted-twice",
+    /// The leader counts a refusal as a vote.
+    NackCounted = "nack-counted",
+    /// A promise of another ballot counts.
+    OldPromiseCounted = "old-promise-counted",
+    /// A vote of another ballot counts.
+    OldVoteCounted = "old-vote-counted",
+    /// A member that shows another incarnation is pinned anew.
+    PinReplaced = "pin-replaced",
+
+    // Phase 1.
+    /// A candidate goes on with one promise less than a quorum.
+    PhaseOneShort = "phase-one-short",
+    /// A slot is taken over with one answer less than a quorum.
+    FetchedShort = "fetched-short",
+    /// The last promise says how far to fetch, not the highest.
+    HighestOfLastPromise = "highest-of-last-promise",
+    /// Of several votes the one of the lowest ballot is proposed again.
+    LowestVoteAdopted = "lowest-vote-adopted",
+    /// A value found in one slot is proposed in another.
+    RecoveredValueMoved = "recovered-value-moved",
+    /// A slot without votes is passed over, so that later values move down.
+    HoleNotFilled = "hole-not-filled",
+    /// A candidate fetches slots that were trimmed instead of learning them.
+    TrimNotCaughtUp = "trim-not-caught-up",
+    /// A candidate that has its promises still takes over what others teach.
+    LearnsWhileFetching = "learns-while-fetching",
+    /// A round is not reserved before it is used, so that a later life may use it.
+    BallotReused = "ballot-reused",
+
+    // Phase 2, reads and trim.
+    /// A value counts as chosen with one vote less than a quorum.
+    PhaseTwoShort = "phase-two-short",
+    /// The leader announces slots that are still under way.
+    DecidedAhead = "decided-ahead",
+    /// An acknowledgement of an earlier send confirms a later barrier.
+    StaleAckCounted = "stale-ack-counted",
+    /// A query is answered without waiting for its barrier.
+    ReadUnconfirmed = "read-unconfirmed",
+    /// A new leader serves before it applied what it inherited.
+    ServesTooEarly = "serves-too-early",
+    /// The trim follows the replica that is furthest.
+    TrimPastReplicas = "trim-past-replicas",
+
+    // Learning.
+    /// A follower applies a vote of a lower ballot than the decided record's.
+    LowerVoteApplied = "lower-vote-applied",
+    /// A value that was taught early is applied in place of the next one.
+    LessonSkipsSlot = "lesson-skips-slot",
+    /// A snapshot is taken over although the state is newer.
+    OlderSnapshotTaken = "older-snapshot-taken",
+
+    // The state.
+    /// A command that was applied before is applied again.
+    DuplicateApplied = "duplicate-applied",
+    /// A command is applied before the one that the session expects.
+    GapApplied = "gap-applied",
+    /// A repeated command is answered with the newest reply.
+    NewestReplyGiven = "newest-reply-given",
+    /// A snapshot leaves out the sessions.
+    SessionsNotInSnapshot = "sessions-not-in-snapshot",
+    /// The wall clock of each node moves the machine's time.
+    ExpiryByLocalClock = "expiry-by-local-clock",
+    /// The log's clock is set by the last entry, not the highest.
+    ClockGoesBack = "clock-goes-back",
+
+    // Journal and recovery.
+    /// Under `sync` an answer leaves before its record is flushed.
+    ReplyBeforeFlush = "reply-before-flush",
+    /// A promise is not journalled.
+    PromiseNotJournalled = "promise-not-journalled",
+    /// A decided record is not journalled.
+    DecideNotJournalled = "decide-not-journalled",
+    /// What another replica taught is not journalled.
+    LessonNotJournalled = "lesson-not-journalled",
+    /// A replay takes a trim only from Decides that the promise admits.
+    TrimNotReplayed = "trim-not-replayed",
+    /// A replay applies a vote of a lower ballot than the decided record's.
+    LowerVoteReplayed = "lower-vote-replayed",
+    /// The journal is cut up to the trim, whatever the snapshots on the disk cover.
+    CutPastSnapshot = "cut-past-snapshot",
+    /// The journal reports records flushed before it writes them.
+    FlushReportedEarly = "flush-reported-early",
+    /// A flush that failed is tried again, and its success believed.
+    FailedFlushRetried = "failed-flush-retried",
+    /// A record of the journal is taken whatever its checksum.
+    TornTailAccepted = "torn-tail-accepted",
+    /// A snapshot is taken whatever its checksum.
+    SnapshotUnchecked = "snapshot-unchecked",
 }
 
 impl Mutation {
-    /// Every defect, in the order of the table that `cargo xtask mutants` prints.
-    pub const ALL: &[Self] = &[
-        Self::PromiseNotChecked,
-        Self::EqualBallotRefused,
-        Self::EqualBallotOverwrites,
-        Self::PromiseStored,
-        Self::OverwrittenIsEmpty,
-    ];
-
-    /// Its name on command lines and in tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PromiseNotChecked => "promise-not-checked",
-            Self::EqualBallotRefused => "equal-ballot-refused",
-            Self::EqualBallotOverwrites => "equal-ballot-overwrites",
-            Self::PromiseStored => "promise-stored",
-            Self::OverwrittenIsEmpty => "overwritten-is-empty",
-        }
-    }
-
     /// The defect of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|one| one.name() == name)
@@ -157,6 +322,15 @@ pub fn strikes(fault: Fault) -> bool {
     }
 }
 
+/// What this thread commits.
+#[must_use]
+pub fn mutation() -> Option<Mutation> {
+    #[cfg(feature = "simulation")]
+    return hooks::MUTATION.get();
+    #[cfg(not(feature = "simulation"))]
+    None
+}
+
 /// Has this thread commit `mutation` from here on, or none.
 pub fn mutate(mutation: Option<Mutation>) {
     #[cfg(feature = "simulation")]
@@ -225,6 +399,10 @@ mod tests {
     fn every_defect_and_fault_has_a_name_of_its_own() {
         let names: BTreeSet<_> = Mutation::ALL.iter().map(|one| one.name()).collect();
         assert_eq!(names.len(), Mutation::ALL.len());
+        assert_eq!(
+            Mutation::PromiseNotChecked.breaks(),
+            "Accept does not compare its ballot with the promise."
+        );
         for (index, mutation) in Mutation::ALL.iter().enumerate() {
             assert_eq!(*mutation as usize, index);
             assert_eq!(Mutation::from_name(mutation.name()), Some(*mutation));
@@ -249,9 +427,10 @@ mod tests {
     #[cfg(feature = "simulation")]
     #[test]
     fn a_defect_is_the_threads_own() {
+        let of_process = mutation();
         mutate(Some(Mutation::PromiseNotChecked));
-        let other = std::thread::spawn(|| mutated(Mutation::PromiseNotChecked));
+        let other = std::thread::spawn(mutation);
         assert!(mutated(Mutation::PromiseNotChecked) && !mutated(Mutation::PromiseStored));
-        assert!(!other.join().expect("no panic"));
+        assert_eq!(other.join().expect("no panic"), of_process);
     }
 }

@@ -55,3 +55,49 @@ pub struct SnapshotId {
     /// Its length in bytes.
     pub bytes: u64,
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Remembers at which times it was told of anything; its state is how many commands there were.
+    #[derive(Debug, Default)]
+    pub(crate) struct Diary {
+        pub(crate) times_ms: Vec<u64>,
+        pub(crate) commands: u64,
+    }
+
+    struct Page(Option<u64>);
+
+    impl StateMachine for Diary {
+        fn apply(&mut self, time_ms: u64, _: &[u8], _: &mut Vec<u8>) {
+            self.times_ms.push(time_ms);
+            self.commands += 1;
+        }
+
+        fn query(&self, _: u64, _: &[u8], _: &mut Vec<u8>) {}
+
+        fn clock(&mut self, time_ms: u64) {
+            self.times_ms.push(time_ms);
+        }
+
+        fn freeze(&self) -> Box<dyn Frozen> {
+            Box::new(Page(Some(self.commands)))
+        }
+
+        fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+            let commands = bytes.first_chunk().ok_or(RestoreError("cut off"))?;
+            self.commands = u64::from_be_bytes(*commands);
+            Ok(())
+        }
+    }
+
+    impl Frozen for Page {
+        fn next_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+            self.0
+                .take()
+                .map(|commands| out.extend_from_slice(&commands.to_be_bytes()))
+                .is_some()
+        }
+    }
+}

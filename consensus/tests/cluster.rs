@@ -16,7 +16,7 @@ use nearwire_consensus::region::{Birth, Layout, Region};
 use nearwire_consensus::replica::{Io, Replica, Role};
 use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
-use nearwire_consensus::wire::{Header, Kind, Parsed, parse};
+use nearwire_consensus::wire::{Flags, Header, Kind, Parsed, parse};
 use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -896,6 +896,145 @@ fn a_session_opened_later_is_not_called_unknown() {
     };
     assert_eq!(ask(applied), 1, "it would have been applied");
     assert_eq!(ask(applied.next()), 0);
+}
+
+/// A world in which only the leader is left after some commits, and which host that is.
+fn alone(seed: u64) -> (World, usize) {
+    let mut world = World::new(seed, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    world.run_ms(50);
+    let leader = world.leader().expect("somebody leads");
+    for index in (0..3).filter(|index| *index != leader) {
+        world.kill(index);
+    }
+    (world, leader)
+}
+
+#[test]
+fn a_refusal_is_no_vote() {
+    let (mut world, leader) = alone(12);
+    world.submit(1);
+    world.run_ms(5);
+    let view = world.hosts[leader].node.as_ref().expect("up").local();
+    let view = view.view(GroupId(0)).expect("unlocked");
+    assert!(view.highest > view.decided.upto, "nothing is under way");
+    let other = (leader + 1) % 3;
+    let nack = Header {
+        incarnation: world.hosts[other].birth.incarnation(),
+        epoch: Epoch(1),
+        ballot: view.promised,
+        vote_ballot: view.promised,
+        slot: view.highest,
+        ..Header::new(Kind::Nack, GroupId(0), NodeId(other as u16 + 1))
+    };
+    world.turn_host(leader, Some((address(other + 1), &nack.to_bytes())));
+    let applied = world.hosts[leader].replica().expect("up").applied().slot();
+    assert!(applied < view.highest, "one vote and a refusal decided");
+}
+
+#[test]
+fn a_leader_that_may_be_deposed_answers_no_read() {
+    let (mut world, _) = alone(13);
+    world.client.submit_query(1 << 32, b"").expect("room");
+    world.run_ms(300);
+    assert_eq!(world.reads, 0);
+}
+
+#[test]
+fn a_new_leader_serves_nobody_before_it_has_applied_what_it_inherited() {
+    let mut world = World::new(17, 3, CALM, Durability::Volatile);
+    world.commit(20, 8);
+    world.run_ms(50);
+    world.submit(1);
+    let leader = world.leader().expect("somebody leads");
+    let undecided = |host: &Host| {
+        let view = host.node.as_ref().expect("up").local().view(GroupId(0));
+        view.is_some_and(|view| view.highest > view.decided.upto)
+    };
+    while !world.hosts.iter().all(undecided) {
+        world.step();
+    }
+    world.kill(leader);
+    world.air.clear();
+    let successor = loop {
+        world.step();
+        if let Some(successor) = world.leader() {
+            break successor;
+        }
+    };
+    assert!(undecided(&world.hosts[successor]), "nothing was inherited");
+    let deferred = |world: &World| {
+        let replica = world.hosts[successor].replica().expect("up");
+        replica.tally().deferred
+    };
+    let before = deferred(&world);
+    let ask = Header {
+        flags: Flags::QUERY,
+        ..Header::new(Kind::Request, GroupId(0), NodeId::NONE)
+    };
+    answers(&mut world, successor, &ask, &[]);
+    assert_eq!(deferred(&world), before + 1);
+}
+
+/// Two of three vote, one of the two learns nothing: were the trim to follow the other, a single
+/// failure would lose what is below it.
+#[test]
+fn the_trim_waits_for_what_a_majority_could_restore() {
+    let mut world = World::new(14, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    world.run_ms(50);
+    let leader = world.leader().expect("somebody leads");
+    world.kill((leader + 1) % 3);
+    let pupil = (leader + 2) % 3;
+    let end = world.now_ns + 2_000 * MS;
+    while world.now_ns < end {
+        world.submit(8);
+        world.step();
+        world
+            .air
+            .retain(|flight| match parse(&flight.bytes, 65_535) {
+                Parsed::Ours(header, _) => header.kind != Kind::Decide,
+                _ => true,
+            });
+        let restorable = world.hosts[pupil].replica().expect("up").recoverable();
+        let local = world.hosts[leader].node.as_ref().expect("up").local();
+        let trim = local.view(GroupId(0)).expect("unlocked").trim;
+        assert!(trim <= restorable.next(), "{trim}, but {restorable}");
+    }
+    let local = world.hosts[leader].node.as_ref().expect("up").local();
+    let view = local.view(GroupId(0)).expect("unlocked");
+    assert!(view.highest.0 >= view.trim.0 + WINDOW / 2, "{view:?}");
+}
+
+#[test]
+fn a_round_is_reserved_before_it_is_used() {
+    let mut world = World::new(15, 3, STORM, Durability::Volatile);
+    for _ in 0..3 {
+        world.commit(10, 4);
+        let leader = world.leader().expect("somebody leads");
+        let local = world.hosts[leader].node.as_ref().expect("up").local();
+        let promised = local.view(GroupId(0)).expect("unlocked").promised;
+        assert!(promised.round() <= world.hosts[leader].stable.round);
+        world.kill(leader);
+        world.commit(10, 4);
+        world.start(leader);
+    }
+}
+
+#[test]
+fn without_proposals_the_logs_clock_stands_still() {
+    let mut world = World::new(16, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    world.run_ms(50);
+    let clocks = |world: &World| -> Vec<u64> {
+        let replicas = world.hosts.iter().filter_map(Host::replica);
+        replicas
+            .map(|replica| replica.applied().clock_ms())
+            .collect()
+    };
+    let before = clocks(&world);
+    world.run_ms(300);
+    assert_eq!(clocks(&world), before);
 }
 
 /// Turns of each host that nothing but its own timers called for.

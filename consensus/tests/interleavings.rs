@@ -3,7 +3,7 @@
 //! The search runs the shipped step, once with each access taking effect at once and once behind
 //! store buffers (x86-TSO: Sewell et al. 2010), where plain stores reach memory at any later time,
 //! in order, and a read-modify-write waits for them. Each rule that the step keeps is then broken
-//! by a memory that alters accesses, and the search must find the harm.
+//! by one of its deliberate defects in some of the threads, and the search must find the harm.
 #![cfg(not(loom))]
 
 mod scene;
@@ -12,11 +12,12 @@ use nearwire_consensus::acceptor::Step;
 use nearwire_consensus::memory::Memory;
 use nearwire_consensus::memory::stepping::{Progress, SteppingMemory, Thread};
 use nearwire_consensus::region::{self, GroupView, entry, group};
+use nearwire_consensus::simulation::{self, Mutation};
 use nearwire_consensus::wire::{Flags, Kind};
 use nearwire_consensus::{Ballot, GroupId, NodeId, Slot};
 use scene::{
     GROUP, LEASE_NS, Request, VALUE_BYTES, accept, ballot, decide, fetch, fresh, kind, layout,
-    prepare,
+    prepare, reopen,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -42,174 +43,7 @@ enum Outcome {
     Group(Option<GroupView>),
 }
 
-/// A rule that is broken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Mutation {
-    None,
-    /// Accept reads promised before it raises highest.
-    PromisedReadFirst,
-    /// Prepare reads highest before it raises promised.
-    HighestReadFirst,
-    /// Trim is read before the entry's lock is taken.
-    TrimReadFirst,
-    /// Entries are not locked.
-    NoEntryLock,
-    /// Groups are not locked.
-    NoGroupLock,
-    /// Words are raised by a load and a plain store.
-    PlainRaise,
-    /// The vote is stored over the published body.
-    OneBody,
-    /// A reader without the lock does not look at the sequence word again.
-    NoSecondLook,
-}
-
-/// Alters the accesses of a step.
-struct Mutant<'a, M> {
-    inner: &'a M,
-    mutation: Mutation,
-    early: Cell<Option<u64>>,
-}
-
 const BODY_WORDS: usize = entry::VALUE + VALUE_BYTES / 8;
-
-impl<'a, M: Memory<At = usize>> Mutant<'a, M> {
-    fn new(inner: &'a M, mutation: Mutation) -> Self {
-        Self {
-            inner,
-            mutation,
-            early: Cell::new(None),
-        }
-    }
-
-    fn is(&self, mutation: Mutation) -> bool {
-        self.mutation == mutation
-    }
-
-    fn is_group(at: usize) -> bool {
-        layout().group_at(GROUP) == Some(at)
-    }
-
-    fn is_entry(at: usize) -> bool {
-        (0..scene::WINDOW).any(|index| layout().entry_at(index) == Some(at))
-    }
-
-    /// Whether the lock of this record is ignored.
-    fn unlocked(&self, at: usize, word: usize) -> bool {
-        word == 0
-            && (self.is(Mutation::NoEntryLock) && Self::is_entry(at)
-                || self.is(Mutation::NoGroupLock) && Self::is_group(at))
-    }
-
-    /// The word of the group that is read too early, and the word whose first access is the cue.
-    fn hasty(&self) -> Option<(usize, bool, usize)> {
-        match self.mutation {
-            Mutation::PromisedReadFirst => Some((group::PROMISED, true, group::HIGHEST)),
-            Mutation::HighestReadFirst => Some((group::HIGHEST, true, group::PROMISED)),
-            Mutation::TrimReadFirst => Some((group::TRIM, false, entry::LOCK)),
-            Mutation::None
-            | Mutation::NoEntryLock
-            | Mutation::NoGroupLock
-            | Mutation::PlainRaise
-            | Mutation::OneBody
-            | Mutation::NoSecondLook => None,
-        }
-    }
-
-    fn read_early(&self, at: usize, word: usize) {
-        if let Some((target, in_group, cue)) = self.hasty()
-            && self.early.get().is_none()
-            && word == cue
-            && Self::is_group(at) == in_group
-            && Self::is_entry(at) != in_group
-        {
-            let group = layout().group_at(GROUP).expect("group 0");
-            self.early.set(Some(self.inner.load(group, target)));
-        }
-    }
-}
-
-impl<M: Memory<At = usize>> Memory for Mutant<'_, M> {
-    type At = usize;
-
-    fn group(&self, group: GroupId) -> Option<usize> {
-        self.inner.group(group)
-    }
-
-    fn entry(&self, index: u64) -> Option<usize> {
-        self.inner.entry(index)
-    }
-
-    fn peer(&self, node: NodeId) -> Option<usize> {
-        self.inner.peer(node)
-    }
-
-    fn load(&self, at: usize, word: usize) -> u64 {
-        self.read_early(at, word);
-        if let Some((target, _, _)) = self.hasty()
-            && Self::is_group(at)
-            && word == target
-            && let Some(early) = self.early.get()
-        {
-            return early;
-        }
-        if self.is(Mutation::NoSecondLook) && word == 0 {
-            let seen = self.early.get().unwrap_or_else(|| self.inner.load(at, 0));
-            self.early.set(Some(seen));
-            return seen;
-        }
-        let found = self.inner.load(at, word);
-        if self.unlocked(at, word) {
-            found & !1
-        } else {
-            found
-        }
-    }
-
-    fn store(&self, at: usize, word: usize, value: u64) {
-        let mut word = word;
-        if self.is(Mutation::OneBody) && Self::is_entry(at) {
-            let published = self.inner.load(at, entry::LOCK) as usize >> 1 & 1;
-            word = entry::BODIES + (word - entry::BODIES) % BODY_WORDS + published * BODY_WORDS;
-        }
-        self.inner.store(at, word, value);
-    }
-
-    fn compare_exchange(&self, at: usize, word: usize, current: u64, new: u64) -> Result<u64, u64> {
-        self.read_early(at, word);
-        if self.unlocked(at, word) {
-            return Ok(current);
-        }
-        if self.is(Mutation::PlainRaise) && Self::is_group(at) && word != group::LOCK {
-            self.inner.store(at, word, new);
-            return Ok(current);
-        }
-        self.inner.compare_exchange(at, word, current, new)
-    }
-
-    fn exchange(&self, at: usize, word: usize, new: u64) -> u64 {
-        let new = if self.is(Mutation::OneBody) && Self::is_entry(at) {
-            // The same body stays published, under a new sequence.
-            let before = self.inner.load(at, word) & !1;
-            if new == before {
-                new
-            } else {
-                before.wrapping_add(4)
-            }
-        } else {
-            new
-        };
-        self.inner.exchange(at, word, new)
-    }
-
-    fn fetch_add(&self, at: usize, word: usize, add: u64) -> u64 {
-        self.read_early(at, word);
-        if self.is(Mutation::PlainRaise) && Self::is_group(at) {
-            return self.inner.load(at, word);
-        }
-        self.inner.fetch_add(at, word, add)
-    }
-}
 
 /// A thread's plain stores that have not reached memory yet.
 type Buffer = Vec<(usize, u64)>;
@@ -349,7 +183,7 @@ type Claim<'a> = &'a dyn Fn(&[Vec<Outcome>], &mut Vec<u64>) -> Result<(), String
 
 struct Search<'a> {
     order: Order,
-    programs: Vec<(Program, Mutation)>,
+    programs: Vec<(Program, Option<Mutation>)>,
     claim: Claim<'a>,
     places: Vec<usize>,
     words: Vec<u64>,
@@ -364,7 +198,7 @@ impl Search<'_> {
     fn new<'a>(
         order: Order,
         start: &[u64],
-        programs: &[(Program, Mutation)],
+        programs: &[(Program, Option<Mutation>)],
         claim: Claim<'a>,
     ) -> Search<'a> {
         let group = layout().group_at(GROUP).expect("group 0");
@@ -456,7 +290,7 @@ impl Search<'_> {
         let buffer = RefCell::new(std::mem::take(&mut actor.buffer));
         let waits = Cell::new(false);
         let run = |memory: &SteppingMemory<'_>| match self.order {
-            Order::Sequential => program.run(&Mutant::new(memory, *mutation)),
+            Order::Sequential => program.run(memory),
             Order::Buffered => {
                 let buffered = Buffered {
                     inner: memory,
@@ -465,10 +299,13 @@ impl Search<'_> {
                     made: Cell::new(0),
                     waits: &waits,
                 };
-                program.run(&Mutant::new(&buffered, *mutation))
+                program.run(&buffered)
             }
         };
+        let ambient = simulation::mutation();
+        simulation::mutate(mutation.or(ambient));
         let progress = actor.thread.advance(layout(), &mut self.words, run);
+        simulation::mutate(ambient);
         actor.buffer = buffer.into_inner();
         (!waits.get()).then_some(progress)
     }
@@ -521,14 +358,13 @@ struct Scenario<'a> {
 }
 
 impl Scenario<'_> {
-    fn search(&self, order: Order, broken: &[usize], mutation: Mutation) -> Found {
+    fn search(&self, order: Order, broken: &[usize], mutation: Option<Mutation>) -> Found {
         let programs: Vec<_> = self
             .programs
             .iter()
             .enumerate()
             .map(|(index, program)| {
-                let is_broken = broken.contains(&index);
-                let mutation = if is_broken { mutation } else { Mutation::None };
+                let mutation = mutation.filter(|_| broken.contains(&index));
                 (program.clone(), mutation)
             })
             .collect();
@@ -538,7 +374,7 @@ impl Scenario<'_> {
     /// The claim holds, however the accesses fall.
     fn holds(&self) {
         for order in [Order::Sequential, Order::Buffered] {
-            match self.search(order, &[], Mutation::None) {
+            match self.search(order, &[], None) {
                 Ok((states, ends)) => {
                     println!("{}, {order:?}: {states} states, {ends} ends", self.name);
                     assert!(states > 100, "the threads never met");
@@ -548,9 +384,13 @@ impl Scenario<'_> {
         }
     }
 
-    /// The claim falls when `broken` threads break this rule.
+    /// The claim falls when `broken` threads commit this defect. A build without defects has none
+    /// to commit.
     fn catches(&self, order: Order, broken: &[usize], mutation: Mutation) {
-        match self.search(order, broken, mutation) {
+        if !simulation::IS_COMPILED_IN {
+            return;
+        }
+        match self.search(order, broken, Some(mutation)) {
             Ok((states, _)) => {
                 panic!(
                     "{}: {mutation:?} was not noticed in {states} states",
@@ -624,13 +464,29 @@ fn a_new_leader_sees_the_vote_or_the_accept_is_refused() {
     let scenario = accept_against_lead();
     scenario.holds();
     for order in [Order::Sequential, Order::Buffered] {
-        scenario.catches(order, &[0], Mutation::PromisedReadFirst);
-        scenario.catches(order, &[1], Mutation::HighestReadFirst);
-        scenario.catches(order, &[0, 1], Mutation::NoEntryLock);
+        for broken_accept in [
+            Mutation::PromiseNotChecked,
+            Mutation::PromisedReadBeforeLock,
+            Mutation::PromisedReadBeforeHighest,
+            Mutation::PromisedRaisedLate,
+            Mutation::VotePromisesNothing,
+            Mutation::VoteNotStored,
+            Mutation::HighestNotRaised,
+        ] {
+            scenario.catches(order, &[0], broken_accept);
+        }
+        for broken_lead in [
+            Mutation::HighestReadBeforePromise,
+            Mutation::FetchUnlocked,
+            Mutation::TornIsEmpty,
+        ] {
+            scenario.catches(order, &[1], broken_lead);
+        }
+        scenario.catches(order, &[0, 1], Mutation::EntryUnlocked);
     }
     // Plain stores do harm behind buffers: "write mine, read yours" without a barrier.
-    scenario.catches(Order::Buffered, &[0], Mutation::PlainRaise);
-    scenario.catches(Order::Buffered, &[1], Mutation::PlainRaise);
+    scenario.catches(Order::Buffered, &[0], Mutation::WordsRaisedByStore);
+    scenario.catches(Order::Buffered, &[1], Mutation::WordsRaisedByStore);
 }
 
 #[test]
@@ -654,8 +510,62 @@ fn a_promise_is_not_taken_back_by_an_accept() {
         },
     };
     scenario.holds();
-    scenario.catches(Order::Sequential, &[0], Mutation::PlainRaise);
-    scenario.catches(Order::Buffered, &[0], Mutation::PlainRaise);
+    scenario.catches(Order::Sequential, &[0], Mutation::WordsRaisedByStore);
+    scenario.catches(Order::Buffered, &[0], Mutation::WordsRaisedByStore);
+}
+
+#[test]
+fn a_promise_is_not_taken_back_by_a_prepare() {
+    let scenario = Scenario {
+        name: "Prepare against Accept of a higher ballot",
+        start: fresh(),
+        programs: vec![
+            steps(&[prepare(ballot(2, 2))]),
+            steps(&[accept(ballot(3, 3), 1, &NEW)]),
+        ],
+        // That no word goes back is claimed of every access.
+        claim: &|_, _| Ok(()),
+    };
+    scenario.holds();
+    for order in [Order::Sequential, Order::Buffered] {
+        scenario.catches(order, &[0], Mutation::PromiseStored);
+        scenario.catches(order, &[0], Mutation::WordsRaisedByStore);
+    }
+}
+
+#[test]
+fn of_two_decides_the_newer_record_and_the_higher_trim_stand() {
+    let (one, two) = (ballot(1, 1), ballot(2, 2));
+    let scenario = Scenario {
+        name: "Decides of two ballots, one of them late",
+        start: after(&[decide(one, 1, 3, 1, Flags(0))]),
+        programs: vec![
+            steps(&[decide(one, 1, 4, 2, Flags::ACK_WANTED)]),
+            steps(&[decide(two, 3, 3, 3, Flags::ACK_WANTED)]),
+            steps(&[decide(two, 3, 3, 2, Flags(0))]),
+        ],
+        claim: &|outcomes, words| {
+            if answered(&outcomes[1], 0) != Some(Kind::Ack) {
+                return Ok(());
+            }
+            let view = reopen(words).map_err(|error| error.to_string());
+            let at = layout().group_at(GROUP).expect("group 0");
+            let body = at + group::BODIES + (view?.0[at] as usize >> 1 & 1) * group::BODY_WORDS;
+            let decided = [group::BALLOT, group::FROM, group::UPTO].map(|word| words[body + word]);
+            if decided == [two.0, 3, 3] && words[at + group::TRIM] == 3 {
+                Ok(())
+            } else {
+                Err(format!("the record is {decided:?}"))
+            }
+        },
+    };
+    scenario.holds();
+    for order in [Order::Sequential, Order::Buffered] {
+        scenario.catches(order, &[2], Mutation::TrimStored);
+        scenario.catches(order, &[0], Mutation::DecidedByOldBallot);
+        scenario.catches(order, &[1], Mutation::DecidedMixed);
+        scenario.catches(order, &[1], Mutation::DecidePromisesNothing);
+    }
 }
 
 #[test]
@@ -691,8 +601,8 @@ fn of_two_votes_in_one_slot_the_higher_stays_and_readers_see_whole_ones() {
         },
     };
     scenario.holds();
-    scenario.catches(Order::Sequential, &[0, 1], Mutation::NoEntryLock);
-    scenario.catches(Order::Sequential, &[0], Mutation::OneBody);
+    scenario.catches(Order::Sequential, &[0, 1], Mutation::EntryUnlocked);
+    scenario.catches(Order::Sequential, &[0], Mutation::PublishedBodyWritten);
 }
 
 /// The reader's body is written again only by the second publication after its first look.
@@ -723,8 +633,8 @@ fn a_reader_overtaken_twice_notices() {
         },
     };
     scenario.holds();
-    scenario.catches(Order::Sequential, &[1], Mutation::NoSecondLook);
-    scenario.catches(Order::Buffered, &[1], Mutation::NoSecondLook);
+    scenario.catches(Order::Sequential, &[1], Mutation::ReaderLooksOnce);
+    scenario.catches(Order::Buffered, &[1], Mutation::ReaderLooksOnce);
 }
 
 #[test]
@@ -761,8 +671,9 @@ fn a_kept_slot_is_never_overwritten_and_outside_names_a_trim_above_it() {
         },
     };
     scenario.holds();
-    scenario.catches(Order::Sequential, &[2], Mutation::TrimReadFirst);
-    scenario.catches(Order::Sequential, &[0, 2], Mutation::NoEntryLock);
+    scenario.catches(Order::Sequential, &[0], Mutation::KeptSlotOverwritten);
+    scenario.catches(Order::Sequential, &[2], Mutation::TrimReadBeforeLock);
+    scenario.catches(Order::Sequential, &[2], Mutation::OverwrittenIsEmpty);
 }
 
 fn lease_against_prepare(others: &[Request]) -> Scenario<'static> {
@@ -806,8 +717,9 @@ fn a_lease_is_never_supported_and_promised_away() {
     let scenario = lease_against_prepare(&[]);
     scenario.holds();
     for order in [Order::Sequential, Order::Buffered] {
-        scenario.catches(order, &[0, 1], Mutation::NoGroupLock);
-        scenario.catches(order, &[1], Mutation::NoGroupLock);
+        scenario.catches(order, &[0, 1], Mutation::PrepareUnlocked);
+        scenario.catches(order, &[1], Mutation::PrepareUnlocked);
+        scenario.catches(order, &[1], Mutation::LeaseIgnored);
     }
     lease_against_prepare(&[prepare(ballot(3, 3))]).holds();
     lease_against_prepare(&[accept(ballot(1, 1), 1, &OLD)]).holds();
@@ -842,9 +754,9 @@ fn of_two_prepares_the_higher_stands() {
         },
     };
     scenario.holds();
-    scenario.catches(Order::Sequential, &[2], Mutation::PromisedReadFirst);
+    scenario.catches(Order::Sequential, &[2], Mutation::PromisedReadBeforeHighest);
     // Without the lock a plain raise loses the higher promise to the lower one.
-    scenario.catches(Order::Buffered, &[0], Mutation::PlainRaise);
+    scenario.catches(Order::Buffered, &[0], Mutation::WordsRaisedByStore);
 }
 
 #[test]
@@ -879,5 +791,5 @@ fn the_decided_record_is_read_whole() {
         },
     };
     scenario.holds();
-    scenario.catches(Order::Sequential, &[1], Mutation::NoSecondLook);
+    scenario.catches(Order::Sequential, &[1], Mutation::ReaderLooksOnce);
 }

@@ -34,7 +34,7 @@ pub use placement::Placement;
 pub use stats::{Reason, Stats};
 pub use udp::{Inbox, Udp};
 pub use waker::{Sleeper, Wake, Waker};
-pub use worker::{Service, Worker};
+pub use worker::{Awaits, Service, Worker};
 
 /// The packets of the last receive.
 pub trait Received {

@@ -44,7 +44,7 @@ pub struct Stats {
     pub overrun: u64,
     /// Errors that the network reported on receive (ICMP).
     pub receive_errors: u64,
-    /// System calls made.
+    /// System calls that the datapath made to move packets and to sleep.
     pub syscalls: u64,
 }
 

@@ -24,10 +24,9 @@ pub trait Service {
     /// Returns how long the worker may sleep if nothing arrives and nobody wakes it.
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration;
 
-    /// Whether it waits for something slower than a packet, which needs this CPU perhaps: a flush.
-    /// The worker does not linger meanwhile.
-    fn awaits_flush(&self) -> bool {
-        false
+    /// What it waits for, which tells how likely [lingering](Worker::lingering) is to pay.
+    fn awaits(&self) -> Awaits {
+        Awaits::Packets
     }
 
     /// Sees what the datapath has counted, about ten times a second while there are turns.
@@ -37,32 +36,44 @@ pub trait Service {
     fn stopping(&self) -> bool;
 }
 
+/// What a service waits for when it has nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Awaits {
+    /// Whatever comes, at any time.
+    Packets,
+    /// The answer to something that it has just sent.
+    Answer,
+    /// A flush, which takes longer than a worker lingers and may need its CPU.
+    Flush,
+}
+
 /// One thread's loop: receive a batch, hand it to the service, let the service take its turn,
 /// flush, sleep unless there may be more.
 pub struct Worker<D, S> {
     datapath: D,
     service: S,
     placement: Placement,
-    linger: Linger,
+    linger: Duration,
+    /// For [`Awaits::Packets`] and [`Awaits::Answer`]: the one may pay while the other does not.
+    attempts: [Attempts; 2],
     observed_ns: u64,
 }
 
-/// How long to look for packets before sleeping, and whether that has paid lately.
-#[derive(Default)]
-struct Linger {
-    at_most: Duration,
+/// Whether lingering has paid lately, hence when to try it again.
+#[derive(Clone, Copy, Default)]
+struct Attempts {
     /// Sleeps to go before it is tried again, and how many that will be after the next failure.
     pass: u32,
     next_pass: u32,
 }
 
-impl Linger {
+impl Attempts {
     fn is_due(&mut self) -> bool {
         if self.pass > 0 {
             self.pass -= 1;
             return false;
         }
-        !self.at_most.is_zero()
+        true
     }
 
     fn ended(&mut self, paid: bool) {
@@ -81,7 +92,8 @@ impl<D: Datapath, S: Service> Worker<D, S> {
             datapath,
             service,
             placement: Placement::default(),
-            linger: Linger::default(),
+            linger: Duration::ZERO,
+            attempts: [Attempts::default(); 2],
             observed_ns: 0,
         }
     }
@@ -98,10 +110,11 @@ impl<D: Datapath, S: Service> Worker<D, S> {
     /// To fall asleep and to be woken costs both sides more than a peer on the same network takes to
     /// answer: with interrupts between virtual CPUs, several times as much. Where packets are
     /// further apart than this the attempts fail, and fewer and fewer are made. Between two looks
-    /// others may have the CPU. A worker that polls never sleeps, so it does not linger either.
+    /// other threads of the same scheduling class and priority may have the CPU. A worker that polls
+    /// never sleeps, so it does not linger either.
     #[must_use]
     pub fn lingering(mut self, at_most: Duration) -> Self {
-        self.linger.at_most = at_most;
+        self.linger = at_most;
         self
     }
 
@@ -117,7 +130,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
             batch, busy_poll, ..
         } = self.datapath.capabilities();
         if busy_poll {
-            self.linger.at_most = Duration::ZERO;
+            self.linger = Duration::ZERO;
         }
         let mut at_most = Duration::ZERO;
         let mut received = batch;
@@ -133,25 +146,33 @@ impl<D: Datapath, S: Service> Worker<D, S> {
 
     /// Waits for packets, a wake-up or the end of `at_most`, and receives.
     fn next(&mut self, at_most: Duration) -> Result<usize, Error> {
-        // Whoever must not sleep has work that no packet announces.
-        if at_most.is_zero() || self.service.awaits_flush() || !self.linger.is_due() {
+        let limit = at_most.min(self.linger);
+        let attempts = match self.service.awaits() {
+            // Whoever must not sleep has work that no packet announces.
+            _ if limit.is_zero() => None,
+            Awaits::Flush => None,
+            Awaits::Packets => Some(0),
+            Awaits::Answer => Some(1),
+        };
+        let Some(attempts) = attempts.filter(|&index| self.attempts[index].is_due()) else {
             self.datapath.wait(at_most)?;
             return Ok(self.receive()?.0);
-        }
+        };
         let start_ns = clock::monotonic_ns();
         let lingered = loop {
             let (received, woken) = self.receive()?;
             let lingered = Duration::from_nanos(clock::monotonic_ns() - start_ns);
             if received > 0 || woken {
-                self.linger.ended(true);
+                // Others may have had the CPU for long: a sleeper would have been woken sooner.
+                self.attempts[attempts].ended(lingered <= limit);
                 return Ok(received);
             }
-            if lingered >= at_most.min(self.linger.at_most) {
+            if lingered >= limit {
                 break lingered;
             }
             thread::yield_now();
         };
-        self.linger.ended(false);
+        self.attempts[attempts].ended(false);
         self.datapath.wait(at_most.saturating_sub(lingered))?;
         Ok(self.receive()?.0)
     }
@@ -225,7 +246,7 @@ impl<D: Datapath, S: Service> Worker<D, S> {
 mod tests {
     use super::*;
     use crate::queue::{self, Receiver};
-    use crate::{Faults, Faulty, Network, Udp, Wait};
+    use crate::{Faults, Faulty, Loopback, Network, Packets, Udp, Wait, Waker};
     use std::time::Instant;
 
     const SOON: Duration = Duration::from_secs(30);
@@ -360,19 +381,15 @@ mod tests {
 
     #[test]
     fn a_linger_that_does_not_pay_is_tried_less_and_less() {
-        let mut linger = Linger {
-            at_most: Duration::from_nanos(1),
-            ..Linger::default()
-        };
+        let mut attempts = Attempts::default();
         let mut tried = |paid| {
-            let passed = (0..).take_while(|_| !linger.is_due()).count();
-            linger.ended(paid);
+            let passed = (0..).take_while(|_| !attempts.is_due()).count();
+            attempts.ended(paid);
             passed
         };
         let passed: Vec<_> = (0..9).map(|_| tried(false)).collect();
         assert_eq!(passed, [0, 1, 2, 4, 8, 16, 32, 64, 64]);
         assert_eq!([tried(true), tried(true)], [64, 0]);
-        assert!(!Linger::default().is_due());
     }
 
     /// Sends a packet to a peer and lingers for its answer.
@@ -435,32 +452,152 @@ mod tests {
         assert!(start.elapsed() < SOON, "a wake-up was lost");
     }
 
-    /// Has work of its own for some turns, although it waits for an answer that never comes.
-    struct Hurried {
+    /// Counts the waits of another datapath.
+    struct Counted {
+        inner: Loopback,
+        waits: u32,
+        polls: bool,
+    }
+
+    impl Datapath for Counted {
+        type Rx = Packets;
+        type Tx = Packets;
+
+        fn receive(&mut self) -> Result<usize, Error> {
+            self.inner.receive()
+        }
+
+        fn halves(&mut self) -> (&Packets, &mut Packets) {
+            self.inner.halves()
+        }
+
+        fn flush(&mut self) -> Result<(), Error> {
+            self.inner.flush()
+        }
+
+        fn wait(&mut self, at_most: Duration) -> Result<(), Error> {
+            self.waits += 1;
+            self.inner.wait(at_most)
+        }
+
+        fn local_addr(&self) -> SocketAddr {
+            self.inner.local_addr()
+        }
+
+        fn waker(&self) -> Waker {
+            self.inner.waker()
+        }
+
+        fn take_wakeups(&mut self) -> bool {
+            self.inner.take_wakeups()
+        }
+
+        fn capabilities(&self) -> Capabilities {
+            Capabilities {
+                busy_poll: self.polls,
+                ..self.inner.capabilities()
+            }
+        }
+
+        fn stats(&self) -> Stats {
+            self.inner.stats()
+        }
+    }
+
+    /// Would sleep for so long between its turns, and stops after some of them.
+    struct Patient {
+        at_most: Duration,
+        awaits: Awaits,
         turns: u32,
     }
 
-    impl Service for Hurried {
+    impl Service for Patient {
         fn packet<T: Transmit>(&mut self, _: u64, _: SocketAddr, _: &[u8], _: &mut T) {}
 
         fn turn<T: Transmit>(&mut self, _: u64, _: &mut T) -> Duration {
-            self.turns += 1;
-            Duration::ZERO
+            self.turns -= 1;
+            self.at_most
+        }
+
+        fn awaits(&self) -> Awaits {
+            self.awaits
         }
 
         fn stopping(&self) -> bool {
-            self.turns >= 10
+            self.turns == 0
+        }
+    }
+
+    /// Runs a worker that would linger for long, wakes it after a while, and returns its waits.
+    fn waits(service: Patient, polls: bool) -> u32 {
+        let network = Network::new();
+        let datapath = Counted {
+            inner: network.endpoint(address(1)).unwrap(),
+            waits: 0,
+            polls,
+        };
+        let waker = datapath.waker();
+        let start = Instant::now();
+        let mut worker = Worker::new(datapath, service).lingering(SOON);
+        thread::scope(|scope| {
+            let ran = scope.spawn(|| worker.run());
+            while !ran.is_finished() {
+                thread::sleep(Duration::from_millis(20));
+                waker.wake();
+            }
+            ran.join().unwrap()
+        })
+        .unwrap();
+        assert!(
+            start.elapsed() < SOON,
+            "it lingered past what should end it"
+        );
+        worker.into_parts().0.waits
+    }
+
+    fn patient(at_most: Duration) -> Patient {
+        Patient {
+            at_most,
+            awaits: Awaits::Packets,
+            turns: 3,
         }
     }
 
     #[test]
-    fn a_worker_with_work_of_its_own_does_not_linger() {
+    fn a_wake_up_ends_a_linger() {
+        assert_eq!(waits(patient(SOON), false), 0);
+    }
+
+    #[test]
+    fn a_timer_ends_a_linger() {
+        // The first linger fails, so that the next sleep goes without; then the second one fails.
+        let soon = Duration::from_millis(1);
+        assert_eq!(waits(patient(soon), false), 2);
+    }
+
+    #[test]
+    fn whoever_must_not_sleep_waits_for_a_flush_or_polls_does_not_linger() {
+        assert_eq!(waits(patient(Duration::ZERO), false), 2);
+        let flush = Patient {
+            awaits: Awaits::Flush,
+            ..patient(SOON)
+        };
+        assert_eq!(waits(flush, false), 2);
+        assert_eq!(waits(patient(SOON), true), 2);
+    }
+
+    #[test]
+    fn a_linger_that_fails_for_packets_is_still_tried_for_answers() {
         let network = Network::new();
         let endpoint = network.endpoint(address(1)).unwrap();
-        let start = Instant::now();
-        let mut worker = Worker::new(endpoint, Hurried { turns: 0 }).lingering(SOON);
-        thread::scope(|scope| scope.spawn(|| worker.run()).join().unwrap()).unwrap();
-        assert!(start.elapsed() < SOON);
+        let mut worker = Worker::new(endpoint, patient(Duration::from_nanos(1)));
+        worker = worker.lingering(SOON);
+        worker.next(Duration::from_nanos(1)).unwrap();
+        let passes = |worker: &Worker<_, Patient>| worker.attempts.map(|kind| kind.pass);
+        assert_eq!(passes(&worker), [1, 0]);
+        worker.service.awaits = Awaits::Answer;
+        worker.next(Duration::from_nanos(1)).unwrap();
+        assert_eq!(passes(&worker), [1, 1]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use bench::report::Waiting;
 use bench::rounds::median;
 use bench::run::{self, Cluster, Description, Outcome, Progress, Target, TargetError};
 use bench::site::Site;
-use consensus::{Epoch, NodeId};
+use consensus::{Epoch, NodeId, simulation};
 use directory::Directory;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::path::{Path, PathBuf};
@@ -170,6 +170,9 @@ impl Target for SoftwareTarget {
         let mut mode = String::from("recvmmsg/sendmmsg");
         if !linger.is_zero() {
             mode += &format!(", replicas linger {} µs", linger.as_micros());
+        }
+        if simulation::IS_COMPILED_IN {
+            mode += ", with the hooks of simulations";
         }
         if let Some(journal) = &self.journal {
             mode += &format!(", journal {journal}");

@@ -220,6 +220,9 @@ impl Default for Region {
     }
 }
 
+/// Longest linger, in microseconds: past it a worker should poll.
+pub const MAX_LINGER_US: u64 = 1_000;
+
 /// The worker thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -230,7 +233,8 @@ pub struct Worker {
     pub cpu: Option<usize>,
     /// Its `SCHED_FIFO` priority, 1 to 99.
     pub fifo_priority: Option<u8>,
-    /// How long it looks for packets before it sleeps, in microseconds; never if zero. See [`datapath::Worker::lingering`].
+    /// How long it looks for packets before it sleeps, in microseconds, at most
+    /// [`MAX_LINGER_US`]; never if zero. See [`datapath::Worker::lingering`].
     pub linger_us: u64,
 }
 

@@ -1,5 +1,6 @@
 //! The service that a worker drives: a node, its client front, its snapshots.
 
+use crate::cutting::Cutting;
 use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
@@ -13,7 +14,7 @@ use consensus::replica::{Io, Replica};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
-use datapath::{Service, Stats, Transmit, clock};
+use datapath::{Awaits, Service, Stats, Transmit, clock};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,10 +27,6 @@ pub const GROUP: GroupId = GroupId(0);
 const ROUNDS_AHEAD: u64 = 1024;
 /// Slots applied between two snapshots of a journalled state.
 pub const SNAPSHOT_SLOTS: u64 = 50_000;
-/// Looks at the journal's position between two snapshots.
-const MARKS: u64 = 50;
-/// Marks kept at the most.
-const MAX_MARKS: usize = 1024;
 /// After a snapshot that could not be written, the next one waits so long, in nanoseconds.
 const SNAPSHOT_PAUSE_NS: u64 = 1_000_000_000;
 /// Between two refreshes of the report for other threads, in nanoseconds.
@@ -170,24 +167,6 @@ impl<T: Transmit> NodeIo for Outbox<'_, T> {
     }
 }
 
-/// Where the journal stood when nothing about a slot above `highest` was in it.
-#[derive(Clone, Copy)]
-struct Mark {
-    highest: Slot,
-    number: u64,
-}
-
-/// When the journal may be cut, and where.
-#[derive(Default)]
-struct Cutting {
-    marks: VecDeque<Mark>,
-    /// The newest snapshot. The journal is cut behind the one before it: should the newest rot, the
-    /// other and the journal still give the same state.
-    newest: Slot,
-    /// Cut below the first number once the second is flushed.
-    waiting: Option<(u64, u64)>,
-}
-
 /// A node as a worker's service.
 pub struct NodeService<S> {
     node: Node<Software, Wal, S>,
@@ -264,10 +243,7 @@ impl<S: StateMachine> NodeService<S> {
             }
         };
         let reserved_round = parts.directory.identity().reserved_round;
-        let cutting = Cutting {
-            newest: parts.snapshots.slot(),
-            ..Cutting::default()
-        };
+        let cutting = Cutting::new(parts.snapshots.slot());
         Ok(Self {
             host: Host {
                 directory: parts.directory,
@@ -445,11 +421,8 @@ impl<S: StateMachine> NodeService<S> {
             None => {}
         }
         let (appended, flushed) = self.node.local().journalled(GROUP).unwrap_or_default();
-        if let Some((below, needs)) = self.cutting.waiting
-            && needs <= flushed
-        {
+        if let Some(below) = self.cutting.due(flushed) {
             self.node.local_mut().journal_mut().cut(below);
-            self.cutting.waiting = None;
         }
         let highest = self
             .node
@@ -461,17 +434,7 @@ impl<S: StateMachine> NodeService<S> {
         };
         // What was learned from others is journalled too, and may lie above every own vote.
         let highest = highest.max(replica.applied().slot());
-        let marks = &mut self.cutting.marks;
-        let last = marks.back().map_or(Slot::NONE, |mark| mark.highest);
-        if appended > 0 && highest.0 > last.0 + self.snapshot_slots / MARKS {
-            if marks.len() == MAX_MARKS {
-                marks.pop_front();
-            }
-            marks.push_back(Mark {
-                highest,
-                number: appended,
-            });
-        }
+        self.cutting.mark(highest, appended, self.snapshot_slots);
         let newest = self.host.snapshots.slot();
         let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
         let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
@@ -486,30 +449,17 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
-    /// A snapshot is on disk: votes that the one before it covers and nobody may ask for again can
-    /// go.
     fn saved(&mut self, slot: Slot) {
         let Some(replica) = self.node.replica_mut(GROUP) else {
             return;
         };
         replica.snapshot_saved(slot);
-        let before = std::mem::replace(&mut self.cutting.newest, slot);
         let Some(view) = self.node.local().view(GROUP) else {
             return;
         };
-        let covered = before.min(view.trim.previous());
-        let mut below = None;
-        while let Some(mark) = self.cutting.marks.front()
-            && mark.highest <= covered
-        {
-            below = Some(mark.number);
-            self.cutting.marks.pop_front();
-        }
-        if let Some(below) = below
-            && let Some(needs) = self.node.local_mut().checkpoint(GROUP)
-        {
-            self.cutting.waiting = Some((below, needs));
-        }
+        let local = self.node.local_mut();
+        self.cutting
+            .saved(slot, view.trim, || local.checkpoint(GROUP));
     }
 
     fn check_fatal(&mut self) {
@@ -698,8 +648,14 @@ impl<S: StateMachine> Service for NodeService<S> {
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
     }
 
-    fn awaits_flush(&self) -> bool {
-        self.node.local().holds_replies()
+    fn awaits(&self) -> Awaits {
+        if self.node.local().holds_replies() {
+            Awaits::Flush
+        } else if self.node.replicas().iter().any(Replica::awaits_votes) {
+            Awaits::Answer
+        } else {
+            Awaits::Packets
+        }
     }
 
     fn observe(&mut self, stats: &Stats) {

@@ -9,6 +9,7 @@ const KEYS: &[&str] = &[
     "leader_wait",
     "acceptor_wait",
     "floor_wait",
+    "linger_us",
     "cpus",
     "auth",
     "engine",

@@ -6,6 +6,7 @@ mod build_graph;
 mod command;
 mod corpus;
 mod libtest;
+mod mutants;
 mod packages;
 mod plain_build;
 mod scratch;
@@ -33,6 +34,8 @@ struct Arguments {
 enum Task {
     /// Install what is missing, then run every check and test, and say what was skipped and why.
     Test(test::Arguments),
+    /// Commit each deliberate defect, and see what notices it.
+    Mutants(mutants::Arguments),
     /// Write the generated part of the conformance corpus.
     Corpus(corpus::Arguments),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let result = match task {
         Task::Test(arguments) => test::run(&arguments),
+        Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Corpus(arguments) => corpus::run(&arguments),
     };
     match result {

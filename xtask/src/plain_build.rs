@@ -63,6 +63,11 @@ pub(crate) fn prove(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Res
             .args(["build", "--release", "--locked"]),
     )?;
     let nearwire = plain.sources().join("target/release/nearwire");
+    let version = stage.read(plain.command(&nearwire).arg("--version"))?;
+    anyhow::ensure!(
+        !version.contains("simulation"),
+        "a plain build has the hooks of simulations: {version}"
+    );
     let help = stage.read(plain.command(&nearwire).arg("--help"))?;
     if !lists_subcommand(&help, "demo") {
         return Ok(Verdict::DoneWith(

@@ -136,6 +136,11 @@ impl<'a> Stage<'a> {
         self.show(remark)
     }
 
+    /// Set when the run is to end.
+    pub(crate) fn interrupted(&self) -> &'a AtomicBool {
+        self.interrupted
+    }
+
     /// Time since the step began.
     pub(crate) fn elapsed(&self) -> Duration {
         self.begun.elapsed()

@@ -10,7 +10,7 @@ use crate::packages::{GIT, IPROUTE2, Package, REDIS_TOOLS};
 use crate::stage::Stage;
 use crate::tools::Tools;
 use crate::workspace::Workspace;
-use crate::{build_graph, plain_build};
+use crate::{build_graph, mutants, plain_build};
 
 /// A step that has not ended by then hangs. Cold builds on two cores take a quarter of it.
 const STEP_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -114,6 +114,12 @@ pub(crate) const STEPS: &[Step] = &[
         packages: &[IPROUTE2],
         run: privileged,
         ..TESTS
+    },
+    Step {
+        name: "mutants",
+        what: "deliberate defects of the core, each caught by a test that takes seconds",
+        run: mutants::quick,
+        ..CHECK
     },
     Step {
         name: "docs",

@@ -20,7 +20,9 @@ impl<S: StateMachine> Replica<S> {
             nonce: header.nonce,
         };
         let Some(lead) = &mut self.lead else { return };
-        if self.applied.slot() < lead.leader.inherited() || lead.transfer.is_some() {
+        let is_early =
+            self.applied.slot() < lead.leader.inherited() && !mutated(Mutation::ServesTooEarly);
+        if is_early || lead.transfer.is_some() {
             // The sessions are not known yet, or are about to be another's: the client asks again.
             self.tally.deferred += 1;
             return;
@@ -162,7 +164,7 @@ impl<S: StateMachine> Replica<S> {
         while lead
             .reads
             .front()
-            .is_some_and(|read| read.barrier <= confirmed)
+            .is_some_and(|read| read.barrier <= confirmed || mutated(Mutation::ReadUnconfirmed))
         {
             let Some(read) = lead.reads.pop_front() else {
                 break;

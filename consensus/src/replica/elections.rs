@@ -12,12 +12,20 @@ impl<S: StateMachine> Replica<S> {
         let Some(view) = turn.local.view(self.config.group) else {
             return;
         };
+        if self.config.membership.place(request.sender).is_none() {
+            return;
+        }
+        // One heartbeat serves all groups: a node that leads another one is heard of although it
+        // asks here because it has ceased to lead.
+        let decided = view.decided.ballot;
+        if decided.node() == request.sender && request.ballot > decided {
+            self.election.ceased = decided;
+        }
         let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
-        let heard_ns = turn.local.seen_ns(view.decided.ballot.node());
+        let heard_ns = self.leader_seen_ns(turn.local);
         if leading
             || request.ballot <= view.promised
             || !self.election.is_silent(turn.now_ns, heard_ns)
-            || self.config.membership.place(request.sender).is_none()
         {
             return;
         }
@@ -92,7 +100,9 @@ impl<S: StateMachine> Replica<S> {
             .map_or(Ballot::NONE, |view| view.promised);
         self.election.pre_vote = None;
         let round = self.election.round.max(promised.round()) + 1;
-        if round > Ballot::MAX_ROUND || !turn.io.reserve_rounds(round) {
+        if round > Ballot::MAX_ROUND
+            || !mutated(Mutation::BallotReused) && !turn.io.reserve_rounds(round)
+        {
             return self.election.wait(turn.now_ns);
         }
         self.election.round = round;
@@ -204,10 +214,19 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn election_due_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
-        let seen_ns = local
-            .view(self.config.group)
-            .map_or(0, |view| local.seen_ns(view.decided.ballot.node()));
+        let seen_ns = self.leader_seen_ns(local);
         self.election.due_ns(seen_ns)
+    }
+
+    /// When the leader of this group was last heard of, if it may still lead. What this node has
+    /// decided itself, here before or in another group now, says nothing of a leader to follow.
+    fn leader_seen_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
+        let decided = local
+            .view(self.config.group)
+            .map(|view| view.decided.ballot);
+        decided
+            .filter(|ballot| ballot.node() != self.config.node && *ballot != self.election.ceased)
+            .map_or(0, |ballot| local.seen_ns(ballot.node()))
     }
 
     pub(super) fn check_superseded<M: Memory, J: Journal, I: Io>(

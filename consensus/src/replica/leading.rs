@@ -34,6 +34,10 @@ impl<S: StateMachine> Replica<S> {
                 leader.acknowledged(place, reply, membership);
                 Heard::Fine
             }
+            Kind::Nack if mutated(Mutation::NackCounted) => {
+                leader.accepted(place, reply);
+                Heard::Fine
+            }
             Kind::Nack => leader.refused(reply.vote_ballot),
             _ => Heard::Fine,
         };
@@ -85,7 +89,11 @@ impl<S: StateMachine> Replica<S> {
                 heard_ns: turn.now_ns,
             };
         }
-        let enough = lead.progress.len() / 2 + 1;
+        let enough = if mutated(Mutation::TrimPastReplicas) {
+            1
+        } else {
+            lead.progress.len() / 2 + 1
+        };
         let mut slots: Vec<u64> = lead.progress.iter().map(|other| other.applied.0).collect();
         slots.sort_unstable();
         let Some(safe) = slots.len().checked_sub(enough).and_then(|at| slots.get(at)) else {

@@ -17,7 +17,10 @@ impl<S: StateMachine> Replica<S> {
             // A local vote with a ballot below the decided record's may be for another value.
             let mut value = self.applied.buffer();
             let ballot = match turn.local.vote(self.config.group, slot) {
-                Some((ballot, bytes)) if slot >= decided.from && ballot >= decided.ballot => {
+                Some((ballot, bytes))
+                    if slot >= decided.from
+                        && (ballot >= decided.ballot || mutated(Mutation::LowerVoteApplied)) =>
+                {
                     value.extend_from_slice(bytes);
                     ballot
                 }
@@ -96,7 +99,8 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn report_due_ns(&self) -> u64 {
-        if self.recoverable.0 >= self.reported.0 + self.config.window / 16 {
+        // The smallest windows have no sixteenth, and without news nothing is due at once.
+        if self.recoverable.0 >= self.reported.0 + (self.config.window / 16).max(1) {
             return 0;
         }
         let heartbeat_ns = self.config.leader.heartbeat_ns;
@@ -113,7 +117,7 @@ impl<S: StateMachine> Replica<S> {
     /// slot after the last one applied, and what it decides is applied in that order.
     pub(super) fn learns(&self) -> bool {
         let lead = self.lead.as_ref();
-        lead.is_none_or(|lead| lead.leader.is_preparing())
+        lead.is_none_or(|lead| lead.leader.is_preparing()) || mutated(Mutation::LearnsWhileFetching)
     }
 
     pub(super) fn learned<M: Memory, J: Journal, I: Io>(
@@ -129,7 +133,7 @@ impl<S: StateMachine> Replica<S> {
         {
             return;
         }
-        if header.slot > next {
+        if header.slot > next && !mutated(Mutation::LessonSkipsSlot) {
             return self
                 .catch_up
                 .keep_early(header.slot, header.vote_ballot, value);
@@ -146,7 +150,7 @@ impl<S: StateMachine> Replica<S> {
                 length,
                 ..*header
             };
-            if !turn.local.record(&record, &value) {
+            if !mutated(Mutation::LessonNotJournalled) && !turn.local.record(&record, &value) {
                 // Not journalled, so not learned: it is asked for again.
                 break;
             }

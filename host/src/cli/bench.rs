@@ -13,7 +13,7 @@ use clap::{Subcommand, ValueEnum};
 use consensus::envelope::SESSION_WINDOW;
 use indicatif::{ProgressBar, ProgressStyle};
 use nearwire::bench_target::{PlaceError, SoftwareTarget, run_with_flush_floor, state_parent};
-use nearwire::config::{Durability, Wait, Worker};
+use nearwire::config::{Durability, MAX_LINGER_US, Wait, Worker};
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -130,6 +130,7 @@ struct LoadArgs {
         long,
         env = "NEARWIRE_LINGER_US",
         value_name = "US",
+        value_parser = clap::value_parser!(u64).range(..=MAX_LINGER_US),
         default_value_t = Worker::default().linger_us
     )]
     linger_us: u64,

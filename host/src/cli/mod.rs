@@ -13,12 +13,20 @@ mod propose;
 mod reply;
 mod run;
 mod shell;
+mod sim;
 mod status;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use consensus::simulation;
 pub(crate) use failure::{Exit, Failure};
 use output::Output;
 use std::process::ExitCode;
+
+/// A binary that can be made to err says so.
+const VERSION: &str = match simulation::IS_COMPILED_IN {
+    true => concat!(env!("CARGO_PKG_VERSION"), " with the hooks of simulations"),
+    false => env!("CARGO_PKG_VERSION"),
+};
 
 /// Paxos at the wire: replicas that agree in as few instructions as possible.
 ///
@@ -27,7 +35,7 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(
     name = "nearwire",
-    version,
+    version = VERSION,
     propagate_version = true,
     max_term_width = 100,
     after_help = "Run `nearwire help COMMAND` for examples.",
@@ -58,6 +66,7 @@ Examples:
   nearwire get --config node1.toml greeting     read what was written
   nearwire status --config node1.toml           who leads, and how far everybody is
   nearwire conform --target HOST:PORT           whether an acceptor answers as it must
+  nearwire sim --seeds 1000                     a thousand clusters in virtual time
 
 Every flag can be set in the environment too: --data-directory is NEARWIRE_DATA_DIRECTORY.
 The answer goes to standard output and everything else to standard error.
@@ -79,6 +88,7 @@ enum Command {
     Put(propose::PutArgs),
     Propose(propose::ProposeArgs),
     Bench(bench::Args),
+    Sim(sim::Args),
     Doctor(doctor::Args),
     Conform(conform::Args),
     #[command(subcommand)]
@@ -110,6 +120,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => propose::put(&args, output),
         Command::Propose(args) => propose::propose(&args, output),
         Command::Bench(args) => bench::main(args, output),
+        Command::Sim(args) => sim::main(&args, output),
         Command::Doctor(args) => doctor::main(&args, output),
         Command::Conform(args) => conform::main(&args, output),
         Command::Config(command) => config::main(&command, output),

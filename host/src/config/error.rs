@@ -1,6 +1,6 @@
 //! What may be wrong with a configuration.
 
-use super::{KeyError, Place};
+use super::{KeyError, MAX_LINGER_US, Place};
 use consensus::NodeId;
 use consensus::quorum::QuorumError;
 use consensus::region::LayoutError;
@@ -110,6 +110,9 @@ pub enum Problem {
     /// A priority that the kernel does not know.
     #[error("SCHED_FIFO priority {0}, but it takes 1 to 99")]
     FifoPriority(u8),
+    /// A linger that is no short look any more.
+    #[error("`linger_us` = {0}, but it takes {MAX_LINGER_US} at most")]
+    Linger(u64),
     /// A leader that never speaks, or always.
     #[error("`heartbeat_ms` is 0")]
     NoHeartbeat,
@@ -175,6 +178,7 @@ impl Problem {
             }
             Self::MixedFamilies { .. } => "write all addresses as IPv4 or all as IPv6".into(),
             Self::Key(error) => error.remedy(),
+            Self::Linger(_) => "write wait = \"polling\" for a worker that never sleeps".into(),
             Self::Journalled => {
                 "write durability = \"volatile\", or leave `conformance_groups` out: no node that \
                  holds anything of value needs them"

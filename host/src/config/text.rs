@@ -1,7 +1,10 @@
 //! From the file's text to a [`Config`] that can be: every error knows its place.
 
 use super::place::{self, Place, Step};
-use super::{Config, Durability, Error, Overrides, Peer, Problem, Quorum, Region, Timing, Worker};
+use super::{
+    Config, Durability, Error, MAX_LINGER_US, Overrides, Peer, Problem, Quorum, Region, Timing,
+    Worker,
+};
 use consensus::NodeId;
 use consensus::region::LayoutError;
 use serde::{Deserialize, Deserializer, de};
@@ -259,6 +262,10 @@ fn check_worker(worker: &Worker) -> Result<(), Found> {
             let way = vec![Step::Key("worker"), Step::Key("fifo_priority")];
             Err((way, Problem::FifoPriority(priority)))
         }
+        Some(_) | None if worker.linger_us > MAX_LINGER_US => {
+            let way = vec![Step::Key("worker"), Step::Key("linger_us")];
+            Err((way, Problem::Linger(worker.linger_us)))
+        }
         Some(_) | None => Ok(()),
     }
 }
@@ -490,6 +497,7 @@ mod tests {
                 "fifo_priority = «100",
                 "SCHED_FIFO priority 100",
             ),
+            ("_us = 100", "_us = «1001", "`linger_us` = 1001"),
             (
                 "_ms = 150",
                 "_ms = «29",

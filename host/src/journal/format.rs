@@ -14,6 +14,7 @@
 //! an earlier use never pass for new ones. `docs/journal.md` has the tables and the recovery rule.
 
 use super::Lsn;
+use consensus::simulation::{Mutation, mutated};
 use crc_fast::crc32_iscsi;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -273,7 +274,8 @@ pub(super) fn decode_record(bytes: &[u8], seal: Seal, lsn: Lsn) -> Option<(&[u8]
     }
     let end = RECORD_HEADER_BYTES + length;
     let whole = crc32_iscsi(&bytes[4..end]) ^ seal.seed() == header.crc.get();
-    whole.then(|| (&bytes[RECORD_HEADER_BYTES..end], record_bytes(length)))
+    (whole || mutated(Mutation::TornTailAccepted))
+        .then(|| (&bytes[RECORD_HEADER_BYTES..end], record_bytes(length)))
 }
 
 #[cfg(test)]

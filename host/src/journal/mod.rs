@@ -41,6 +41,7 @@ pub use recovery::{Recovery, TornTail};
 pub use statistics::{LATENCY_BUCKETS, Statistics};
 
 use crate::kill_point::kill_point;
+use consensus::simulation;
 use disk::Blocks;
 use rtrb::{Producer, RingBuffer};
 use segments::{Finished, Housekeeper, Shelf, Yard};
@@ -311,8 +312,6 @@ struct Opening {
     flush: Flush,
     found: recovery::Found,
     life: u64,
-    #[cfg(test)]
-    mutation: Option<writer::Mutation>,
 }
 
 impl Opening {
@@ -357,8 +356,6 @@ impl Opening {
             flush,
             found,
             life,
-            #[cfg(test)]
-            mutation: None,
         })
     }
 
@@ -391,8 +388,6 @@ impl Opening {
             directory: self.shelf.directory.clone(),
             segment: Current::new(fresh, self.life, next),
             buffer: Blocks::new(Writer::BUFFER_BYTES),
-            #[cfg(test)]
-            mutation: self.mutation,
         };
         // From here on the records end where this segment begins, whatever an unfinished write
         // left behind.
@@ -451,10 +446,12 @@ fn spawn(
     run: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, JournalError> {
     let guard = PanicGuard(Arc::clone(shared));
+    let mutation = simulation::mutation();
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
             let _guard = guard;
+            simulation::mutate(mutation);
             run();
         })
         .map_err(JournalError::Thread)

@@ -8,6 +8,7 @@ use super::segments::{Finished, Fresh, lock};
 use super::shared::Shared;
 use super::{Flush, JournalError, Lsn, recovery};
 use crate::kill_point::{is_armed, kill_point};
+use consensus::simulation::{Mutation, mutated};
 use rtrb::Consumer;
 use std::hint;
 use std::path::PathBuf;
@@ -27,14 +28,6 @@ const GATHER_BYTES: usize = 64 * 1024;
 /// How often a writer without a segment looks again.
 const STALL: Duration = Duration::from_millis(10);
 
-/// Deliberate defects, to show that the tests would notice them.
-#[cfg(test)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mutation {
-    ReportBeforeFlush,
-    RetryAfterFailedFlush,
-}
-
 pub(super) struct Writer {
     pub(super) queue: Consumer<u8>,
     pub(super) shared: Arc<Shared>,
@@ -43,8 +36,6 @@ pub(super) struct Writer {
     pub(super) directory: PathBuf,
     pub(super) segment: Current,
     pub(super) buffer: Blocks,
-    #[cfg(test)]
-    pub(super) mutation: Option<Mutation>,
 }
 
 /// The segment being written.
@@ -234,14 +225,13 @@ impl Writer {
         Ok(())
     }
 
-    fn store(&mut self, offset: u64, padded: usize, _last: Lsn) -> Result<(), JournalError> {
+    fn store(&mut self, offset: u64, padded: usize, last: Lsn) -> Result<(), JournalError> {
         const BETWEEN: &str = "journal.after-write-before-flush";
         let file = self.segment.file.as_ref();
         let bytes = &self.buffer.as_slice()[..padded];
         debug_assert!(offset + padded as u64 <= self.segment.bytes);
-        #[cfg(test)]
-        if self.mutation == Some(Mutation::ReportBeforeFlush) {
-            self.shared.report(_last);
+        if mutated(Mutation::FlushReportedEarly) {
+            self.shared.report(last);
         }
         let stored = match self.flush {
             Flush::Before if is_armed(BETWEEN) => file.write_at(offset, bytes).and_then(|()| {
@@ -253,9 +243,8 @@ impl Writer {
                 .write_at(offset, bytes)
                 .inspect(|()| kill_point(BETWEEN)),
         };
-        #[cfg(test)]
         let stored = match stored {
-            Err(_) if self.mutation == Some(Mutation::RetryAfterFailedFlush) => file.flush(),
+            Err(_) if mutated(Mutation::FailedFlushRetried) => file.flush(),
             stored => stored,
         };
         let path = recovery::segment_path(&self.directory, self.segment.seal.segment);

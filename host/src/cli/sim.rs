@@ -1,0 +1,299 @@
+//! `nearwire sim`.
+
+use super::Failure;
+use super::output::{self, Output};
+use anyhow::Context;
+use consensus::simulation::{IS_COMPILED_IN, Mutation};
+use indicatif::{ProgressBar, ProgressStyle};
+use nearwire::sim::{
+    Coverage, Invariant, Options, Outcome, Tally, Trouble, Troubles, Voyage, sail,
+};
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Seeds that are run if nothing else is said.
+const SEEDS: u64 = 1000;
+
+/// Run whole clusters in virtual time and check that nothing is lost.
+///
+/// Each seed decides a cluster, its clients, and everything that goes wrong: lost, repeated and
+/// reordered packets, partitions, crashes, lost memory, full and slow disks, clocks that run apart.
+/// The nodes, clients and the key-value machine are the real ones. After every event the
+/// invariants of docs/simulation.md are checked.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  nearwire sim                             a thousand seeds on all cores
+  nearwire sim --minutes 10 --output json  as many as ten minutes allow, for programs
+  nearwire sim --seed 4711 --trace         the story of one seed
+  nearwire sim --seed 4711 --without kill  the same without processes that die
+
+Exit code 1 means that an invariant was violated; the command that replays it is printed. Exit code
+3 means that this build has no deliberate defects to switch on.")]
+pub(crate) struct Args {
+    /// How many seeds are run.
+    #[arg(long, env = "NEARWIRE_SEEDS", value_name = "N")]
+    seeds: Option<u64>,
+    /// Run this seed alone, or begin with it if --seeds is given, too.
+    #[arg(long, env = "NEARWIRE_SEED", value_name = "S")]
+    seed: Option<u64>,
+    /// Begin no seed after so many minutes.
+    #[arg(long, env = "NEARWIRE_MINUTES", value_name = "M", value_parser = minutes)]
+    minutes: Option<Duration>,
+    /// Worlds at once; all cores if it is not given.
+    #[arg(long, env = "NEARWIRE_JOBS", value_name = "N")]
+    jobs: Option<usize>,
+    /// Check this invariant alone.
+    #[arg(long, env = "NEARWIRE_ONLY", value_name = "INVARIANT", value_parser = invariant)]
+    only: Option<Invariant>,
+    /// Have every world commit this deliberate defect.
+    #[arg(long, env = "NEARWIRE_MUTATION", value_name = "NAME")]
+    mutation: Option<String>,
+    /// Leave out this kind of fault; may be given several times.
+    #[arg(
+        long,
+        env = "NEARWIRE_WITHOUT",
+        value_name = "FAULT",
+        value_delimiter = ',',
+        value_parser = trouble
+    )]
+    without: Vec<Trouble>,
+    /// Print what happens in the world, line by line.
+    #[arg(
+        long,
+        env = "NEARWIRE_TRACE",
+        requires = "seed",
+        conflicts_with = "seeds"
+    )]
+    trace: bool,
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if !(0.0..=1e6).contains(&minutes) {
+        return Err("it takes 0 to 1000000 minutes".into());
+    }
+    Ok(Duration::from_secs_f64(minutes * 60.0))
+}
+
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    all.collect::<Vec<_>>().join(", ")
+}
+
+fn invariant(text: &str) -> Result<Invariant, String> {
+    let all = || names(Invariant::ALL.iter().map(|one| one.name()));
+    Invariant::from_name(text).ok_or_else(|| format!("there are {}", all()))
+}
+
+fn trouble(text: &str) -> Result<Trouble, String> {
+    let all = || names(Trouble::ALL.iter().map(|one| one.name()));
+    Trouble::from_name(text).ok_or_else(|| format!("there are {}", all()))
+}
+
+fn mutation(name: &str) -> Result<Mutation, Failure> {
+    let mutation = Mutation::from_name(name).ok_or_else(|| {
+        let all = names(Mutation::ALL.iter().map(|one| one.name()));
+        Failure::usage(format!("there is no mutation {name}: there are {all}"))
+    })?;
+    if IS_COMPILED_IN {
+        Ok(mutation)
+    } else {
+        Err(Failure::unsupported(format!(
+            "this build cannot commit {name}: it has no defects"
+        ))
+        .remedy("cargo build --release --features simulation"))
+    }
+}
+
+pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
+    let mutation = args.mutation.as_deref().map(mutation).transpose()?;
+    let without = args.without.iter();
+    let options = Options {
+        only: args.only,
+        mutation,
+        without: without.fold(Troubles::NONE, |set, one| set.with(*one)),
+        trace: args.trace,
+        max_events: None,
+    };
+    let (first, seeds) = match (args.seed, args.seeds, args.minutes) {
+        (Some(seed), None, None) => (seed, 1),
+        (seed, Some(seeds), _) => (seed.unwrap_or(0), seeds),
+        (seed, None, Some(_)) => (seed.unwrap_or(0), u64::MAX),
+        (None, None, None) => (0, SEEDS),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let voyage = Voyage {
+        first,
+        seeds,
+        time: args.minutes,
+        jobs: args.jobs.unwrap_or(cores).min(seeds as usize).max(1),
+        options,
+    };
+    let bar = bar(&voyage);
+    let tally = sail(&voyage, &mut |tally| {
+        if let Some(bar) = &bar {
+            bar.set_position(tally.seeds);
+            bar.set_message(format!("{} failures", tally.failures));
+        }
+    })
+    .context("start the worlds' threads")?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    match output {
+        Output::Json => output::json(&report(&tally, &options))?,
+        Output::Table => output::line(&text(&tally, &options))?,
+    }
+    match tally.first_failures.first() {
+        None => Ok(()),
+        Some(failure) => Err(Failure::failed(format!(
+            "{} of {} seeds violated an invariant",
+            tally.failures, tally.seeds
+        ))
+        .remedy(format!(
+            "replay the first: {} --trace",
+            replay(failure, &options)
+        ))
+        .into()),
+    }
+}
+
+fn bar(voyage: &Voyage) -> Option<ProgressBar> {
+    if voyage.options.trace || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let bar = if voyage.seeds == u64::MAX {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::new(voyage.seeds)
+    };
+    let template = "{spinner} {bar:24} {pos}/{len} seeds, {per_sec}, {eta} left, {wide_msg}";
+    let style = ProgressStyle::with_template(template);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    Some(bar)
+}
+
+/// The command that runs a failing seed again.
+fn replay(failure: &Outcome, options: &Options) -> String {
+    let mut command = format!("nearwire sim --seed {}", failure.seed);
+    if let Some(only) = options.only {
+        let _ = write!(command, " --only {}", only.name());
+    }
+    if let Some(mutation) = options.mutation {
+        let _ = write!(command, " --mutation {}", mutation.name());
+    }
+    for trouble in options.without.iter() {
+        let _ = write!(command, " --without {}", trouble.name());
+    }
+    command
+}
+
+fn report(tally: &Tally, options: &Options) -> Value {
+    let failures = tally.first_failures.iter().map(|failure| {
+        let violation = failure.violation.as_ref();
+        json!({
+            "seed": failure.seed,
+            "invariant": violation.map(|one| one.invariant.name()),
+            "event": failure.events,
+            "what": violation.map(|one| one.what.as_str()),
+            "replay": replay(failure, options),
+        })
+    });
+    let (deliveries, commits, changes) = tally.least.unwrap_or_default();
+    json!({
+        "seeds": tally.seeds,
+        "failures": tally.failures,
+        "events": tally.events,
+        "deliveries": tally.deliveries,
+        "commits": tally.commits,
+        "leader_changes": tally.leader_changes,
+        "least": { "deliveries": deliveries, "commits": commits, "leader_changes": changes },
+        "simulated_s": tally.simulated_ns as f64 / 1e9,
+        "wall_s": tally.wall.as_secs_f64(),
+        "events_per_s_per_core": tally.events_per_s_per_core(),
+        "mutation": options.mutation.map(Mutation::name),
+        "only": options.only.map(Invariant::name),
+        "fault_points_compiled_in": IS_COMPILED_IN,
+        "coverage": coverage(&tally.coverage),
+        "first_failures": failures.collect::<Vec<_>>(),
+    })
+}
+
+fn coverage(coverage: &Coverage) -> Value {
+    let packets: Map<_, _> = coverage
+        .packets()
+        .map(|(kind, count)| (format!("{kind:?}"), count.into()))
+        .collect();
+    let faults: Map<_, _> = coverage
+        .troubles()
+        .map(|(trouble, count)| (trouble.name().to_owned(), count.into()))
+        .collect();
+    let points: Map<_, _> = coverage
+        .faults()
+        .map(|(fault, tally)| {
+            let counts = json!({ "passed": tally.passed, "struck": tally.struck });
+            (fault.name().to_owned(), counts)
+        })
+        .collect();
+    json!({
+        "faults": faults,
+        "features": coverage.features(),
+        "delivered": packets,
+        "fault_points": points,
+    })
+}
+
+fn text(tally: &Tally, options: &Options) -> String {
+    let row = |name: &str, value: String| [name.to_owned(), value];
+    let (deliveries, commits, changes) = tally.least.unwrap_or_default();
+    let mut rows = vec![
+        row("seeds", tally.seeds.to_string()),
+        row("failures", tally.failures.to_string()),
+        row("events", tally.events.to_string()),
+        row(
+            "deliveries",
+            format!("{} (least {deliveries})", tally.deliveries),
+        ),
+        row("commits", format!("{} (least {commits})", tally.commits)),
+        row(
+            "leader changes",
+            format!("{} (least {changes})", tally.leader_changes),
+        ),
+        row(
+            "simulated",
+            format!("{:.1} s", tally.simulated_ns as f64 / 1e9),
+        ),
+        row("wall", format!("{:.1} s", tally.wall.as_secs_f64())),
+        row(
+            "events per second and core",
+            format!("{:.0}", tally.events_per_s_per_core()),
+        ),
+    ];
+    for (trouble, count) in tally.coverage.troubles() {
+        rows.push(row(trouble.name(), count.to_string()));
+    }
+    for (fault, count) in tally.coverage.faults() {
+        let text = match IS_COMPILED_IN {
+            true => format!("{} of {} passes", count.struck, count.passed),
+            false => "not compiled in".into(),
+        };
+        rows.push(row(&format!("point {}", fault.name()), text));
+    }
+    let mut text = output::table(["", ""], rows);
+    for failure in &tally.first_failures {
+        if let Some(violation) = &failure.violation {
+            let _ = write!(
+                text,
+                "\n\nseed {}, event {}: {}: {}\nREPLAY WITH: {} --trace",
+                failure.seed,
+                failure.events,
+                violation.invariant.name(),
+                violation.what,
+                replay(failure, options)
+            );
+        }
+    }
+    text
+}

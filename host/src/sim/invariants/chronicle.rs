@@ -1,0 +1,305 @@
+//! What an onlooker knows: what every region holds, who voted for what, and what that chose.
+
+use crate::sim::memory::Words;
+use crate::sim::scenario::Scenario;
+use consensus::region::{Layout, entry, group};
+use consensus::sync::Ordering;
+use consensus::wire::{Header, Kind};
+use consensus::{Ballot, GroupId, Incarnation};
+
+/// A value, as far as telling values apart needs it.
+pub(in crate::sim) type Digest = u64;
+
+const MULTIPLIER: u64 = 0x9fb2_1c65_1e98_df25;
+
+fn fold(hash: u64, word: u64) -> u64 {
+    (hash.rotate_left(23) ^ word).wrapping_mul(MULTIPLIER)
+}
+
+/// The digest of a value.
+pub(in crate::sim) fn digest(value: &[u8]) -> Digest {
+    let (words, rest) = value.as_chunks::<8>();
+    let mut hash = value.len() as u64;
+    for word in words {
+        hash = fold(hash, u64::from_ne_bytes(*word));
+    }
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        hash = fold(hash, u64::from_ne_bytes(last));
+    }
+    hash ^ hash >> 29
+}
+
+/// A vote as a region or a journal holds it. Slot zero is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(in crate::sim) struct Vote {
+    pub(in crate::sim) slot: u64,
+    pub(in crate::sim) ballot: u64,
+    pub(in crate::sim) digest: Digest,
+}
+
+/// A group's record as a region holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(in crate::sim) struct Record {
+    pub(in crate::sim) promised: u64,
+    pub(in crate::sim) highest: u64,
+    pub(in crate::sim) trim: u64,
+}
+
+/// The region of one node, as it was when last looked at.
+#[derive(Clone, Debug, Default)]
+pub(in crate::sim) struct Shadow {
+    pub(in crate::sim) groups: Vec<Record>,
+    /// The ring of each group, one after the other.
+    pub(in crate::sim) entries: Vec<Vote>,
+}
+
+/// Who voted for one value in one ballot and slot.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sim) struct Voted {
+    pub(in crate::sim) ballot: u64,
+    pub(in crate::sim) digest: Digest,
+    pub(in crate::sim) voters: u32,
+    /// Acceptors whose memory is another than the one pinned.
+    pub(in crate::sim) foreign_voters: u32,
+}
+
+/// What is known of a slot.
+#[derive(Clone, Debug, Default)]
+pub(in crate::sim) struct SlotFacts {
+    pub(in crate::sim) votes: Vec<Voted>,
+    /// What was proposed or voted for in each ballot.
+    pub(in crate::sim) values: Vec<(u64, Digest)>,
+    /// The lowest ballot in which it was seen chosen, and the value.
+    pub(in crate::sim) chosen: Option<(u64, Digest)>,
+}
+
+/// What is known of a ballot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::sim) struct BallotFacts {
+    pub(in crate::sim) ballot: u64,
+    /// The newest slot announced as decided.
+    pub(in crate::sim) announced: u64,
+    /// Its leader has proposed and said so.
+    pub(in crate::sim) led: bool,
+    /// Who has promised it.
+    pub(in crate::sim) promised: u32,
+    /// Acceptors whose memory is another than the one pinned.
+    pub(in crate::sim) foreign_promises: u32,
+}
+
+impl SlotFacts {
+    pub(in crate::sim) fn value_in(&self, ballot: u64) -> Option<Digest> {
+        let mut values = self.values.iter();
+        values
+            .find(|(other, _)| *other == ballot)
+            .map(|(_, digest)| *digest)
+    }
+}
+
+/// What is known of a group.
+#[derive(Clone, Debug, Default)]
+pub(in crate::sim) struct GroupFacts {
+    slots: Vec<SlotFacts>,
+    pub(in crate::sim) ballots: Vec<BallotFacts>,
+    pub(in crate::sim) chosen: u64,
+}
+
+impl GroupFacts {
+    pub(in crate::sim) fn slot(&self, slot: u64) -> Option<&SlotFacts> {
+        self.slots.get(slot as usize)
+    }
+
+    pub(in crate::sim) fn slot_mut(&mut self, slot: u64) -> &mut SlotFacts {
+        let at = slot as usize;
+        if at >= self.slots.len() {
+            self.slots.resize_with(at + 1, SlotFacts::default);
+        }
+        &mut self.slots[at]
+    }
+
+    /// Ballots in which somebody came to lead.
+    pub(in crate::sim) fn leaders(&self) -> u64 {
+        self.ballots.iter().filter(|ballot| ballot.led).count() as u64
+    }
+
+    /// The facts about a ballot, the newest of which is usually asked for.
+    pub(in crate::sim) fn ballot_mut(&mut self, ballot: u64) -> &mut BallotFacts {
+        let at = match self.ballots.iter().rposition(|one| one.ballot == ballot) {
+            Some(at) => at,
+            None => {
+                self.ballots.push(BallotFacts {
+                    ballot,
+                    ..BallotFacts::default()
+                });
+                self.ballots.len() - 1
+            }
+        };
+        &mut self.ballots[at]
+    }
+}
+
+/// What a write to a region changed.
+pub(in crate::sim) enum Touched {
+    /// Neither a group nor a ring entry.
+    Nothing,
+    Group {
+        group: usize,
+        before: Record,
+    },
+    Entry {
+        group: usize,
+        vote: Vote,
+        before: Vote,
+    },
+}
+
+/// See the module's text.
+pub(in crate::sim) struct Chronicle {
+    layout: Layout,
+    window: usize,
+    /// Phase 1 and phase 2.
+    pub(in crate::sim) quorums: (usize, usize),
+    /// Under `sync` a vote in memory may be forgotten until its record is on the disk.
+    pub(in crate::sim) votes_count_when_flushed: bool,
+    pub(in crate::sim) shadows: Vec<Shadow>,
+    pub(in crate::sim) groups: Vec<GroupFacts>,
+    /// The lives of memory with which the cluster formed.
+    pub(in crate::sim) pinned: Vec<Incarnation>,
+    /// Whose memory is still the one with which the cluster formed.
+    pub(in crate::sim) counts: Vec<bool>,
+    pub(super) last_proposal: Option<(usize, Vote)>,
+}
+
+impl Chronicle {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let groups = usize::from(scenario.groups);
+        let window = scenario.window as usize;
+        let shadow = Shadow {
+            groups: vec![Record::default(); groups],
+            entries: vec![Vote::default(); groups * window],
+        };
+        Self {
+            layout: scenario.layout(),
+            window,
+            quorums: scenario.quorum_sizes(),
+            votes_count_when_flushed: super::counts_when_flushed(scenario.durability),
+            shadows: vec![shadow; scenario.nodes],
+            groups: vec![GroupFacts::default(); groups],
+            pinned: vec![Incarnation::ANY; scenario.nodes],
+            counts: vec![true; scenario.nodes],
+            last_proposal: None,
+        }
+    }
+
+    fn read_group(words: &Words, at: usize) -> Record {
+        let word = |word: usize| words[at + word].load(Ordering::Relaxed);
+        Record {
+            promised: word(group::PROMISED),
+            highest: word(group::HIGHEST),
+            trim: word(group::TRIM),
+        }
+    }
+
+    fn read_entry(&self, words: &Words, at: usize) -> Vote {
+        let word = |word: usize| words[at + word].load(Ordering::Relaxed);
+        let published = (word(entry::LOCK) >> 1) as usize & 1;
+        let bytes = self.layout.value_bytes();
+        let body = entry::BODIES + published * (entry::VALUE + bytes / 8);
+        let length = word(body + entry::LENGTH);
+        let mut hash = length;
+        for index in 0..(length as usize).min(bytes).div_ceil(8) {
+            hash = fold(hash, word(body + entry::VALUE + index));
+        }
+        Vote {
+            slot: word(body + entry::SLOT),
+            ballot: word(body + entry::BALLOT),
+            digest: hash ^ hash >> 29,
+        }
+    }
+
+    /// Looks at a whole region.
+    pub(super) fn look_at_all(&mut self, place: usize, words: &Words) {
+        let groups = self.groups.len();
+        for number in 0..groups {
+            if let Some(at) = self.layout.group_at(GroupId(number as u16)) {
+                self.shadows[place].groups[number] = Self::read_group(words, at);
+            }
+        }
+        for index in 0..groups * self.window {
+            if let Some(at) = self.layout.entry_at(index as u64) {
+                self.shadows[place].entries[index] = self.read_entry(words, at);
+            }
+        }
+    }
+
+    /// Looks at the record that starts at `at`.
+    pub(super) fn look(&mut self, place: usize, words: &Words, at: usize) -> Touched {
+        let first_group = self.layout.group_at(GroupId(0)).unwrap_or(0);
+        let first_entry = self.layout.entry_at(0).unwrap_or(0);
+        if at < first_group {
+            return Touched::Nothing;
+        }
+        if at < first_entry {
+            let group = (at - first_group) / group::WORDS;
+            let now = Self::read_group(words, at);
+            let before = std::mem::replace(&mut self.shadows[place].groups[group], now);
+            return Touched::Group { group, before };
+        }
+        let index = (at - first_entry) / self.layout.entry_words();
+        let vote = self.read_entry(words, at);
+        let before = std::mem::replace(&mut self.shadows[place].entries[index], vote);
+        if vote == before {
+            // A refusal and an answer to Fetch take the lock, too.
+            return Touched::Nothing;
+        }
+        Touched::Entry {
+            group: index / self.window,
+            vote,
+            before,
+        }
+    }
+
+    /// The ring entry of `slot`.
+    pub(super) fn entry(&self, place: usize, group: usize, slot: u64) -> Vote {
+        let at = group * self.window + (slot as usize & (self.window - 1));
+        self.shadows[place].entries[at]
+    }
+
+    /// An acceptor has promised a ballot.
+    pub(super) fn note_promise(&mut self, place: usize, group: usize, ballot: u64) {
+        self.groups[group].ballot_mut(ballot).promised |= 1 << place;
+    }
+
+    /// No packet tells a candidate of its own acceptor's promise.
+    pub(super) fn note_own_promise(&mut self, place: usize, group: usize) {
+        let promised = self.shadows[place].groups[group].promised;
+        if usize::from(Ballot(promised).node().0) == place + 1 && self.counts[place] {
+            self.note_promise(place, group, promised);
+        }
+    }
+
+    /// An acceptor whose memory is not the one pinned promises or accepts.
+    pub(super) fn note_foreign(&mut self, place: usize, group: usize, header: &Header) {
+        let facts = &mut self.groups[group];
+        let ballot = header.ballot.0;
+        if header.kind == Kind::Promise {
+            facts.ballot_mut(ballot).foreign_promises |= 1 << place;
+            return;
+        }
+        let slot = facts.slot_mut(header.slot.0);
+        let Some(digest) = slot.value_in(ballot) else {
+            return;
+        };
+        match slot.votes.iter_mut().find(|vote| vote.ballot == ballot) {
+            Some(vote) => vote.foreign_voters |= 1 << place,
+            None => slot.votes.push(Voted {
+                ballot,
+                digest,
+                voters: 0,
+                foreign_voters: 1 << place,
+            }),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! What must hold after every event.
+//!
+//! An onlooker sees the packets that leave, the words of regions that a step has touched, the
+//! records that reach a disk, and the values that replicas apply. It asks none of the code under
+//! test for its opinion. One file for each invariant, called what the literature calls it;
+//! [`Chronicle`] is what several of them have to know.
+
+mod agreement;
+mod chronicle;
+mod durability;
+mod exactly_once;
+mod incarnation_fencing;
+mod linearizability;
+mod one_value_per_ballot;
+mod promise_monotonicity;
+mod quorum_intersection;
+mod ring_overwrite;
+mod state_machine_safety;
+mod vote_without_value;
+
+pub(super) use chronicle::{Chronicle, digest};
+
+use super::memory::Words;
+use super::scenario::Scenario;
+use crate::history::Operation;
+use crate::kv::Kv;
+use chronicle::{Touched, Vote};
+use consensus::applied::Applied;
+use consensus::local::Durability;
+use consensus::wire::{Header, Kind, Parsed, parse};
+use consensus::{GroupId, Incarnation, Slot};
+
+macro_rules! invariants {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Something that must hold.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Invariant { $($(#[$doc])* $variant,)* }
+
+        impl Invariant {
+            /// Every invariant.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Its name on command lines and in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The invariant of this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|one| one.name() == name)
+            }
+        }
+    };
+}
+
+invariants! {
+    /// At most one value is chosen in a slot, and what is decided was chosen.
+    Agreement = "agreement",
+    /// One ballot has one value for a slot.
+    OneValuePerBallot = "one-value-per-ballot",
+    /// A promise is never taken back, and nobody votes below one.
+    PromiseMonotonicity = "promise-monotonicity",
+    /// Whoever says that it accepted has the value.
+    VoteWithoutValue = "vote-without-value",
+    /// No ring entry at or above the trim is overwritten.
+    RingOverwrite = "ring-overwrite",
+    /// Other lives of an acceptor's memory are not counted.
+    IncarnationFencing = "incarnation-fencing",
+    /// Phase-1 and phase-2 quorums meet.
+    QuorumIntersection = "quorum-intersection",
+    /// Replicas apply the same values, and those that were chosen.
+    StateMachineSafety = "state-machine-safety",
+    /// A command takes effect once, and each repetition is answered alike.
+    ExactlyOnce = "exactly-once",
+    /// What a durability mode covers is there afterwards.
+    Durability = "durability",
+    /// What clients saw could have happened one after the other.
+    Linearizability = "linearizability",
+    /// Once faults stop, every group commits again within a bound, and all replicas become level.
+    Liveness = "liveness",
+    /// The code's own assertions hold.
+    Assertion = "assertion",
+}
+
+/// Something that must hold does not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// What it is called.
+    pub invariant: Invariant,
+    /// What was seen.
+    pub what: String,
+}
+
+type Verdict = Result<(), String>;
+
+/// The onlooker.
+pub(super) struct Onlooker {
+    only: Option<Invariant>,
+    pub(super) chronicle: Chronicle,
+    promises: promise_monotonicity::Promises,
+    logs: state_machine_safety::Logs,
+    references: Vec<exactly_once::Reference>,
+    answers: Vec<exactly_once::Answer>,
+    disks: durability::Promised,
+    violation: Option<Violation>,
+}
+
+impl Onlooker {
+    pub(super) fn new(scenario: &Scenario, only: Option<Invariant>) -> Self {
+        let groups = usize::from(scenario.groups);
+        Self {
+            only,
+            chronicle: Chronicle::new(scenario),
+            promises: promise_monotonicity::Promises::new(scenario),
+            logs: state_machine_safety::Logs::new(scenario),
+            references: (0..groups)
+                .map(|_| exactly_once::Reference::default())
+                .collect(),
+            answers: Vec::new(),
+            disks: durability::Promised::new(scenario),
+            violation: None,
+        }
+    }
+
+    /// Notes a verdict; the first violation stays.
+    pub(super) fn judge(&mut self, invariant: Invariant, verdict: Verdict) {
+        if let Err(what) = verdict
+            && self.only.is_none_or(|only| only == invariant)
+            && self.violation.is_none()
+        {
+            self.violation = Some(Violation { invariant, what });
+        }
+    }
+
+    pub(super) const fn violation(&self) -> Option<&Violation> {
+        self.violation.as_ref()
+    }
+
+    /// The nodes count by these quorums.
+    pub(super) fn configured(&mut self, members: usize, sizes: (usize, usize)) {
+        self.chronicle.quorums = sizes;
+        let verdict = quorum_intersection::configured(members, sizes);
+        self.judge(Invariant::QuorumIntersection, verdict);
+    }
+
+    /// A process has opened its region, or made a new one of its journal, and restored its state.
+    pub(super) fn opened(
+        &mut self,
+        place: usize,
+        incarnation: Incarnation,
+        words: &Words,
+        recovered: &[Slot],
+    ) {
+        self.chronicle.look_at_all(place, words);
+        let counts = self.chronicle.pinned[place] == incarnation;
+        self.chronicle.counts[place] = counts;
+        let verdict = self.promises.opened(place, counts, &self.chronicle);
+        self.judge(Invariant::PromiseMonotonicity, verdict);
+        if !counts {
+            self.disks.lost(place);
+        }
+        let verdict = self.disks.opened(place, recovered);
+        self.judge(Invariant::Durability, verdict);
+        self.logs.opened(place, recovered);
+    }
+
+    /// An event of the node at `place` wrote to these records of its region.
+    pub(super) fn touched(&mut self, place: usize, words: &Words, records: &[usize]) {
+        for at in records {
+            match self.chronicle.look(place, words, *at) {
+                Touched::Nothing => {}
+                Touched::Group { group, before } => {
+                    let verdict = self.promises.raised(place, group, before, &self.chronicle);
+                    self.judge(Invariant::PromiseMonotonicity, verdict);
+                    self.chronicle.note_own_promise(place, group);
+                }
+                Touched::Entry {
+                    group,
+                    vote,
+                    before,
+                } => {
+                    let verdict = self.promises.voted(place, group, &vote);
+                    self.judge(Invariant::PromiseMonotonicity, verdict);
+                    let verdict =
+                        ring_overwrite::written(&self.chronicle, place, group, &before, &vote);
+                    self.judge(Invariant::RingOverwrite, verdict);
+                    let verdict =
+                        one_value_per_ballot::seen(&mut self.chronicle, group, &vote, Some(place));
+                    self.judge(Invariant::OneValuePerBallot, verdict);
+                    if !self.chronicle.votes_count_when_flushed {
+                        self.cast(place, group, &vote);
+                    }
+                }
+            }
+        }
+        self.promises.note(place, &self.chronicle);
+    }
+
+    fn cast(&mut self, place: usize, group: usize, vote: &Vote) {
+        if !self.chronicle.counts[place] {
+            return;
+        }
+        let verdict = agreement::cast(&mut self.chronicle, place, group, vote);
+        self.judge(Invariant::Agreement, verdict);
+    }
+
+    /// Whether records on disks are of interest.
+    pub(super) const fn reads_disks(&self) -> bool {
+        self.chronicle.votes_count_when_flushed
+    }
+
+    /// A record reached the disk of the node at `place`.
+    pub(super) fn flushed(&mut self, place: usize, record: &[u8]) {
+        let Parsed::Ours(header, value) = parse(record, usize::from(u16::MAX)) else {
+            return;
+        };
+        let group = usize::from(header.group.0);
+        self.disks.flushed(place, group, &header);
+        if header.kind == Kind::Accept {
+            let vote = Vote {
+                slot: header.slot.0,
+                ballot: header.ballot.0,
+                digest: digest(value),
+            };
+            self.cast(place, group, &vote);
+        }
+    }
+
+    /// A packet leaves the node at `place`.
+    pub(super) fn sent(&mut self, place: usize, header: &Header, value: &[u8]) {
+        let GroupId(group) = header.group;
+        let group = usize::from(group);
+        if group >= self.chronicle.groups.len() {
+            return;
+        }
+        match header.kind {
+            Kind::Promise | Kind::Accepted => {
+                if header.incarnation != self.chronicle.pinned[place] {
+                    return self.chronicle.note_foreign(place, group, header);
+                }
+                let verdict = self.promises.sent(place, group, header);
+                self.judge(Invariant::PromiseMonotonicity, verdict);
+                let verdict = self.disks.sent(place, group, header);
+                self.judge(Invariant::Durability, verdict);
+                if header.kind == Kind::Promise {
+                    self.chronicle.note_promise(place, group, header.ballot.0);
+                } else {
+                    let verdict =
+                        vote_without_value::accepted(&self.chronicle, place, group, header);
+                    self.judge(Invariant::VoteWithoutValue, verdict);
+                }
+            }
+            Kind::Progress => {
+                let verdict = self.disks.sent(place, group, header);
+                self.judge(Invariant::Durability, verdict);
+            }
+            Kind::Accept => self.proposed(group, header, value),
+            Kind::Decide => {
+                let (first, verdict) = agreement::decided(&mut self.chronicle, group, header);
+                self.judge(Invariant::Agreement, verdict);
+                let verdict = incarnation_fencing::decided(&self.chronicle, group, header, first);
+                self.judge(Invariant::IncarnationFencing, verdict);
+            }
+            Kind::Response => {
+                exactly_once::take_down(place + 1, header, value, &mut self.answers);
+            }
+            _ => {}
+        }
+    }
+
+    fn proposed(&mut self, group: usize, header: &Header, value: &[u8]) {
+        let vote = Vote {
+            slot: header.slot.0,
+            ballot: header.ballot.0,
+            digest: digest(value),
+        };
+        if self.chronicle.last_proposal == Some((group, vote)) {
+            // The same packet to the next member.
+            return;
+        }
+        self.chronicle.last_proposal = Some((group, vote));
+        let verdict = agreement::proposed(&self.chronicle, group, header, &vote);
+        self.judge(Invariant::Agreement, verdict);
+        let verdict = one_value_per_ballot::seen(&mut self.chronicle, group, &vote, None);
+        self.judge(Invariant::OneValuePerBallot, verdict);
+        let verdict = incarnation_fencing::proposed(&mut self.chronicle, group, header);
+        self.judge(Invariant::IncarnationFencing, verdict);
+        let verdict = quorum_intersection::proposed(&mut self.chronicle, group, header);
+        self.judge(Invariant::QuorumIntersection, verdict);
+    }
+
+    /// A replica may have applied something.
+    pub(super) fn applied(&mut self, place: usize, group: usize, applied: &Applied<Kv>) {
+        let reference = &mut self.references[group];
+        let verdict = self
+            .logs
+            .look(place, group, applied, &self.chronicle, |news| {
+                reference.apply(news.value);
+            });
+        self.judge(Invariant::StateMachineSafety, verdict);
+    }
+
+    /// The event of a node is over.
+    pub(super) fn event_over(&mut self) {
+        let mut answers = std::mem::take(&mut self.answers);
+        for answer in answers.drain(..) {
+            let verdict = exactly_once::check(&self.references, &answer);
+            self.judge(Invariant::ExactlyOnce, verdict);
+        }
+        self.answers = answers;
+    }
+
+    /// The process died in the middle of it.
+    pub(super) fn event_cut_off(&mut self) {
+        self.answers.clear();
+    }
+
+    /// All replicas of a group are level at `slot`.
+    pub(super) fn settled(&mut self, group: usize, slot: Slot) {
+        let frontier = self.logs.frontier(group);
+        if slot.0 < frontier {
+            let what = format!(
+                "group {group}: slot {frontier} was applied once, and nobody has more than {slot}"
+            );
+            self.judge(Invariant::Durability, Err(what));
+        }
+    }
+
+    /// What the clients of a group saw.
+    pub(super) fn histories(&mut self, group: usize, operations: &[Operation]) {
+        if self
+            .only
+            .is_none_or(|only| only == Invariant::Linearizability)
+        {
+            let verdict = linearizability::judge(group, operations);
+            self.judge(Invariant::Linearizability, verdict);
+        }
+    }
+}
+
+/// Whether votes count by their record on the disk.
+const fn counts_when_flushed(durability: Durability) -> bool {
+    matches!(durability, Durability::Sync)
+}

@@ -1,0 +1,108 @@
+//! How a world's nodes write snapshots and cut their journals.
+
+use super::machine::{Machine, Snapshot};
+use super::network::exponential;
+use super::world::World;
+use consensus::{GroupId, Slot};
+
+/// Snapshots that stay when a newer one has been written, as on a real disk.
+const KEPT: usize = 2;
+
+impl World {
+    /// Begins the snapshots that are due.
+    pub(super) fn keep_state(&mut self, place: usize) {
+        let timer = self.snapshot_timer(place);
+        let journals = self.scenario.durability != consensus::local::Durability::Volatile;
+        let machine = &mut self.machines[place];
+        if journals {
+            machine.cut_journal(self.scenario.snapshot_slots);
+        }
+        if !machine.writing.is_empty() {
+            return;
+        }
+        let Some(node) = &mut machine.process else {
+            return;
+        };
+        for group in 0..node.replicas().len() {
+            let newest = machine.shelves[group].slot();
+            let Some(replica) = node.replica_mut(GroupId(group as u16)) else {
+                continue;
+            };
+            let due =
+                journals && replica.applied().slot().0 >= newest.0 + self.scenario.snapshot_slots;
+            if !due && !replica.take_snapshot_wanted() {
+                continue;
+            }
+            if replica.applied().slot() <= newest {
+                replica.snapshot_saved(newest);
+                continue;
+            }
+            let (slot, mut frozen) = replica.freeze();
+            let mut bytes = Vec::new();
+            while frozen.next_chunk(&mut bytes) {}
+            let taken_over = machine.taken_over + replica.tally().snapshots;
+            let snapshot = Snapshot {
+                slot,
+                bytes: bytes.into(),
+                taken_over,
+            };
+            machine.writing.push((group, snapshot));
+        }
+        if !machine.writing.is_empty() {
+            let write_ns = exponential(&mut self.random, 4 * machine.flush_ns) + 1;
+            self.timers[timer] = self.now_ns() + write_ns;
+        }
+    }
+
+    /// Snapshots are on the disk.
+    pub(super) fn snapshot_written(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        let Some(node) = &mut machine.process else {
+            return;
+        };
+        for (group, snapshot) in machine.writing.drain(..) {
+            let slot: Slot = snapshot.slot;
+            let shelf = &mut machine.shelves[group];
+            shelf.kept.push_back(snapshot);
+            while shelf.kept.len() > KEPT {
+                shelf.kept.pop_front();
+            }
+            let id = GroupId(group as u16);
+            if let Some(replica) = node.replica_mut(id) {
+                replica.snapshot_saved(slot);
+            }
+            let Some(view) = node.local().view(id) else {
+                continue;
+            };
+            let local = node.local_mut();
+            machine.cuttings[group].saved(slot, view.trim, || local.checkpoint(id));
+        }
+        self.timers[place] = self.timers[place].min(self.now_ns());
+    }
+}
+
+impl Machine {
+    /// Cuts the journal where nobody needs it any more.
+    fn cut_journal(&mut self, snapshot_slots: u64) {
+        let Some(node) = &self.process else {
+            return;
+        };
+        for (group, replica) in node.replicas().iter().enumerate() {
+            let id = GroupId(group as u16);
+            let local = node.local();
+            let (appended, flushed) = local.journalled(id).unwrap_or_default();
+            let cutting = &mut self.cuttings[group];
+            if let Some(below) = cutting.due(flushed) {
+                self.below[group] = below;
+            }
+            let highest = local.view(id).map_or(Slot::NONE, |view| view.highest);
+            // What was learned from others is journalled too, and may lie above every own vote.
+            let highest = highest.max(replica.applied().slot());
+            cutting.mark(highest, appended, snapshot_slots);
+        }
+        let below = self.below.iter().copied().min().unwrap_or(0);
+        if below > 0 {
+            self.log.borrow_mut().cut(below);
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! A machine: what outlives a process, and how a process comes to be on it.
+
+use super::clock::Clock;
+use super::disk::{Disk, Log};
+use super::memory::{Life, Watched, Words, blank};
+use super::scenario::Scenario;
+use crate::cutting::Cutting;
+use crate::kv::Kv;
+use consensus::acceptor::Acceptor;
+use consensus::applied::Applied;
+use consensus::local::Durability;
+use consensus::node::{Config, Node, NodeError, NodeIo, Peer};
+use consensus::random::Random;
+use consensus::recover::Recovery;
+use consensus::region::{Birth, Layout, OpenError, Region};
+use consensus::replica::Io;
+use consensus::wire::{HEADER_BYTES, Header};
+use consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+/// The membership of every world.
+pub(super) const EPOCH: Epoch = Epoch(1);
+/// A number for the cluster's name.
+const CLUSTER: u64 = 1;
+/// Rounds reserved ahead, as the host does.
+const ROUNDS_AHEAD: u64 = 1024;
+
+pub(super) type SimNode = Node<Watched, Disk, Kv>;
+
+/// What the data directory says of a node.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) nonce: u64,
+    pub(super) pins: BTreeMap<NodeId, Incarnation>,
+    pub(super) formed: bool,
+    /// The boot in which the cluster formed: votes in memory belong to it.
+    pub(super) formed_boot: Option<u128>,
+    pub(super) reserved_round: u64,
+}
+
+/// A snapshot on the disk.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub(super) slot: Slot,
+    pub(super) bytes: Rc<[u8]>,
+    /// How many snapshots its machine had taken over from others before.
+    pub(super) taken_over: u64,
+}
+
+/// The snapshots of one group, newest last.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shelf {
+    pub(super) kept: VecDeque<Snapshot>,
+}
+
+impl Shelf {
+    pub(super) fn newest(&self) -> Option<&Snapshot> {
+        self.kept.back()
+    }
+
+    pub(super) fn slot(&self) -> Slot {
+        self.newest().map_or(Slot::NONE, |newest| newest.slot)
+    }
+}
+
+/// Why no process runs on a machine any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// It runs, or will again.
+    Member,
+    /// Its memory is lost, which it will find out when it starts.
+    Doomed,
+    /// Its memory is lost: it was refused under its old name.
+    Refused,
+}
+
+/// A process was not started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum NoStart {
+    /// Its memory is lost.
+    LostMemory(String),
+    /// What was found makes no sense.
+    Damaged(String),
+    /// The configuration was refused.
+    Config(String),
+}
+
+/// A machine, and the process on it.
+pub(super) struct Machine {
+    pub(super) place: usize,
+    pub(super) node_id: NodeId,
+    pub(super) clock: Clock,
+    pub(super) boot: u128,
+    pub(super) identity: Identity,
+    pub(super) words: Words,
+    pub(super) log: Rc<RefCell<Log>>,
+    pub(super) shelves: Vec<Shelf>,
+    pub(super) standing: Standing,
+    pub(super) process: Option<SimNode>,
+    pub(super) life: Rc<Life>,
+    pub(super) is_paused: bool,
+    /// Packets that came while the process was stopped.
+    pub(super) inbox: VecDeque<usize>,
+    /// How far each group was brought by snapshot and journal at the last start.
+    pub(super) recovered: Vec<Slot>,
+    /// Snapshots that earlier processes took over from others: between the one before and such a
+    /// one the journal has a hole.
+    pub(super) taken_over: u64,
+    /// The disk was full once: the journal may have holes.
+    pub(super) was_full: bool,
+    /// Mean time that a flush takes.
+    pub(super) flush_ns: u64,
+    /// Snapshots that are being written, by group.
+    pub(super) writing: Vec<(usize, Snapshot)>,
+    /// Where each group would have the journal cut.
+    pub(super) cuttings: Vec<Cutting>,
+    /// What each group no longer needs. The groups share one journal.
+    pub(super) below: Vec<u64>,
+}
+
+/// A packet that a process sends: written straight into a buffer.
+pub(super) trait Post {
+    /// Looks at what the process has written to its region so far: before a packet leaves, since the
+    /// packet may speak of it.
+    fn look(&mut self, place: usize, words: &Words, life: &Life);
+    fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]);
+}
+
+/// The way out of one call into a node.
+pub(super) struct Outbox<'a, P> {
+    pub(super) place: usize,
+    pub(super) boot: u128,
+    pub(super) identity: &'a mut Identity,
+    pub(super) shelves: &'a [Shelf],
+    pub(super) words: &'a Words,
+    pub(super) life: &'a Life,
+    pub(super) post: &'a mut P,
+}
+
+impl<P: Post> Io for Outbox<'_, P> {
+    fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]) {
+        if !self.life.is_dead() {
+            self.post.look(self.place, self.words, self.life);
+            self.post.post(self.place, to, header, value);
+        }
+    }
+
+    fn reserve_rounds(&mut self, round: u64) -> bool {
+        if round >= self.identity.reserved_round && !self.life.is_dead() {
+            self.identity.reserved_round = round + ROUNDS_AHEAD;
+        }
+        true
+    }
+
+    fn read_snapshot(
+        &mut self,
+        group: GroupId,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Option<(Slot, u64, usize)> {
+        let newest = self.shelves.get(usize::from(group.0))?.newest()?;
+        let rest = newest.bytes.get(offset as usize..).unwrap_or_default();
+        let count = rest.len().min(out.len());
+        out[..count].copy_from_slice(&rest[..count]);
+        Some((newest.slot, newest.bytes.len() as u64, count))
+    }
+}
+
+impl<P: Post> NodeIo for Outbox<'_, P> {
+    fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
+        if self.life.is_dead() {
+            return true;
+        }
+        if formed && !self.identity.formed {
+            self.identity.formed_boot = Some(self.boot);
+        }
+        self.identity.pins = pins.clone();
+        self.identity.formed = formed;
+        true
+    }
+
+    fn client(&mut self, _: SocketAddr, _: &Header, _: &[u8]) {}
+
+    fn inspect(&mut self, _: SocketAddr, _: &Header) {}
+}
+
+/// Where the machine at `place` (or the client behind the machines) is reached.
+pub(super) fn address(place: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, place as u8 + 1], 4747))
+}
+
+/// Who is reached there.
+pub(super) fn place_of(address: SocketAddr) -> usize {
+    match address {
+        SocketAddr::V4(v4) => usize::from(v4.ip().octets()[3]) - 1,
+        SocketAddr::V6(_) => usize::MAX,
+    }
+}
+
+impl Machine {
+    pub(super) fn new(place: usize, scenario: &Scenario, random: &mut Random) -> Self {
+        Self {
+            place,
+            node_id: NodeId(place as u16 + 1),
+            clock: Clock::new(scenario.drift_ppm[place], scenario.skew_ms[place]),
+            boot: u128::from(random.next() | 1),
+            identity: Identity {
+                nonce: random.next(),
+                pins: BTreeMap::new(),
+                formed: false,
+                formed_boot: None,
+                reserved_round: 0,
+            },
+            words: blank(0),
+            log: Rc::default(),
+            shelves: vec![Shelf::default(); usize::from(scenario.groups)],
+            standing: Standing::Member,
+            process: None,
+            life: Rc::default(),
+            is_paused: false,
+            inbox: VecDeque::new(),
+            recovered: vec![Slot::NONE; usize::from(scenario.groups)],
+            taken_over: 0,
+            was_full: false,
+            flush_ns: scenario.flush_ns,
+            writing: Vec::new(),
+            cuttings: Vec::new(),
+            below: vec![0; usize::from(scenario.groups)],
+        }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.process.is_some() && !self.is_paused
+    }
+
+    fn birth(&self, durability: Durability) -> Birth {
+        Birth {
+            cluster: CLUSTER,
+            node: self.node_id,
+            nonce: self.identity.nonce,
+            // Under `sync` the journal is the memory, and it outlives the machine.
+            boot: if durability == Durability::Sync {
+                0
+            } else {
+                self.boot
+            },
+        }
+    }
+
+    /// The life of the memory that a process here would have.
+    pub(super) fn incarnation(&self, scenario: &Scenario) -> Incarnation {
+        self.birth(scenario.durability).incarnation()
+    }
+
+    fn open_region(
+        &mut self,
+        layout: Layout,
+        durability: Durability,
+    ) -> Result<Region<Words>, NoStart> {
+        let birth = self.birth(durability);
+        // Before the cluster has formed this node has never voted.
+        if durability == Durability::Sync || !self.identity.formed {
+            self.words = blank(layout.words());
+            return Region::create(Rc::clone(&self.words), layout, birth, EPOCH, 0)
+                .map_err(|error| NoStart::Damaged(error.to_string()));
+        }
+        match Region::open(Rc::clone(&self.words), layout, birth) {
+            Ok((region, _)) => Ok(region),
+            Err(error @ (OpenError::Blank | OpenError::OtherIncarnation { .. })) => {
+                Err(NoStart::LostMemory(error.to_string()))
+            }
+            Err(error) => Err(NoStart::Damaged(error.to_string())),
+        }
+    }
+
+    /// Starts a process over whatever survived, as `run` does: the region, the newest snapshot that
+    /// can be read, then the journal.
+    pub(super) fn start(
+        &mut self,
+        scenario: &Scenario,
+        quorums: Option<(usize, usize)>,
+        now_ns: u64,
+        seed: u64,
+    ) -> Result<(), NoStart> {
+        let layout = scenario.layout();
+        let durability = scenario.durability;
+        if durability != Durability::Sync
+            && let Some(formed) = self.identity.formed_boot
+            && formed != self.boot
+        {
+            return Err(NoStart::LostMemory("the machine has restarted".into()));
+        }
+        let region = self.open_region(layout, durability)?;
+        let acceptor = Acceptor {
+            node: self.node_id,
+            incarnation: self.birth(durability).incarnation(),
+            layout,
+        };
+        let local_ns = self.clock.monotonic_ns(now_ns);
+        let mut states = Vec::new();
+        let mut highest_round = 0;
+        for group in 0..scenario.groups {
+            let mut applied = Applied::new(Kv::new());
+            if let Some(snapshot) = self.shelves[usize::from(group)].newest() {
+                applied
+                    .restore(&snapshot.bytes)
+                    .map_err(|error| NoStart::Damaged(error.to_string()))?;
+            }
+            if durability != Durability::Volatile {
+                let memory = (durability == Durability::Sync).then_some(&region);
+                let (recovered, round) = self.replay(acceptor, applied, group, memory, local_ns)?;
+                (applied, highest_round) = (recovered, round.max(highest_round));
+            }
+            self.recovered[usize::from(group)] = applied.slot();
+            states.push(applied);
+        }
+        let used_round = self.identity.reserved_round.max(highest_round);
+        self.identity.reserved_round = used_round + ROUNDS_AHEAD;
+        let applied: Vec<Slot> = states.iter().map(Applied::slot).collect();
+        self.life = Rc::default();
+        let newest = self.shelves.iter().map(|shelf| Cutting::new(shelf.slot()));
+        self.cuttings = newest.collect();
+        let node = Node::new(
+            self.config(scenario, quorums, used_round, seed),
+            acceptor,
+            Watched::new(region, Rc::clone(&self.life)),
+            Disk::new(Rc::clone(&self.log), Rc::clone(&self.life)),
+            durability,
+            states,
+        );
+        let mut node = match node {
+            Ok(node) => node,
+            Err(error @ (NodeError::LostMemory { .. } | NodeError::OtherMembers { .. })) => {
+                return Err(NoStart::LostMemory(error.to_string()));
+            }
+            Err(error) => return Err(NoStart::Config(error.to_string())),
+        };
+        if durability == Durability::Async && self.identity.formed {
+            for (group, applied) in applied.into_iter().enumerate() {
+                journal_again(&mut node, GroupId(group as u16), applied);
+            }
+        }
+        self.process = Some(node);
+        Ok(())
+    }
+
+    fn replay(
+        &self,
+        acceptor: Acceptor,
+        applied: Applied<Kv>,
+        group: u16,
+        memory: Option<&Region<Words>>,
+        local_ns: u64,
+    ) -> Result<(Applied<Kv>, u64), NoStart> {
+        let log = self.log.borrow();
+        let mut recovery = Recovery::new(acceptor, applied);
+        for number in log.numbers() {
+            // The core replays one group at a time; a journal is one for all.
+            let Some(record) = log
+                .record(number)
+                .filter(|record| record.get(4..6) == Some(&group.to_be_bytes()))
+            else {
+                continue;
+            };
+            recovery
+                .record(memory, local_ns, record)
+                .map_err(|error| NoStart::Damaged(error.to_string()))?;
+        }
+        let (applied, round, _) = recovery.finish();
+        Ok((applied, round))
+    }
+
+    fn config(
+        &self,
+        scenario: &Scenario,
+        quorums: Option<(usize, usize)>,
+        used_round: u64,
+        seed: u64,
+    ) -> Config {
+        let peers = (0..scenario.nodes).map(|place| Peer {
+            node: NodeId(place as u16 + 1),
+            address: address(place),
+            priority: 0,
+        });
+        Config {
+            node: self.node_id,
+            peers: peers.collect(),
+            epoch: EPOCH,
+            quorums,
+            key: scenario.key,
+            leader: scenario.leader,
+            election: scenario.election,
+            seed,
+            used_round,
+            pins: self.identity.pins.clone(),
+            formed: self.identity.formed,
+        }
+    }
+}
+
+/// Journals what the region holds and the last process may not have come to write, as `run` does.
+fn journal_again(node: &mut SimNode, group: GroupId, applied: Slot) {
+    let local = node.local_mut();
+    let Some(view) = local.view(group) else {
+        return;
+    };
+    let window = local.acceptor().layout.window();
+    let kept = view.highest.0.saturating_sub(window);
+    for slot in applied.0.max(kept) + 1..=view.highest.0 {
+        let Some((ballot, value)) = local.vote(group, Slot(slot)) else {
+            continue;
+        };
+        let value = value.to_vec();
+        let header = Header {
+            ballot,
+            slot: Slot(slot),
+            epoch: EPOCH,
+            length: value.len() as u16,
+            ..Header::new(consensus::wire::Kind::Accept, group, ballot.node())
+        };
+        // The host waits for room; a world's disk has it when a process starts.
+        local.record(&header, &value);
+    }
+    if view.promised != consensus::Ballot::NONE {
+        local.checkpoint(group);
+    }
+}
+
+/// A datagram's bytes.
+pub(super) fn write_packet(header: &Header, value: &[u8], out: &mut Vec<u8>) {
+    out.clear();
+    out.reserve(HEADER_BYTES + value.len());
+    out.extend_from_slice(&header.to_bytes());
+    out.extend_from_slice(value);
+}

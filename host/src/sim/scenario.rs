@@ -1,0 +1,262 @@
+//! What a seed decides before the first event.
+
+use super::network::{Spread, Weather};
+use super::trouble::{Trouble, Troubles};
+use consensus::auth::Key;
+use consensus::election::ElectionTiming;
+use consensus::leader::LeaderTiming;
+use consensus::local::Durability;
+use consensus::random::Random;
+use consensus::region::Layout;
+
+const MS: u64 = 1_000_000;
+
+/// A stretch of a world's time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Phase {
+    pub(super) weather: Weather,
+    pub(super) length_ns: u64,
+    /// Mean time from one fault to the next.
+    pub(super) trouble_ns: u64,
+    /// How often the fault points inside the code strike.
+    pub(super) fault_per_mille: u16,
+}
+
+/// A cluster, its clients, and how they are tormented.
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) nodes: usize,
+    pub(super) groups: u16,
+    /// Phase 1 and phase 2; majorities if `None`.
+    pub(super) quorums: Option<(usize, usize)>,
+    /// Quorums that need not intersect: the code must refuse them.
+    pub(super) unsound: Option<(usize, usize)>,
+    pub(super) window: u64,
+    pub(super) value_bytes: usize,
+    pub(super) durability: Durability,
+    pub(super) key: Option<Key>,
+    pub(super) leader: LeaderTiming,
+    pub(super) election: ElectionTiming,
+    /// Slots between two snapshots.
+    pub(super) snapshot_slots: u64,
+    pub(super) flush_ns: u64,
+    /// From a packet's arrival to the turn that follows it.
+    pub(super) batch_ns: u64,
+    /// For each group.
+    pub(super) clients: usize,
+    pub(super) in_flight: usize,
+    pub(super) think_ns: u64,
+    pub(super) keys: u64,
+    pub(super) body_bytes: usize,
+    pub(super) drift_ppm: Vec<i64>,
+    pub(super) skew_ms: Vec<i64>,
+    /// What may go wrong at all.
+    pub(super) troubles: Troubles,
+    pub(super) phases: Vec<Phase>,
+}
+
+fn one_of<T: Copy>(random: &mut Random, choices: &[T]) -> T {
+    choices[random.below(choices.len() as u64) as usize]
+}
+
+impl Scenario {
+    pub(super) fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x7363_656e_6172_696f);
+        let r = &mut random;
+        let nodes = one_of(r, &[3, 3, 3, 5]);
+        let groups = one_of(r, &[1, 1, 1, 2, 3, 4]);
+        let durability = one_of(
+            r,
+            &[Durability::Volatile, Durability::Async, Durability::Sync],
+        );
+        let phase1 = 1 + r.below(nodes as u64) as usize;
+        let least = nodes + 1 - phase1;
+        let phase2 = least + r.below((nodes + 1 - least) as u64) as usize;
+        let flexible = r.below(4) == 0;
+        let asks_unsound = r.below(16) == 0;
+        let value_bytes = one_of(r, &[64, 64, 128, 128, 256, 256, 512, 1384, 1384, 4096]);
+        let giant = r.below(64) == 0;
+        let value_bytes = if giant { 32_768 } else { value_bytes };
+        let window = one_of(r, &[4, 8, 16, 16, 32, 64]);
+        let window = if value_bytes > 2000 {
+            window.min(8)
+        } else {
+            window
+        };
+        let keyed = r.below(4) == 0;
+        let key = Key([r.next(), r.next()]);
+        let election_ns = one_of(r, &[30, 60, 100]) * MS;
+        let heartbeat_ns = election_ns / one_of(r, &[5, 10]);
+        let slow = durability == Durability::Sync;
+        let max_body = value_bytes - 24 - 24;
+        let mut troubles = Troubles::NONE;
+        for trouble in Trouble::ALL {
+            // Most worlds have most troubles; every one is missing now and then.
+            let wanted = r.below(4) > 0;
+            if wanted && applies(*trouble, durability, keyed) {
+                troubles = troubles.with(*trouble);
+            }
+        }
+        let drift = troubles.has(Trouble::ClockDrift);
+        let skewed = troubles.has(Trouble::ClockStep);
+        let drift_ppm = (0..nodes).map(|_| r.below(1001) as i64 - 500);
+        let drift_ppm = drift_ppm.map(|ppm| if drift { ppm } else { 0 }).collect();
+        let skew_ms = (0..nodes).map(|_| r.below(4001) as i64 - 2000);
+        let skew_ms = skew_ms.map(|ms| if skewed { ms } else { 0 }).collect();
+        let count = 2 + r.below(4);
+        let phases = (0..count)
+            .map(|_| Phase::draw(r, troubles, election_ns))
+            .collect();
+        Self {
+            nodes,
+            groups,
+            quorums: flexible.then_some((phase1, phase2)),
+            unsound: asks_unsound.then_some((phase1, nodes - phase1)),
+            window,
+            value_bytes,
+            durability,
+            key: keyed.then_some(key),
+            leader: LeaderTiming {
+                heartbeat_ns,
+                decide_ns: MS,
+                resend_ns: if slow { 20 * MS } else { 5 * MS },
+            },
+            election: ElectionTiming {
+                timeout_ns: election_ns,
+                spread_ns: election_ns / 2,
+                rank_ns: election_ns / 8,
+                pre_vote_ns: election_ns / 3,
+                campaign_ns: election_ns * 2,
+            },
+            snapshot_slots: one_of(r, &[16, 50, 200]),
+            flush_ns: one_of(r, &[20_000, 100_000, 500_000]),
+            batch_ns: one_of(r, &[0, 2_000, 10_000]),
+            clients: one_of(r, &[1, 2, 2, 3]),
+            in_flight: one_of(r, &[1, 2, 4, 8]),
+            think_ns: one_of(r, &[50_000, 200_000, 1_000_000]),
+            keys: one_of(r, &[1, 2, 4, 8]),
+            body_bytes: one_of(r, &[16, 40, max_body, max_body]).min(max_body),
+            drift_ppm,
+            skew_ms,
+            troubles,
+            phases,
+        }
+    }
+
+    /// Takes kinds of faults out of what was drawn, and leaves everything else as it is.
+    pub(super) fn leave_out(&mut self, without: Troubles) {
+        if without.has(Trouble::ClockDrift) {
+            self.drift_ppm.fill(0);
+        }
+        if without.has(Trouble::ClockStep) {
+            self.skew_ms.fill(0);
+        }
+        for phase in &mut self.phases {
+            phase.leave_out(without);
+        }
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        match Layout::new(self.groups, self.window, self.value_bytes) {
+            Ok(layout) => layout,
+            Err(error) => unreachable!("a scenario draws what a region takes: {error}"),
+        }
+    }
+
+    /// The sizes that the cluster counts by.
+    pub(super) fn quorum_sizes(&self) -> (usize, usize) {
+        self.quorums
+            .unwrap_or((self.nodes / 2 + 1, self.nodes / 2 + 1))
+    }
+
+    /// How many acceptors may be gone for good.
+    pub(super) fn spare_acceptors(&self) -> usize {
+        let (phase1, phase2) = self.quorum_sizes();
+        // A slot is trimmed when a majority could restore it, whatever the quorums are.
+        (self.nodes - phase1.max(phase2)).min((self.nodes - 1) / 2)
+    }
+
+    /// How many nodes may be without their state at once: of those that reported a slot before it
+    /// was trimmed one has to be left.
+    pub(super) const fn spare_states(&self) -> usize {
+        self.nodes / 2
+    }
+}
+
+/// Whether a kind of fault can strike such a cluster at all.
+fn applies(trouble: Trouble, durability: Durability, keyed: bool) -> bool {
+    let journals = durability != Durability::Volatile;
+    match trouble {
+        Trouble::PowerLoss | Trouble::Blackout => durability == Durability::Sync,
+        Trouble::MemoryLoss | Trouble::Reborn => durability != Durability::Sync,
+        Trouble::SlowDisk
+        | Trouble::FullDisk
+        | Trouble::DiskError
+        | Trouble::TornTail
+        | Trouble::SnapshotRot => journals,
+        Trouble::Corruption => keyed,
+        _ => true,
+    }
+}
+
+impl Phase {
+    pub(super) fn draw(r: &mut Random, troubles: Troubles, election_ns: u64) -> Self {
+        let rate = |r: &mut Random, trouble: Trouble, choices: &[u64]| {
+            let drawn = one_of(r, choices);
+            if troubles.has(trouble) { drawn } else { 0 }
+        };
+        let spread = one_of(r, &[Spread::Uniform, Spread::Exponential, Spread::LongTail]);
+        let weather = Weather {
+            loss_per_mille: rate(r, Trouble::Loss, &[0, 5, 20, 100, 250]),
+            repeat_per_mille: rate(r, Trouble::Duplication, &[0, 10, 50, 200]),
+            corrupt_per_mille: rate(r, Trouble::Corruption, &[0, 5, 30]),
+            least_ns: one_of(r, &[5_000, 15_000, 50_000]),
+            mean_ns: one_of(r, &[5_000, 40_000, 200_000, 1_000_000]),
+            spread,
+            reorders: rate(r, Trouble::Reordering, &[0, 1, 1]) == 1,
+        };
+        Self {
+            weather,
+            length_ns: election_ns * (2 + r.below(8)),
+            trouble_ns: election_ns / one_of(r, &[1, 2, 4]) * one_of(r, &[1, 2, 4]),
+            fault_per_mille: rate(r, Trouble::FaultPoints, &[0, 5, 30]) as u16,
+        }
+    }
+
+    pub(super) fn leave_out(&mut self, without: Troubles) {
+        let weather = &mut self.weather;
+        for (trouble, rate) in [
+            (Trouble::Loss, &mut weather.loss_per_mille),
+            (Trouble::Duplication, &mut weather.repeat_per_mille),
+            (Trouble::Corruption, &mut weather.corrupt_per_mille),
+        ] {
+            if without.has(trouble) {
+                *rate = 0;
+            }
+        }
+        weather.reorders &= !without.has(Trouble::Reordering);
+        if without.has(Trouble::FaultPoints) {
+            self.fault_per_mille = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consensus::quorum::Quorums;
+
+    #[test]
+    fn every_scenario_is_one_that_can_be() {
+        for seed in 0..2_000 {
+            let scenario = Scenario::draw(seed);
+            scenario.layout();
+            let (phase1, phase2) = scenario.quorum_sizes();
+            assert!(Quorums::flexible(scenario.nodes, phase1, phase2).is_ok());
+            if let Some((phase1, phase2)) = scenario.unsound {
+                assert!(phase1 + phase2 <= scenario.nodes);
+            }
+            assert!(scenario.body_bytes >= 16 && scenario.body_bytes + 48 <= scenario.value_bytes);
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! What goes wrong in a world, and how it is mended.
+
+use super::machine::{Machine, Post, Standing, address};
+use super::network::exponential;
+use super::trouble::Trouble;
+use super::world::{World, place_name};
+use consensus::local::Durability;
+use consensus::wire::{Header, Kind};
+use consensus::{Ballot, GroupId, NodeId};
+
+const MS: u64 = 1_000_000;
+/// Shortest and longest stop of a process.
+const PAUSE_NS: (u64, u64) = (10 * MS, 2_000 * MS);
+
+/// Something that is due later.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Action {
+    /// The process starts again.
+    Start(usize),
+    /// The process goes on.
+    Resume(usize),
+    /// Links work again.
+    Heal,
+    /// The disk is as it was.
+    MendDisk(usize),
+}
+
+/// A kind of fault, and how often it is drawn.
+const WEIGHTS: &[(Trouble, u64)] = &[
+    (Trouble::Partition, 6),
+    (Trouble::Pause, 4),
+    (Trouble::Kill, 6),
+    (Trouble::TornStep, 4),
+    (Trouble::PowerLoss, 6),
+    (Trouble::Blackout, 1),
+    (Trouble::MemoryLoss, 1),
+    (Trouble::DiskLoss, 1),
+    (Trouble::SlowDisk, 3),
+    (Trouble::FullDisk, 3),
+    (Trouble::DiskError, 2),
+    (Trouble::ClockStep, 2),
+    (Trouble::Transfer, 3),
+    (Trouble::ClientLoss, 1),
+];
+
+impl World {
+    fn allows(&self, trouble: Trouble) -> bool {
+        self.scenario.troubles.has(trouble) && !self.without.has(trouble)
+    }
+
+    /// Something goes wrong.
+    pub(super) fn torment(&mut self) {
+        let timer = self.trouble_timer();
+        self.timers[timer] = self.now_ns() + exponential(&mut self.random, self.trouble_ns) + 1;
+        let sum: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut draw = self.random.below(sum);
+        let mut drawn = Trouble::Kill;
+        for (trouble, weight) in WEIGHTS {
+            if draw < *weight {
+                drawn = *trouble;
+                break;
+            }
+            draw -= weight;
+        }
+        // Leaders are hit as often as all others together.
+        let any = self.random.below(self.machines.len() as u64) as usize;
+        let wants_leader = self.random.below(2) == 0;
+        let group = self.random.below(u64::from(self.scenario.groups)) as usize;
+        let victim = self.leader(group).filter(|_| wants_leader).unwrap_or(any);
+        if self.allows(drawn) {
+            self.strike(drawn, victim);
+        }
+    }
+
+    /// The machine whose replica leads `group`, if there is one.
+    pub(super) fn leader(&self, group: usize) -> Option<usize> {
+        self.machines.iter().position(|machine| {
+            machine.process.as_ref().is_some_and(|node| {
+                node.replicas()
+                    .get(group)
+                    .is_some_and(|replica| replica.role() == consensus::replica::Role::Leader)
+            })
+        })
+    }
+
+    /// Forces a change of leaders.
+    pub(super) fn depose(&mut self) {
+        let Some(leader) = self.leader(0) else {
+            return;
+        };
+        let ways = [Trouble::Kill, Trouble::Pause, Trouble::Partition];
+        let way = ways[self.random.below(3) as usize];
+        match way {
+            Trouble::Kill if self.may_lose_state(leader) => self.strike(way, leader),
+            Trouble::Partition => self.strike(way, leader),
+            _ => self.pause(leader, self.scenario.election.timeout_ns * 4),
+        }
+    }
+
+    fn say(&mut self, trouble: Trouble, place: usize, what: impl FnOnce() -> String) {
+        self.ether.coverage.struck(trouble);
+        let now_ns = self.now_ns();
+        self.ether.story.tell(now_ns, place_name(place), || {
+            format!("*** {}: {}", trouble.name(), what())
+        });
+    }
+
+    /// Whether `place` may lose its state and there are enough left that have theirs.
+    fn may_lose_state(&self, place: usize) -> bool {
+        let lost = (0..self.machines.len())
+            .filter(|other| *other != place && !self.is_whole(*other))
+            .count();
+        self.scenario.durability != Durability::Volatile || lost < self.scenario.spare_states()
+    }
+
+    /// Whether `place` may go for good.
+    fn may_lose_acceptor(&self, place: usize) -> bool {
+        let gone = |machine: &&Machine| machine.standing != Standing::Member;
+        let gone = self.machines.iter().filter(gone).count();
+        let is_member = self.machines[place].standing == Standing::Member;
+        // Whoever loses its memory while the cluster forms keeps it from ever forming.
+        let has_formed = self.machines.iter().all(|machine| machine.identity.formed);
+        is_member
+            && has_formed
+            && gone < self.scenario.spare_acceptors()
+            && self.may_lose_state(place)
+    }
+
+    fn plan_start(&mut self, place: usize) {
+        let election_ns = self.scenario.election.timeout_ns;
+        let down_ns = exponential(&mut self.random, election_ns) + MS;
+        self.plan(self.now_ns() + down_ns, Action::Start(place));
+    }
+
+    fn strike(&mut self, trouble: Trouble, place: usize) {
+        let is_up = self.machines[place].process.is_some();
+        match trouble {
+            Trouble::Partition => self.part(place),
+            Trouble::Pause if is_up => {
+                let (least, most) = PAUSE_NS;
+                let pause_ns = least + exponential(&mut self.random, 4 * least).min(most - least);
+                self.pause(place, pause_ns);
+            }
+            Trouble::Kill if is_up && self.may_lose_state(place) => {
+                self.say(trouble, place, || "the process dies".into());
+                self.die(place);
+                self.plan_start(place);
+            }
+            Trouble::TornStep if is_up && self.may_lose_state(place) => {
+                let writes = self.random.below(40) as u32;
+                self.machines[place].life.light_fuse(writes);
+            }
+            Trouble::PowerLoss => {
+                self.say(trouble, place, || "the machine loses power".into());
+                self.lose_power(place);
+                self.plan_start(place);
+            }
+            Trouble::Blackout => {
+                self.say(trouble, place, || "all machines lose power".into());
+                for place in 0..self.machines.len() {
+                    self.lose_power(place);
+                    self.plan_start(place);
+                }
+            }
+            Trouble::MemoryLoss if self.may_lose_acceptor(place) => {
+                self.say(trouble, place, || {
+                    "the machine loses power and its votes".into()
+                });
+                self.machines[place].standing = Standing::Doomed;
+                self.lose_power(place);
+                self.plan_start(place);
+            }
+            Trouble::DiskLoss if self.may_lose_acceptor(place) => {
+                self.say(trouble, place, || "the data directory is lost".into());
+                self.machines[place].standing = Standing::Doomed;
+                self.lose_disk(place);
+                self.plan_start(place);
+            }
+            Trouble::SlowDisk => {
+                let slow_ns = MS * (1 + self.random.below(60));
+                self.machines[place].flush_ns = slow_ns;
+                self.say(trouble, place, || {
+                    format!("a flush takes {} ms", slow_ns / MS)
+                });
+                self.plan_mending(place);
+            }
+            Trouble::FullDisk => {
+                self.machines[place].log.borrow_mut().is_full = true;
+                self.machines[place].was_full = true;
+                self.say(trouble, place, || "the disk is full".into());
+                self.plan_mending(place);
+            }
+            Trouble::DiskError if is_up => {
+                self.machines[place].log.borrow_mut().is_failing = true;
+                self.say(trouble, place, || "the disk returns errors".into());
+            }
+            Trouble::ClockStep => {
+                let by_ms = self.random.below(10_000) as i64 - 5_000;
+                self.machines[place].clock.step_wall(by_ms);
+                self.say(trouble, place, || {
+                    format!("its wall clock is set by {by_ms} ms")
+                });
+            }
+            Trouble::Transfer => self.transfer(place),
+            Trouble::ClientLoss => {
+                let number = self.random.below(self.customers.len() as u64) as usize;
+                self.customers[number].begin_anew(&self.scenario);
+                let timer = self.customer_timer(number);
+                self.timers[timer] = self.now_ns();
+                self.ether.coverage.struck(trouble);
+            }
+            _ => {}
+        }
+    }
+
+    fn plan_mending(&mut self, place: usize) {
+        let election_ns = self.scenario.election.timeout_ns;
+        let ill_ns = exponential(&mut self.random, 2 * election_ns) + MS;
+        self.plan(self.now_ns() + ill_ns, Action::MendDisk(place));
+    }
+
+    fn keeps_some(&self) -> bool {
+        self.allows(Trouble::TornTail)
+    }
+
+    fn die(&mut self, place: usize) {
+        let keeps_some = self.keeps_some();
+        if keeps_some && self.machines[place].log.borrow().flushed() > 0 {
+            self.ether.coverage.struck(Trouble::TornTail);
+        }
+        self.end_process(place, keeps_some);
+        self.rot(place);
+    }
+
+    /// The newest snapshot may turn out to be damaged: the one before it and the journal remain.
+    fn rot(&mut self, place: usize) {
+        if !self.allows(Trouble::SnapshotRot) || self.random.below(4) > 0 {
+            return;
+        }
+        let mut rotten = false;
+        let machine = &mut self.machines[place];
+        for shelf in &mut machine.shelves {
+            // Where the journal has a hole only the newest snapshot leads past it.
+            if let [.., before, newest] = shelf.kept.make_contiguous()
+                && before.taken_over == newest.taken_over
+                && !machine.was_full
+            {
+                shelf.kept.pop_back();
+                rotten = true;
+            }
+        }
+        if rotten {
+            self.say(Trouble::SnapshotRot, place, || {
+                "its newest snapshot is damaged".into()
+            });
+        }
+    }
+
+    fn lose_power(&mut self, place: usize) {
+        self.die(place);
+        let now_ns = self.now_ns();
+        let boot = u128::from(self.random.next() | 1);
+        let machine = &mut self.machines[place];
+        machine.boot = boot;
+        machine.clock.boot(now_ns);
+        machine.words = super::memory::blank(0);
+    }
+
+    fn lose_disk(&mut self, place: usize) {
+        self.lose_power(place);
+        let nonce = self.random.next();
+        let machine = &mut self.machines[place];
+        machine.identity = super::machine::Identity {
+            nonce,
+            pins: std::collections::BTreeMap::new(),
+            formed: false,
+            formed_boot: None,
+            reserved_round: 0,
+        };
+        *machine.log.borrow_mut() = super::disk::Log::default();
+        for shelf in &mut machine.shelves {
+            shelf.kept.clear();
+        }
+    }
+
+    fn pause(&mut self, place: usize, pause_ns: u64) {
+        if !self.machines[place].is_running() {
+            return;
+        }
+        self.machines[place].is_paused = true;
+        self.timers[place] = u64::MAX;
+        self.say(Trouble::Pause, place, || {
+            format!("stops for {} ms", pause_ns / MS)
+        });
+        self.plan(self.now_ns() + pause_ns, Action::Resume(place));
+    }
+
+    /// Cuts links: one node off, in one direction or both, or the cluster in two.
+    fn part(&mut self, place: usize) {
+        let places = self.machines.len() + self.customers.len();
+        let shape = self.random.below(4);
+        let side: Vec<bool> = (0..places).map(|_| self.random.below(2) == 0).collect();
+        for other in (0..places).filter(|other| *other != place) {
+            match shape {
+                // Mute, deaf, or both.
+                0 => self.ether.network.cut(place, other, true),
+                1 => self.ether.network.cut(other, place, true),
+                2 => {
+                    self.ether.network.cut(place, other, true);
+                    self.ether.network.cut(other, place, true);
+                }
+                _ => {
+                    for third in (0..places).filter(|third| side[*third] != side[other]) {
+                        self.ether.network.cut(other, third, true);
+                        self.ether.network.cut(third, other, true);
+                    }
+                }
+            }
+        }
+        let name = ["mute", "deaf", "cut off", "on one of two sides"][shape as usize];
+        self.say(Trouble::Partition, place, || format!("is {name}"));
+        let election_ns = self.scenario.election.timeout_ns;
+        let cut_ns = exponential(&mut self.random, 2 * election_ns) + MS;
+        self.plan(self.now_ns() + cut_ns, Action::Heal);
+    }
+
+    fn transfer(&mut self, place: usize) {
+        let group = self.random.below(u64::from(self.scenario.groups)) as u16;
+        let Some(leader) = self.leader(usize::from(group)) else {
+            return;
+        };
+        let mut header = Header {
+            vote_ballot: Ballot(place as u64 + 1),
+            ..Header::new(Kind::Transfer, GroupId(group), NodeId::NONE)
+        };
+        if let Some(key) = self.scenario.key {
+            header.tag = consensus::auth::tag(key, &header, &[]);
+        }
+        self.say(Trouble::Transfer, place, || {
+            format!("is to lead group {group}")
+        });
+        let operator = self.machines.len() + self.customers.len();
+        self.ether.post(operator, address(leader), &header, &[]);
+    }
+
+    /// The process died between two writes of a step.
+    pub(super) fn torn(&mut self, place: usize) {
+        self.say(Trouble::TornStep, place, || {
+            "the process dies in the middle of a step".into()
+        });
+        self.die(place);
+        self.plan_start(place);
+    }
+
+    /// The process saw that its journal can no longer be written.
+    pub(super) fn died_of_its_disk(&mut self, place: usize) {
+        let now_ns = self.now_ns();
+        self.ether.story.tell(now_ns, place_name(place), || {
+            "ends: its disk returned an error".into()
+        });
+        self.die(place);
+        self.plan_start(place);
+    }
+
+    /// Something that was planned happens.
+    pub(super) fn act(&mut self, action: Action) {
+        match action {
+            // A process that has something to write when it starts waits for room.
+            Action::Start(place) if self.machines[place].log.borrow().is_full => {
+                self.plan_start(place);
+            }
+            Action::Start(place) => self.start(place),
+            Action::Resume(place) => self.resume(place),
+            Action::Heal => {
+                let now_ns = self.now_ns();
+                self.ether
+                    .story
+                    .tell(now_ns, "world", || "all links work".into());
+                self.ether.network.heal();
+            }
+            Action::MendDisk(place) => self.mend_disk(place),
+        }
+    }
+
+    fn resume(&mut self, place: usize) {
+        if !self.machines[place].is_paused {
+            return;
+        }
+        let now_ns = self.now_ns();
+        self.ether
+            .story
+            .tell(now_ns, place_name(place), || "goes on".into());
+        self.machines[place].is_paused = false;
+        self.timers[place] = now_ns;
+        for index in std::mem::take(&mut self.machines[place].inbox) {
+            self.deliver(index);
+        }
+    }
+
+    fn mend_disk(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        machine.flush_ns = self.scenario.flush_ns;
+        let mut log = machine.log.borrow_mut();
+        log.is_full = false;
+        log.is_failing = false;
+    }
+
+    /// The end of all faults.
+    pub(super) fn mend_everything(&mut self) {
+        self.ether.network.heal();
+        for place in 0..self.machines.len() {
+            self.mend_disk(place);
+            self.resume(place);
+            self.start(place);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What can go wrong in a world, by name.
+
+/// A kind of fault. Each can be left out of a world, to find those that a failure needs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Trouble {
+    /// Packets are lost.
+    Loss,
+    /// Packets arrive twice.
+    Duplication,
+    /// Packets of one link overtake each other.
+    Reordering,
+    /// A bit of a packet flips (in clusters that authenticate).
+    Corruption,
+    /// A node's packets do not reach some of the others, or theirs do not reach it.
+    Partition,
+    /// A process stops for 10 ms to 2 s (SIGSTOP).
+    Pause,
+    /// A process dies; its region stays.
+    Kill,
+    /// A process dies between two writes of one step; its region stays, torn.
+    TornStep,
+    /// A machine loses power and comes back (`sync`).
+    PowerLoss,
+    /// All machines lose power at once and come back (`sync`).
+    Blackout,
+    /// A machine loses power, and with it its votes (`volatile`, `async`).
+    MemoryLoss,
+    /// A machine comes back without its data directory.
+    DiskLoss,
+    /// An acceptor without a host comes back blank and answers whatever is fanned out to it.
+    Reborn,
+    /// Flushes take long.
+    SlowDisk,
+    /// The disk is full for a while.
+    FullDisk,
+    /// The device returns an error; the process that sees it ends.
+    DiskError,
+    /// What was not flushed is cut off anywhere when a process or machine dies.
+    TornTail,
+    /// The newest snapshot cannot be read after a crash.
+    SnapshotRot,
+    /// The machines' monotonic clocks run at different rates.
+    ClockDrift,
+    /// The machines' wall clocks differ, and are set while they run.
+    ClockStep,
+    /// An operator moves the leadership.
+    Transfer,
+    /// A client gives up its session and comes back as another.
+    ClientLoss,
+    /// Fault points inside the code strike.
+    FaultPoints,
+}
+
+impl Trouble {
+    /// Every kind.
+    pub const ALL: &[Self] = &[
+        Self::Loss,
+        Self::Duplication,
+        Self::Reordering,
+        Self::Corruption,
+        Self::Partition,
+        Self::Pause,
+        Self::Kill,
+        Self::TornStep,
+        Self::PowerLoss,
+        Self::Blackout,
+        Self::MemoryLoss,
+        Self::DiskLoss,
+        Self::Reborn,
+        Self::SlowDisk,
+        Self::FullDisk,
+        Self::DiskError,
+        Self::TornTail,
+        Self::SnapshotRot,
+        Self::ClockDrift,
+        Self::ClockStep,
+        Self::Transfer,
+        Self::ClientLoss,
+        Self::FaultPoints,
+    ];
+
+    /// Its name on command lines and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Duplication => "duplication",
+            Self::Reordering => "reordering",
+            Self::Corruption => "corruption",
+            Self::Partition => "partition",
+            Self::Pause => "pause",
+            Self::Kill => "kill",
+            Self::TornStep => "torn-step",
+            Self::PowerLoss => "power-loss",
+            Self::Blackout => "blackout",
+            Self::MemoryLoss => "memory-loss",
+            Self::DiskLoss => "disk-loss",
+            Self::Reborn => "reborn",
+            Self::SlowDisk => "slow-disk",
+            Self::FullDisk => "full-disk",
+            Self::DiskError => "disk-error",
+            Self::TornTail => "torn-tail",
+            Self::SnapshotRot => "snapshot-rot",
+            Self::ClockDrift => "clock-drift",
+            Self::ClockStep => "clock-step",
+            Self::Transfer => "transfer",
+            Self::ClientLoss => "client-loss",
+            Self::FaultPoints => "fault-points",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|one| one.name() == name)
+    }
+}
+
+/// A set of kinds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Troubles(u32);
+
+const _: () = assert!(Trouble::ALL.len() <= 32);
+
+impl Troubles {
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// With one more.
+    #[must_use]
+    pub const fn with(self, trouble: Trouble) -> Self {
+        Self(self.0 | 1 << trouble as u32)
+    }
+
+    /// Whether this one is in it.
+    #[must_use]
+    pub const fn has(self, trouble: Trouble) -> bool {
+        self.0 & 1 << trouble as u32 != 0
+    }
+
+    /// Those that are in it.
+    pub fn iter(self) -> impl Iterator<Item = Trouble> {
+        Trouble::ALL
+            .iter()
+            .copied()
+            .filter(move |one| self.has(*one))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_stands_at_its_number_and_has_a_name_of_its_own() {
+        for (index, trouble) in Trouble::ALL.iter().enumerate() {
+            assert_eq!(*trouble as usize, index);
+            assert_eq!(Trouble::from_name(trouble.name()), Some(*trouble));
+        }
+    }
+}

@@ -1,0 +1,823 @@
+//! A world: machines, clients and a network in virtual time.
+
+use super::coverage::Coverage;
+use super::customer::Customer;
+use super::invariants::{Invariant, Onlooker};
+use super::machine::{Machine, NoStart, Outbox, Post, Standing, address, place_of, write_packet};
+use super::memory::{Life, Words};
+use super::network::{Network, exponential};
+use super::scenario::{Phase, Scenario};
+use super::story::Story;
+use super::torment::Action;
+use super::trouble::{Trouble, Troubles};
+use super::{Options, Outcome};
+use consensus::auth;
+use consensus::formation::Conflict;
+use consensus::local::Durability;
+use consensus::random::Random;
+use consensus::simulation::{self, Fault, Faults};
+use consensus::wire::{Header, Parsed, parse};
+use consensus::{GroupId, Slot};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+
+const MS: u64 = 1_000_000;
+/// A worker comes by so often at least, as in the host.
+const MAX_SLEEP_NS: u64 = 100 * MS;
+/// And not more often than this on its own account.
+const LEAST_SLEEP_NS: u64 = 2_000;
+/// Packets that wait for a stopped process; its socket's buffer drops the rest.
+const INBOX: usize = 128;
+/// What each seed goes through at least.
+const LEAST_DELIVERIES: u64 = 10_000;
+const LEAST_COMMITS: u64 = 100;
+const LEAST_LEADER_CHANGES: u64 = 1;
+/// Phases after which a world that still has not is left alone.
+const MAX_PHASES: usize = 400;
+/// Longest time from the end of all faults to the next commit of each group, and from there to
+/// equal states.
+pub(super) const LIVENESS_NS: u64 = 10_000 * MS;
+
+/// Where a world stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Storm,
+    /// Faults have stopped; every group is to commit again.
+    Calm {
+        since_ns: u64,
+    },
+    /// Clients have stopped; everything is to become equal.
+    Settling {
+        since_ns: u64,
+    },
+    Done,
+}
+
+/// The network and everybody who watches it.
+pub(super) struct Ether {
+    pub(super) network: Network,
+    pub(super) onlooker: Onlooker,
+    pub(super) coverage: Coverage,
+    pub(super) story: Story,
+    pub(super) now_ns: u64,
+    /// Machines; whoever is beyond them is no node.
+    nodes: usize,
+    touched: Vec<usize>,
+}
+
+impl Post for Ether {
+    fn look(&mut self, place: usize, words: &Words, life: &Life) {
+        life.take_touched(&mut self.touched);
+        if !self.touched.is_empty() {
+            self.touched.sort_unstable();
+            self.touched.dedup();
+            self.onlooker.touched(place, words, &self.touched);
+            self.touched.clear();
+        }
+    }
+
+    fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]) {
+        if from < self.nodes {
+            self.onlooker.sent(from, header, value);
+        }
+        let index = self.network.buffer();
+        let packet = self.network.packet_mut(index);
+        (packet.from, packet.to) = (from, place_of(to));
+        write_packet(header, value, &mut packet.bytes);
+        let fate = self.network.send(self.now_ns, index);
+        self.coverage.fate(fate);
+    }
+}
+
+/// See the module's text.
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) scenario: Scenario,
+    pub(super) quorums: Option<(usize, usize)>,
+    pub(super) random: Random,
+    pub(super) machines: Vec<Machine>,
+    pub(super) customers: Vec<Customer>,
+    pub(super) ether: Ether,
+    /// When machines take their turns, flush, and have written snapshots; when clients take
+    /// theirs; when the next fault is due.
+    pub(super) timers: Vec<u64>,
+    agenda: BinaryHeap<Reverse<(u64, u64, Action)>>,
+    agenda_number: u64,
+    stage: Stage,
+    phase: usize,
+    phase_until_ns: u64,
+    pub(super) trouble_ns: u64,
+    pub(super) without: Troubles,
+    faults: Faults,
+    events: u64,
+    deliveries: u64,
+    /// Slots that a `volatile` node must have applied to count as whole again.
+    pub(super) wanted: Vec<Vec<Slot>>,
+    hash: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, options: &Options) -> Self {
+        let mut scenario = Scenario::draw(seed);
+        scenario.leave_out(options.without);
+        let mut random = Random::new(seed ^ 0x776f_726c_6400_0000);
+        let nodes = scenario.nodes;
+        let machines: Vec<_> = (0..nodes)
+            .map(|place| Machine::new(place, &scenario, &mut random))
+            .collect();
+        let count = usize::from(scenario.groups) * scenario.clients;
+        let customers: Vec<_> = (0..count)
+            .map(|number| {
+                let group = GroupId((number % usize::from(scenario.groups)) as u16);
+                Customer::new(number, group, &scenario, random.next())
+            })
+            .collect();
+        // The last place is an operator's.
+        let network = Network::new(nodes + count + 1, random.next());
+        let mut coverage = Coverage::default();
+        coverage.scenario(&scenario);
+        let groups = usize::from(scenario.groups);
+        let mut world = Self {
+            seed,
+            quorums: scenario.quorums,
+            ether: Ether {
+                network,
+                onlooker: Onlooker::new(&scenario, options.only),
+                coverage,
+                story: Story::new(options.trace),
+                now_ns: 0,
+                nodes,
+                touched: Vec::new(),
+            },
+            timers: vec![u64::MAX; 3 * nodes + count + 1],
+            agenda: BinaryHeap::new(),
+            agenda_number: 0,
+            stage: Stage::Storm,
+            phase: 0,
+            phase_until_ns: 0,
+            trouble_ns: 0,
+            without: options.without,
+            faults: Faults::default(),
+            events: 0,
+            deliveries: 0,
+            wanted: vec![vec![Slot::NONE; groups]; nodes],
+            hash: seed,
+            machines,
+            customers,
+            random,
+            scenario,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let story = format!("{:?}", self.scenario);
+        self.ether.story.tell(0, "world", || story);
+        simulation::inject(&Faults::new(self.seed));
+        if let Some(unsound) = self.scenario.unsound {
+            let seed = self.random.next();
+            let started =
+                self.machines[0].start(&self.scenario, Some(unsound), self.ether.now_ns, seed);
+            self.machines[0].process = None;
+            if started.is_ok() {
+                self.quorums = Some(unsound);
+            }
+        }
+        let sizes = self.quorums.unwrap_or_else(|| self.scenario.quorum_sizes());
+        let nodes = self.scenario.nodes;
+        self.ether.onlooker.configured(nodes, sizes);
+        for place in 0..self.machines.len() {
+            let incarnation = self.machines[place].incarnation(&self.scenario);
+            self.ether.onlooker.chronicle.pinned[place] = incarnation;
+            self.start(place);
+        }
+        for number in 0..self.customers.len() {
+            let at = self.customer_timer(number);
+            self.timers[at] = 0;
+        }
+        self.enter_phase();
+    }
+
+    // Timers.
+
+    pub(super) const fn flush_timer(&self, place: usize) -> usize {
+        self.scenario.nodes + place
+    }
+
+    pub(super) const fn snapshot_timer(&self, place: usize) -> usize {
+        2 * self.scenario.nodes + place
+    }
+
+    pub(super) const fn customer_timer(&self, number: usize) -> usize {
+        3 * self.scenario.nodes + number
+    }
+
+    pub(super) fn trouble_timer(&self) -> usize {
+        self.timers.len() - 1
+    }
+
+    pub(super) fn plan(&mut self, at_ns: u64, action: Action) {
+        self.agenda_number += 1;
+        self.agenda
+            .push(Reverse((at_ns, self.agenda_number, action)));
+    }
+
+    pub(super) const fn now_ns(&self) -> u64 {
+        self.ether.now_ns
+    }
+
+    /// Runs to the end, or to the first violation.
+    pub(super) fn run(mut self, options: &Options) -> Outcome {
+        while self.stage != Stage::Done
+            && self.ether.onlooker.violation().is_none()
+            && options.max_events.is_none_or(|most| self.events < most)
+        {
+            self.step();
+        }
+        self.outcome()
+    }
+
+    fn outcome(mut self) -> Outcome {
+        self.end_faults();
+        let violation = self.ether.onlooker.violation().cloned();
+        if let Some(violation) = &violation {
+            let what = violation.what.clone();
+            let now_ns = self.ether.now_ns;
+            self.ether
+                .story
+                .tell(now_ns, violation.invariant.name(), || what);
+        }
+        Outcome {
+            seed: self.seed,
+            events: self.events,
+            deliveries: self.deliveries,
+            commits: self.commits(),
+            leader_changes: self.leader_changes(),
+            simulated_ns: self.ether.now_ns,
+            hash: self.hash,
+            violation,
+            coverage: self.ether.coverage,
+        }
+    }
+
+    fn commits(&self) -> u64 {
+        let groups = &self.ether.onlooker.chronicle.groups;
+        groups.iter().map(|group| group.chosen).sum()
+    }
+
+    fn leader_changes(&self) -> u64 {
+        let groups = self.ether.onlooker.chronicle.groups.iter();
+        groups.map(|group| group.leaders().saturating_sub(1)).sum()
+    }
+
+    /// One event: the earliest.
+    fn step(&mut self) {
+        let (mut timer, mut timer_ns) = (0, u64::MAX);
+        for (index, due_ns) in self.timers.iter().enumerate() {
+            if *due_ns < timer_ns {
+                (timer, timer_ns) = (index, *due_ns);
+            }
+        }
+        let air_ns = self.ether.network.next_ns();
+        let agenda_ns = self.agenda.peek().map_or(u64::MAX, |Reverse((at, ..))| *at);
+        let next_ns = timer_ns.min(air_ns).min(agenda_ns).min(self.phase_until_ns);
+        debug_assert!(next_ns >= self.ether.now_ns);
+        self.ether.now_ns = next_ns.max(self.ether.now_ns);
+        self.events += 1;
+        self.hash = (self.hash.rotate_left(9) ^ next_ns).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if air_ns == next_ns {
+            self.arrive();
+        } else if agenda_ns == next_ns {
+            if let Some(Reverse((_, _, action))) = self.agenda.pop() {
+                self.act(action);
+            }
+        } else if timer_ns == next_ns {
+            self.on_timer(timer);
+        } else {
+            self.end_phase();
+        }
+    }
+
+    fn on_timer(&mut self, timer: usize) {
+        let nodes = self.scenario.nodes;
+        self.timers[timer] = u64::MAX;
+        match timer {
+            _ if timer < nodes => self.turn(timer),
+            _ if timer < 2 * nodes => self.flushed(timer - nodes),
+            _ if timer < 3 * nodes => self.snapshot_written(timer - 2 * nodes),
+            _ if timer == self.trouble_timer() => self.torment(),
+            _ => {
+                self.serve_customer(timer - 3 * nodes);
+                self.check_calm();
+            }
+        }
+    }
+
+    // Packets.
+
+    fn arrive(&mut self) {
+        let Some(index) = self.ether.network.arrive() else {
+            return;
+        };
+        let to = self.ether.network.packet_mut(index).to;
+        if to < self.machines.len() && self.machines[to].is_paused {
+            let inbox = &mut self.machines[to].inbox;
+            if inbox.len() < INBOX {
+                inbox.push_back(index);
+            } else {
+                let packet = self.ether.network.take(index);
+                self.ether.network.put_back(index, packet);
+            }
+            return;
+        }
+        self.deliver(index);
+    }
+
+    pub(super) fn deliver(&mut self, index: usize) {
+        let packet = self.ether.network.take(index);
+        let nodes = self.machines.len();
+        self.deliveries += 1;
+        self.ether
+            .coverage
+            .delivered(packet.bytes.get(3).copied().unwrap_or(0));
+        if packet.to < nodes {
+            self.ether.story.arrival(self.ether.now_ns, &packet, nodes);
+            self.handle(packet.to, packet.from, &packet.bytes);
+        } else if packet.to - nodes < self.customers.len() {
+            self.ether.story.arrival(self.ether.now_ns, &packet, nodes);
+            let number = packet.to - nodes;
+            let parsed = parse(&packet.bytes, usize::from(u16::MAX));
+            if let Parsed::Ours(header, value) = parsed
+                && self
+                    .scenario
+                    .key
+                    .is_none_or(|key| auth::is_authentic(key, &header, value))
+            {
+                let customer = &mut self.customers[number];
+                let from = address(packet.from);
+                customer
+                    .client
+                    .handle_datagram(self.ether.now_ns, from, &header, value);
+                self.serve_customer(number);
+                self.check_calm();
+            }
+        }
+        self.ether.network.put_back(index, packet);
+    }
+
+    fn handle(&mut self, place: usize, from: usize, bytes: &[u8]) {
+        let now_ns = self.ether.now_ns;
+        let machine = &mut self.machines[place];
+        let Some(node) = &mut machine.process else {
+            return;
+        };
+        let mut io = Outbox {
+            place,
+            boot: machine.boot,
+            identity: &mut machine.identity,
+            shelves: &machine.shelves,
+            words: &machine.words,
+            life: &machine.life,
+            post: &mut self.ether,
+        };
+        let local_ns = machine.clock.monotonic_ns(now_ns);
+        let unix_ms = machine.clock.unix_ms(now_ns);
+        node.handle(local_ns, unix_ms, address(from), bytes, &mut io);
+        self.timers[place] = self.timers[place].min(now_ns + self.scenario.batch_ns);
+        self.after(place);
+    }
+
+    /// A node does what is due.
+    fn turn(&mut self, place: usize) {
+        let now_ns = self.ether.now_ns;
+        let machine = &mut self.machines[place];
+        let Some(node) = &mut machine.process else {
+            return;
+        };
+        let mut io = Outbox {
+            place,
+            boot: machine.boot,
+            identity: &mut machine.identity,
+            shelves: &machine.shelves,
+            words: &machine.words,
+            life: &machine.life,
+            post: &mut self.ether,
+        };
+        let local_ns = machine.clock.monotonic_ns(now_ns);
+        let unix_ms = machine.clock.unix_ms(now_ns);
+        let due_ns = node.turn(local_ns, unix_ms, &mut io);
+        let due_ns = machine.clock.when(due_ns.min(local_ns + MAX_SLEEP_NS));
+        self.timers[place] = due_ns.max(now_ns + LEAST_SLEEP_NS);
+        self.after(place);
+    }
+
+    /// Looks at what an event of a node has done.
+    fn after(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        self.ether.look(place, &machine.words, &machine.life);
+        if machine.life.is_dead() {
+            // What the dead seem to have applied is nobody's.
+            self.ether.onlooker.event_cut_off();
+            return self.torn(place);
+        }
+        if let Some(node) = &machine.process {
+            for (group, replica) in node.replicas().iter().enumerate() {
+                self.ether.onlooker.applied(place, group, replica.applied());
+            }
+        }
+        self.ether.onlooker.event_over();
+        let failed = {
+            let mut log = machine.log.borrow_mut();
+            if self.timers[self.scenario.nodes + place] == u64::MAX && log.begin_flush() {
+                let flush_ns = exponential(&mut self.random, machine.flush_ns);
+                self.timers[self.scenario.nodes + place] = self.ether.now_ns + flush_ns;
+            }
+            log.has_failed()
+        };
+        if failed {
+            return self.died_of_its_disk(place);
+        }
+        if let Some(node) = &machine.process
+            && let Some(Conflict::Disowned { .. }) = node.conflict()
+            && !node.formation().is_formed()
+        {
+            return self.refused(place, "the others know it as another");
+        }
+        self.keep_state(place);
+    }
+
+    // Processes.
+
+    /// Starts a process over what the machine has, or finds that it must not be.
+    pub(super) fn start(&mut self, place: usize) {
+        let seed = self.random.next();
+        let now_ns = self.ether.now_ns;
+        let machine = &mut self.machines[place];
+        if machine.standing == Standing::Refused || machine.process.is_some() {
+            return;
+        }
+        // Nobody else steps a region that is being restored.
+        let faults = simulation::faults();
+        let started = machine.start(&self.scenario, self.quorums, now_ns, seed);
+        simulation::inject(&faults);
+        match started {
+            Ok(()) => {
+                self.timers[place] = now_ns;
+                let recovered = machine.recovered.clone();
+                let highest = self.highest_applied();
+                self.wanted[place] = highest;
+                let machine = &self.machines[place];
+                let incarnation = machine.incarnation(&self.scenario);
+                let onlooker = &mut self.ether.onlooker;
+                if onlooker.reads_disks() {
+                    // Recovery makes certain what it found.
+                    let log = machine.log.borrow();
+                    for record in log.numbers().filter_map(|number| log.record(number)) {
+                        onlooker.flushed(place, record);
+                    }
+                }
+                onlooker.opened(place, incarnation, &machine.words, &machine.recovered);
+                self.ether.story.tell(now_ns, place_name(place), || {
+                    format!("starts, recovered up to {recovered:?}")
+                });
+                // What a start wrote to the region and the journal.
+                self.after(place);
+            }
+            Err(NoStart::LostMemory(why)) => self.refused(place, &why),
+            Err(NoStart::Damaged(why) | NoStart::Config(why)) => {
+                let node = place + 1;
+                let what = format!("node {node} cannot start from what it wrote itself: {why}");
+                self.ether.onlooker.judge(Invariant::Durability, Err(what));
+            }
+        }
+    }
+
+    /// The last slot of each group that any process has applied.
+    fn highest_applied(&self) -> Vec<Slot> {
+        let groups = usize::from(self.scenario.groups);
+        let mut highest = vec![Slot::NONE; groups];
+        for node in self
+            .machines
+            .iter()
+            .filter_map(|machine| machine.process.as_ref())
+        {
+            for (slot, replica) in highest.iter_mut().zip(node.replicas()) {
+                *slot = (*slot).max(replica.applied().slot());
+            }
+        }
+        highest
+    }
+
+    /// Ends the process at once. What it had not flushed may be lost, what it had not written is.
+    pub(super) fn end_process(&mut self, place: usize, keeps_some: bool) {
+        let machine = &mut self.machines[place];
+        if let Some(node) = machine.process.take() {
+            let taken = node
+                .replicas()
+                .iter()
+                .map(|replica| replica.tally().snapshots);
+            machine.taken_over += taken.sum::<u64>();
+        }
+        machine.is_paused = false;
+        machine.writing.clear();
+        for index in std::mem::take(&mut machine.inbox) {
+            let packet = self.ether.network.take(index);
+            self.ether.network.put_back(index, packet);
+        }
+        machine.log.borrow_mut().die(&mut self.random, keeps_some);
+        self.timers[place] = u64::MAX;
+        for timer in [self.flush_timer(place), self.snapshot_timer(place)] {
+            self.timers[timer] = u64::MAX;
+        }
+    }
+
+    /// The node must stay out under its old name.
+    pub(super) fn refused(&mut self, place: usize, why: &str) {
+        self.end_process(place, false);
+        self.machines[place].standing = Standing::Refused;
+        self.ether.coverage.feature("nodes refused");
+        let now_ns = self.ether.now_ns;
+        self.ether
+            .story
+            .tell(now_ns, place_name(place), || format!("is refused: {why}"));
+    }
+
+    /// A flush is done.
+    fn flushed(&mut self, place: usize) {
+        let machine = &self.machines[place];
+        let numbers = machine.log.borrow_mut().end_flush();
+        if self.ether.onlooker.reads_disks() {
+            let log = machine.log.borrow();
+            for record in numbers.filter_map(|number| log.record(number)) {
+                self.ether.onlooker.flushed(place, record);
+            }
+        }
+        if !machine.is_paused && machine.process.is_some() {
+            self.timers[place] = self.ether.now_ns;
+        }
+        self.after(place);
+    }
+
+    // Clients.
+
+    fn serve_customer(&mut self, number: usize) {
+        let now_ns = self.ether.now_ns;
+        let is_open = matches!(self.stage, Stage::Storm | Stage::Calm { .. });
+        let place = self.machines.len() + number;
+        let customer = &mut self.customers[number];
+        while let Some(event) = customer.client.poll_event() {
+            let verdict = customer.answered(now_ns, event);
+            self.ether.onlooker.judge(Invariant::ExactlyOnce, verdict);
+        }
+        customer.turn(now_ns, is_open);
+        while let Some(datagram) = customer.client.poll_transmit(now_ns) {
+            let mut header = datagram.header;
+            if let Some(key) = self.scenario.key {
+                header.tag = auth::tag(key, &header, datagram.value);
+            }
+            self.ether.post(place, datagram.to, &header, datagram.value);
+        }
+        let due_ns = customer.due_ns(is_open).max(now_ns + 1);
+        let timer = self.customer_timer(number);
+        self.timers[timer] = due_ns;
+    }
+
+    // Phases.
+
+    fn enter_phase(&mut self) {
+        if self.phase >= self.scenario.phases.len() {
+            let election_ns = self.scenario.election.timeout_ns;
+            let troubles = self.scenario.troubles;
+            let mut phase = Phase::draw(&mut self.random, troubles, election_ns);
+            phase.leave_out(self.without);
+            self.scenario.phases.push(phase);
+        }
+        let phase = self.scenario.phases[self.phase];
+        self.ether.network.weather = phase.weather;
+        self.phase_until_ns = self.ether.now_ns + phase.length_ns;
+        self.trouble_ns = phase.trouble_ns;
+        self.inject(phase.fault_per_mille);
+        let timer = self.trouble_timer();
+        self.timers[timer] = self.ether.now_ns + exponential(&mut self.random, phase.trouble_ns);
+        let now_ns = self.ether.now_ns;
+        self.ether
+            .story
+            .tell(now_ns, "world", || format!("phase: {phase:?}"));
+    }
+
+    fn inject(&mut self, per_mille: u16) {
+        self.end_faults();
+        let mut faults = Faults::new(self.random.next());
+        for fault in Fault::ALL {
+            faults = faults.with(*fault, per_mille);
+        }
+        simulation::inject(&faults);
+    }
+
+    fn end_faults(&mut self) {
+        self.faults = simulation::faults();
+        self.ether.coverage.fault_points(&self.faults);
+        if Fault::ALL
+            .iter()
+            .any(|one| self.faults.tally(*one).struck > 0)
+        {
+            self.ether.coverage.struck(Trouble::FaultPoints);
+        }
+    }
+
+    fn end_phase(&mut self) {
+        match self.stage {
+            Stage::Storm => {
+                self.phase += 1;
+                let is_planned = self.phase < self.scenario.phases.len();
+                let is_enough = self.deliveries >= LEAST_DELIVERIES
+                    && self.commits() >= LEAST_COMMITS
+                    && self.leader_changes() >= LEAST_LEADER_CHANGES;
+                if (is_planned || !is_enough) && self.phase < MAX_PHASES {
+                    self.enter_phase();
+                    if !is_planned && self.leader_changes() < LEAST_LEADER_CHANGES {
+                        self.depose();
+                    }
+                } else {
+                    self.calm();
+                }
+            }
+            Stage::Calm { since_ns } => self.too_late(since_ns),
+            Stage::Settling { since_ns } => {
+                self.check_settled();
+                if self.stage != Stage::Done {
+                    self.phase_until_ns = self.ether.now_ns + MS;
+                    if self.ether.now_ns > since_ns + LIVENESS_NS {
+                        self.too_late(since_ns);
+                    }
+                }
+            }
+            Stage::Done => {}
+        }
+    }
+
+    /// Faults stop: everything that can be mended is.
+    fn calm(&mut self) {
+        let now_ns = self.ether.now_ns;
+        self.ether
+            .story
+            .tell(now_ns, "world", || "faults stop".into());
+        self.stage = Stage::Calm { since_ns: now_ns };
+        self.phase_until_ns = now_ns + LIVENESS_NS;
+        let timer = self.trouble_timer();
+        self.timers[timer] = u64::MAX;
+        self.agenda.clear();
+        self.inject(0);
+        self.ether.network.weather = super::network::Weather::CALM;
+        self.mend_everything();
+    }
+
+    fn too_late(&mut self, since_ns: u64) {
+        let ms = (self.ether.now_ns - since_ns) / MS;
+        let what = match self.stage {
+            Stage::Settling { .. } => {
+                format!(
+                    "{ms} ms after the last fault not all replicas are level: {}",
+                    self.levels()
+                )
+            }
+            _ => {
+                let idle: Vec<_> = (0..usize::from(self.scenario.groups))
+                    .filter(|group| !self.commits_again(*group, since_ns))
+                    .collect();
+                format!(
+                    "{ms} ms after the last fault groups {idle:?} have not committed: {}",
+                    self.levels()
+                )
+            }
+        };
+        self.ether.onlooker.judge(Invariant::Liveness, Err(what));
+        self.stage = Stage::Done;
+    }
+
+    fn levels(&self) -> String {
+        let levels = self.machines.iter().map(|machine| match &machine.process {
+            None => format!("node {}: {:?}", machine.place + 1, machine.standing),
+            Some(node) => {
+                let slots = node.replicas().iter().map(|replica| {
+                    format!("{} {}", replica.role().name(), replica.applied().slot())
+                });
+                format!(
+                    "node {}: {}",
+                    machine.place + 1,
+                    slots.collect::<Vec<_>>().join(", ")
+                )
+            }
+        });
+        levels.collect::<Vec<_>>().join("; ")
+    }
+
+    fn commits_again(&self, group: usize, since_ns: u64) -> bool {
+        self.customers
+            .iter()
+            .filter(|customer| usize::from(customer.group.0) == group)
+            .any(|customer| customer.answered_from_ns > since_ns)
+    }
+
+    fn check_calm(&mut self) {
+        let Stage::Calm { since_ns } = self.stage else {
+            return;
+        };
+        let groups = usize::from(self.scenario.groups);
+        if (0..groups).all(|group| self.commits_again(group, since_ns)) {
+            let now_ns = self.ether.now_ns;
+            self.stage = Stage::Settling { since_ns: now_ns };
+            self.phase_until_ns = now_ns + MS;
+        }
+    }
+
+    /// Whether nobody waits for anything and all replicas are level; then their states are equal.
+    fn check_settled(&mut self) {
+        if !self.customers.iter().all(Customer::is_idle) {
+            return;
+        }
+        let mut level = Vec::new();
+        for group in 0..usize::from(self.scenario.groups) {
+            let replicas = self.machines.iter().filter_map(|machine| {
+                machine
+                    .process
+                    .as_ref()
+                    .map(|node| node.replicas().get(group))
+            });
+            let mut slots = replicas.map(|replica| replica.map(|replica| replica.applied().slot()));
+            let first = slots.next().flatten();
+            let Some(slot) = first.filter(|_| slots.all(|slot| slot == first)) else {
+                return;
+            };
+            level.push(slot);
+        }
+        for (group, slot) in level.into_iter().enumerate() {
+            self.ether.onlooker.settled(group, slot);
+        }
+        self.compare_states();
+        for group in 0..usize::from(self.scenario.groups) {
+            let customers = self.customers.iter_mut();
+            let operations: Vec<_> = customers
+                .filter(|customer| usize::from(customer.group.0) == group)
+                .flat_map(|customer| std::mem::take(&mut customer.history))
+                .collect();
+            self.ether.onlooker.histories(group, &operations);
+        }
+        self.stage = Stage::Done;
+    }
+
+    fn compare_states(&mut self) {
+        for group in 0..usize::from(self.scenario.groups) {
+            let mut first: Option<(usize, Vec<u8>)> = None;
+            for place in 0..self.machines.len() {
+                let Some(node) = &self.machines[place].process else {
+                    continue;
+                };
+                let (_, mut frozen) = node.replicas()[group].freeze();
+                let mut bytes = Vec::new();
+                while frozen.next_chunk(&mut bytes) {}
+                let digest = super::invariants::digest(&bytes);
+                self.hash = (self.hash.rotate_left(9) ^ digest).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                match &first {
+                    None => first = Some((place, bytes)),
+                    Some((other, theirs)) => {
+                        let verdict = if *theirs == bytes {
+                            Ok(())
+                        } else {
+                            Err(format!(
+                                "group {group}: nodes {} and {} applied the same slots and differ",
+                                other + 1,
+                                place + 1
+                            ))
+                        };
+                        self.ether
+                            .onlooker
+                            .judge(Invariant::StateMachineSafety, verdict);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the state of `place` is as good as before it was last lost.
+    pub(super) fn is_whole(&self, place: usize) -> bool {
+        let machine = &self.machines[place];
+        let Some(node) = &machine.process else {
+            return false;
+        };
+        let replicas = node.replicas().iter();
+        self.scenario.durability != Durability::Volatile
+            || !node.replicas().is_empty()
+                && replicas
+                    .zip(&self.wanted[place])
+                    .all(|(replica, wanted)| replica.applied().slot() >= *wanted)
+    }
+}
+
+/// What stories call a machine.
+pub(super) fn place_name(place: usize) -> &'static str {
+    const NAMES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
+    NAMES.get(place).copied().unwrap_or("client")
+}

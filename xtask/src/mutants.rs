@@ -1,0 +1,228 @@
+//! `cargo xtask mutants`: commits each deliberate defect and sees what notices it.
+//!
+//! The defects are `consensus::simulation::Mutation`; a build with the feature `simulation` commits
+//! the one that it is told to. For each one the catchers are tried, cheapest first, until one
+//! catches it. A check that no defect fails is worth nothing, and neither is one that fails without:
+//! so all catchers run once with none.
+
+mod catcher;
+mod table;
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
+use consensus::simulation::Mutation;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::stage::{Display, Stage};
+use crate::step::{Bench, Verdict};
+use crate::workspace::Workspace;
+use catcher::{CATCHERS, Catch, Catcher, Kit};
+use table::Row;
+
+/// Two cold builds on two cores take half of it.
+const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Defects that the quick catchers need not find: whole clusters have to run for them.
+const NEED_MORE: &[Mutation] = &[];
+
+/// Which defects, and how they are told.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// These defects only.
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(Mutation::ALL.iter().map(|one| one.name())))]
+    only: Vec<String>,
+
+    /// Try every catcher on every defect instead of stopping at the first that catches it.
+    #[arg(long)]
+    all: bool,
+
+    /// Defects tried at once; as many as there are cores if not given.
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZero<usize>>,
+
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+
+    /// List the defects and what each breaks, and stop.
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+    /// As it stands in the documentation.
+    Markdown,
+}
+
+/// Builds, tries every chosen defect and prints the table; the answer is whether all were caught.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    if arguments.list {
+        for mutation in Mutation::ALL {
+            println!("{:<28} {}", mutation.name(), mutation.breaks());
+        }
+        return Ok(true);
+    }
+    let chosen: Vec<Mutation> = Mutation::ALL
+        .iter()
+        .copied()
+        .filter(|one| arguments.only.is_empty() || arguments.only.iter().any(|n| n == one.name()))
+        .collect();
+    let workspace = Workspace::load()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))
+            .context("watch for signals")?;
+    }
+    let log = workspace.log("mutants");
+    let label = "mutants".to_owned();
+    let mut stage = Stage::open(label, log, Display::Nothing, BUILD_LIMIT, &interrupted)?;
+    eprintln!("building with the feature simulation");
+    let kit = Kit::build(&workspace, &mut stage)?;
+    let jobs = arguments.jobs.map_or_else(cores, NonZero::get);
+    let trial = Trial {
+        kit: &kit,
+        catchers: CATCHERS,
+        tries_all: arguments.all,
+        interrupted: &interrupted,
+    };
+    trial.without_defect(jobs)?;
+    let rows = trial.of(&chosen, jobs)?;
+    println!(
+        "{}",
+        match arguments.output {
+            Output::Table => table::text(&rows),
+            Output::Json => table::json(&rows)?,
+            Output::Markdown => table::markdown(&rows),
+        }
+    );
+    Ok(rows.iter().all(Row::is_caught))
+}
+
+/// A step of `cargo xtask test`: the catchers that take seconds and that the steps before it have
+/// built already.
+pub(crate) fn quick(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
+    let kit = Kit::of_tests(bench.workspace, stage)?;
+    let catchers: Vec<Catcher> = CATCHERS.iter().copied().filter(Catcher::is_quick).collect();
+    let trial = Trial {
+        kit: &kit,
+        catchers: &catchers,
+        tries_all: false,
+        interrupted: stage.interrupted(),
+    };
+    trial.without_defect(cores())?;
+    let rows = trial.of(Mutation::ALL, cores())?;
+    stage.say(&table::text(&rows))?;
+    let escaped = |row: &&Row| !row.is_caught() && !NEED_MORE.contains(&row.mutation);
+    let names: Vec<_> = rows
+        .iter()
+        .filter(escaped)
+        .map(|row| row.mutation.name())
+        .collect();
+    ensure!(names.is_empty(), "not caught: {}", names.join(", "));
+    let caught = rows.iter().filter(|row| row.is_caught()).count();
+    Ok(Verdict::DoneWith(format!("{caught} defects caught")))
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// What is tried, and with what.
+struct Trial<'a> {
+    kit: &'a Kit,
+    catchers: &'a [Catcher],
+    tries_all: bool,
+    interrupted: &'a AtomicBool,
+}
+
+impl Trial<'_> {
+    /// No catcher may find anything in a build that commits nothing.
+    fn without_defect(&self, jobs: usize) -> anyhow::Result<()> {
+        let catchers: Vec<_> = self
+            .catchers
+            .iter()
+            .filter(|one| self.kit.has(one))
+            .collect();
+        let found = each(&catchers, jobs, |catcher| {
+            let catch = self.kit.attempt(catcher, None, self.interrupted)?;
+            Ok(catch.map(|catch| format!("{}: {}", catcher.name(), catch.by)))
+        })?;
+        let false_alarms: Vec<_> = found.into_iter().flatten().collect();
+        ensure!(
+            false_alarms.is_empty(),
+            "without any defect there is a failure: {}",
+            false_alarms.join("; ")
+        );
+        Ok(())
+    }
+
+    fn of(&self, chosen: &[Mutation], jobs: usize) -> anyhow::Result<Vec<Row>> {
+        let done = AtomicUsize::new(0);
+        each(chosen, jobs, |mutation| {
+            let row = self.examine(*mutation)?;
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            eprintln!("[{done}/{}] {}", chosen.len(), table::line(&row));
+            Ok(row)
+        })
+    }
+
+    fn examine(&self, mutation: Mutation) -> anyhow::Result<Row> {
+        let begun = Instant::now();
+        let mut catches: Vec<(&'static str, Catch)> = Vec::new();
+        let mut tried = Vec::new();
+        for catcher in self.catchers.iter().filter(|one| self.kit.has(one)) {
+            tried.push(catcher.budget());
+            if let Some(catch) = self
+                .kit
+                .attempt(catcher, Some(mutation), self.interrupted)?
+            {
+                catches.push((catcher.name(), catch));
+                if !self.tries_all {
+                    break;
+                }
+            }
+        }
+        Ok(Row {
+            mutation,
+            catches,
+            budget: tried.join(", "),
+            elapsed: begun.elapsed(),
+        })
+    }
+}
+
+/// Does `work` for every item, `jobs` at once, and keeps the order.
+fn each<T: Sync, R: Send>(
+    items: &[T],
+    jobs: usize,
+    work: impl Fn(&T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::with_capacity(items.len()));
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(items.len()) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index) else { return };
+                    let result = work(item);
+                    let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                    results.push((index, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}

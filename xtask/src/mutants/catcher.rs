@@ -1,0 +1,490 @@
+//! What may notice a defect, and how it is asked.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use consensus::simulation::Mutation;
+use serde_json::Value;
+
+use crate::command::{self, Ending, Event, Stream};
+use crate::libtest::Tally;
+use crate::stage::Stage;
+use crate::workspace::Workspace;
+
+/// Where the build with the feature `simulation` is kept.
+const TARGET: &str = "simulation";
+/// Names the defect that a process commits.
+const VARIABLE: &str = "NEARWIRE_MUTATION";
+
+/// Something that may notice a defect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Catcher {
+    /// The conformance corpus, in process.
+    Corpus,
+    /// The unit tests of a package's library whose names begin so, or all.
+    Unit {
+        package: &'static str,
+        names: &'static [&'static str],
+        limit: Duration,
+    },
+    /// An integration test of the core.
+    Test {
+        target: &'static str,
+        limit: Duration,
+    },
+    /// Simulated clusters, in batches that end at these seeds.
+    Simulator { batches: &'static [u64] },
+}
+
+const CORE: &str = "nearwire-consensus";
+const HOST: &str = "nearwire";
+
+/// Every catcher, the cheapest first.
+pub(super) const CATCHERS: &[Catcher] = &[
+    Catcher::Corpus,
+    Catcher::Unit {
+        package: CORE,
+        names: &[],
+        limit: Duration::from_secs(20),
+    },
+    Catcher::Test {
+        target: "leader",
+        limit: Duration::from_secs(20),
+    },
+    Catcher::Test {
+        target: "region",
+        limit: Duration::from_secs(30),
+    },
+    Catcher::Test {
+        target: "interleavings",
+        limit: Duration::from_secs(60),
+    },
+    Catcher::Test {
+        target: "model",
+        limit: Duration::from_secs(120),
+    },
+    Catcher::Unit {
+        package: HOST,
+        names: &["journal::", "snapshot_file::", "cutting::"],
+        limit: Duration::from_secs(60),
+    },
+    Catcher::Test {
+        target: "cluster",
+        limit: Duration::from_secs(60),
+    },
+    Catcher::Simulator {
+        batches: &[20, 200, 2000],
+    },
+];
+
+impl Catcher {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Corpus => "corpus",
+            Self::Unit { package: CORE, .. } => "unit",
+            Self::Unit { .. } => "host",
+            Self::Test { target, .. } => target,
+            Self::Simulator { .. } => "sim",
+        }
+    }
+
+    /// What it may spend on one defect.
+    pub(super) fn budget(&self) -> String {
+        match self {
+            Self::Corpus => "corpus".to_owned(),
+            Self::Unit { limit, .. } | Self::Test { limit, .. } => {
+                format!("{} {} s", self.name(), limit.as_secs())
+            }
+            Self::Simulator { batches } => {
+                format!("sim {} seeds", batches.last().copied().unwrap_or_default())
+            }
+        }
+    }
+
+    /// Whether it takes seconds and no build of its own.
+    pub(super) fn is_quick(&self) -> bool {
+        match self {
+            Self::Unit { package, .. } => *package == CORE,
+            Self::Test { target, .. } => ["leader", "region", "interleavings"].contains(target),
+            Self::Corpus | Self::Simulator { .. } => false,
+        }
+    }
+}
+
+/// How a defect was noticed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Catch {
+    /// The test, case or invariant that failed.
+    pub(super) by: String,
+    /// The seed of the simulated cluster.
+    pub(super) seed: Option<u64>,
+    /// Events simulated until then, in all clusters.
+    pub(super) events: Option<u64>,
+}
+
+/// The executables.
+pub(super) struct Kit {
+    root: PathBuf,
+    /// Test executables by package, target and whether it is the library's.
+    tests: Vec<TestExecutable>,
+    /// `nearwire` with defects to switch on, and the subcommands that it has.
+    program: Option<(PathBuf, Vec<String>)>,
+}
+
+struct TestExecutable {
+    package: String,
+    target: String,
+    is_library: bool,
+    path: PathBuf,
+}
+
+impl Kit {
+    /// Builds everything with the feature `simulation`.
+    pub(super) fn build(workspace: &Workspace, stage: &mut Stage<'_>) -> anyhow::Result<Self> {
+        let target = workspace.target.join(TARGET);
+        let mut command = workspace.cargo([
+            "test",
+            "--locked",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+            "--features=simulation",
+            "--package",
+            CORE,
+            "--package",
+            HOST,
+            "--lib",
+        ]);
+        command.env("CARGO_TARGET_DIR", &target);
+        for catcher in CATCHERS {
+            if let Catcher::Test { target, .. } = catcher
+                && workspace.has_test(CORE, target)
+            {
+                command.args(["--test", target]);
+            }
+        }
+        let tests = test_executables(&stage.read(&mut command)?)?;
+        let mut command = workspace.cargo([
+            "build",
+            "--locked",
+            "--features=simulation",
+            "--package",
+            HOST,
+            "--bin",
+            HOST,
+        ]);
+        stage.run(command.env("CARGO_TARGET_DIR", &target))?;
+        let program = target.join("debug").join(HOST);
+        let help = Command::new(&program)
+            .arg("--help")
+            .output()
+            .with_context(|| format!("start {}", program.display()))?;
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        let subcommands = help.lines().filter_map(|line| line.strip_prefix("  "));
+        let subcommands = subcommands.filter_map(|line| line.split_whitespace().next());
+        let subcommands = subcommands.map(str::to_owned).collect();
+        Ok(Self {
+            root: workspace.root.clone(),
+            tests,
+            program: Some((program, subcommands)),
+        })
+    }
+
+    /// What the other steps test anyway: test builds of the whole workspace have the defects.
+    pub(super) fn of_tests(workspace: &Workspace, stage: &mut Stage<'_>) -> anyhow::Result<Self> {
+        let mut command = workspace.cargo([
+            "test",
+            "--locked",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+            "--workspace",
+            "--lib",
+        ]);
+        for catcher in CATCHERS.iter().filter(|one| one.is_quick()) {
+            if let Catcher::Test { target, .. } = catcher {
+                command.args(["--test", target]);
+            }
+        }
+        Ok(Self {
+            root: workspace.root.clone(),
+            tests: test_executables(&stage.read(&mut command)?)?,
+            program: None,
+        })
+    }
+
+    /// Whether this build has what `catcher` needs.
+    pub(super) fn has(&self, catcher: &Catcher) -> bool {
+        match catcher {
+            Catcher::Corpus => self.program_with("conform").is_some(),
+            Catcher::Unit { .. } | Catcher::Test { .. } => self.executable(catcher).is_some(),
+            Catcher::Simulator { .. } => self.program_with("sim").is_some(),
+        }
+    }
+
+    fn program_with(&self, subcommand: &str) -> Option<&Path> {
+        let (program, subcommands) = self.program.as_ref()?;
+        let has = subcommands.iter().any(|one| one == subcommand);
+        has.then_some(program.as_path())
+    }
+
+    fn executable(&self, catcher: &Catcher) -> Option<&Path> {
+        let found = self.tests.iter().find(|one| match catcher {
+            Catcher::Unit { package, .. } => one.is_library && one.package == *package,
+            Catcher::Test { target, .. } => !one.is_library && one.target == *target,
+            Catcher::Corpus | Catcher::Simulator { .. } => false,
+        });
+        found.map(|one| one.path.as_path())
+    }
+
+    /// Whether `catcher` notices `mutation`. One that hangs has noticed nothing.
+    pub(super) fn attempt(
+        &self,
+        catcher: &Catcher,
+        mutation: Option<Mutation>,
+        interrupted: &AtomicBool,
+    ) -> anyhow::Result<Option<Catch>> {
+        let ask = Ask {
+            root: &self.root,
+            mutation,
+            interrupted,
+        };
+        match catcher {
+            Catcher::Corpus => match self.program_with("conform") {
+                Some(program) => ask.corpus(program),
+                None => Ok(None),
+            },
+            Catcher::Unit { names, limit, .. } => match self.executable(catcher) {
+                Some(executable) => ask.tests(executable, names, *limit),
+                None => Ok(None),
+            },
+            Catcher::Test { limit, .. } => match self.executable(catcher) {
+                Some(executable) => ask.tests(executable, &[], *limit),
+                None => Ok(None),
+            },
+            Catcher::Simulator { batches } => match self.program_with("sim") {
+                Some(program) => ask.simulator(program, batches),
+                None => Ok(None),
+            },
+        }
+    }
+}
+
+/// The executables that cargo says it has built.
+fn test_executables(messages: &str) -> anyhow::Result<Vec<TestExecutable>> {
+    let mut tests = Vec::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Value = serde_json::from_str(line).context("read cargo's messages")?;
+        let Some(path) = message["executable"].as_str() else {
+            continue;
+        };
+        if message["profile"]["test"] != Value::Bool(true) {
+            continue;
+        }
+        // `path+file:///w/consensus#nearwire-consensus@0.1.0`, or without the name if that is the
+        // directory's.
+        let id = message["package_id"].as_str().unwrap_or_default();
+        let library = message["target"]["kind"] == serde_json::json!(["lib"]);
+        let target = message["target"]["name"].as_str().unwrap_or_default();
+        let package = match id.rsplit_once('#') {
+            Some((_, named)) if named.contains('@') => named.split('@').next().unwrap_or_default(),
+            _ => target,
+        };
+        tests.push(TestExecutable {
+            package: package.to_owned(),
+            target: target.to_owned(),
+            is_library: library,
+            path: PathBuf::from(path),
+        });
+    }
+    ensure!(!tests.is_empty(), "cargo named no test executable");
+    Ok(tests)
+}
+
+/// One question to a catcher.
+struct Ask<'a> {
+    root: &'a Path,
+    mutation: Option<Mutation>,
+    interrupted: &'a AtomicBool,
+}
+
+/// How long the corpus may take.
+const CORPUS_LIMIT: Duration = Duration::from_secs(60);
+/// How long a batch of seeds may take.
+const BATCH_LIMIT: Duration = Duration::from_secs(600);
+/// What `nearwire conform` and `nearwire sim` exit with when something is wrong.
+const FOUND: i32 = 1;
+
+impl Ask<'_> {
+    fn run(&self, command: &mut Command, limit: Duration) -> anyhow::Result<(Ending, String)> {
+        let mut out = String::new();
+        command.current_dir(self.root).env("RUST_BACKTRACE", "0");
+        let deadline = Instant::now() + limit;
+        let ending = command::run(command, deadline, self.interrupted, &mut |event| {
+            if let Event::Line(Stream::Out, line) = event {
+                out.push_str(line);
+                out.push('\n');
+            }
+            Ok(())
+        })?;
+        ensure!(ending != Ending::Interrupted, "interrupted");
+        Ok((ending, out))
+    }
+
+    /// A test counts if it fails alone, too: one that is short of time beside others does not.
+    fn tests(
+        &self,
+        executable: &Path,
+        names: &[&str],
+        limit: Duration,
+    ) -> anyhow::Result<Option<Catch>> {
+        let test = |names: &[&str], exact: bool| {
+            let mut command = Command::new(executable);
+            command.args(names).args(["--test-threads", "1"]);
+            if exact {
+                command.arg("--exact");
+            }
+            match self.mutation {
+                Some(mutation) => command.env(VARIABLE, mutation.name()),
+                None => command.env_remove(VARIABLE),
+            };
+            let (ending, out) = self.run(&mut command, limit)?;
+            let failed = matches!(ending, Ending::Exited(status) if !status.success());
+            anyhow::Ok((failed, out))
+        };
+        let (failed, out) = test(names, false)?;
+        if !failed {
+            return Ok(None);
+        }
+        let mut tally = Tally::default();
+        out.lines().for_each(|line| tally.line(line));
+        if tally.failures.is_empty() {
+            // The process died in the middle of a test.
+            let last = out
+                .lines()
+                .rev()
+                .find_map(|line| line.strip_prefix("test "));
+            let by = last.and_then(|line| line.split(" ... ").next());
+            let by = by.unwrap_or("the process died").to_owned();
+            return Ok(Some(Catch::by(by)));
+        }
+        for name in &tally.failures {
+            if test(&[name], true)?.0 {
+                return Ok(Some(Catch::by(name.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    fn nearwire(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).env_remove(VARIABLE);
+        if let Some(mutation) = self.mutation {
+            command.args(["--mutation", mutation.name()]);
+        }
+        command.args(["--output", "json"]);
+        command
+    }
+
+    fn corpus(&self, program: &Path) -> anyhow::Result<Option<Catch>> {
+        let mut command = self.nearwire(program, &["conform", "--engine", "software"]);
+        let (ending, out) = self.run(&mut command, CORPUS_LIMIT)?;
+        if !is_found(ending) {
+            return Ok(None);
+        }
+        let report: Value = serde_json::from_str(&out).unwrap_or_default();
+        let case = report["failures"][0]["case"].as_str();
+        Ok(Some(Catch::by(case.unwrap_or("a case").to_owned())))
+    }
+
+    fn simulator(&self, program: &Path, batches: &[u64]) -> anyhow::Result<Option<Catch>> {
+        let (mut first, mut events) = (0, 0);
+        for last in batches {
+            let (from, seeds) = (first.to_string(), (last - first).to_string());
+            let arguments = ["sim", "--seed", &from, "--seeds", &seeds, "--jobs", "1"];
+            let mut command = self.nearwire(program, &arguments);
+            let (ending, out) = self.run(&mut command, BATCH_LIMIT)?;
+            let report: Value = serde_json::from_str(&out).unwrap_or_default();
+            if is_found(ending) {
+                let failure = &report["first_failures"][0];
+                let invariant = failure["invariant"].as_str().unwrap_or("a panic");
+                return Ok(Some(Catch {
+                    by: invariant.to_owned(),
+                    seed: failure["seed"].as_u64(),
+                    events: failure["event"].as_u64().map(|event| events + event),
+                }));
+            }
+            ensure!(
+                matches!(ending, Ending::Exited(status) if status.success()),
+                "nearwire sim: {ending:?}: {out}"
+            );
+            events += report["events"].as_u64().unwrap_or_default();
+            first = *last;
+        }
+        Ok(None)
+    }
+}
+
+fn is_found(ending: Ending) -> bool {
+    matches!(ending, Ending::Exited(status) if status.code() == Some(FOUND))
+}
+
+impl Catch {
+    fn by(by: String) -> Self {
+        Self {
+            by,
+            seed: None,
+            events: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_known_by_package_and_target() {
+        let message = |id: &str, kind: &str, name: &str| {
+            serde_json::json!({
+                "reason": "compiler-artifact",
+                "package_id": id,
+                "target": {"kind": [kind], "name": name},
+                "profile": {"test": true},
+                "executable": format!("/w/{name}"),
+            })
+            .to_string()
+        };
+        let core = "path+file:///w/consensus#nearwire-consensus@0.1.0";
+        let messages = [
+            message(core, "lib", "nearwire_consensus"),
+            message(core, "test", "region"),
+            message("path+file:///w/nearwire#0.1.0", "lib", "nearwire"),
+            "   Compiling nothing".to_owned(),
+        ];
+        let kit = Kit {
+            root: PathBuf::from("/w"),
+            tests: test_executables(&messages.join("\n")).expect("three executables"),
+            program: None,
+        };
+        let found: Vec<_> = CATCHERS
+            .iter()
+            .filter_map(|catcher| Some((catcher.name(), kit.executable(catcher)?.to_str()?)))
+            .collect();
+        let expected = [
+            ("unit", "/w/nearwire_consensus"),
+            ("region", "/w/region"),
+            ("host", "/w/nearwire"),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn every_catcher_has_a_name_of_its_own() {
+        let mut names: Vec<_> = CATCHERS.iter().map(Catcher::name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), CATCHERS.len());
+    }
+}
