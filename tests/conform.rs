@@ -3,7 +3,6 @@
 mod common;
 
 use common::{CALM, Cluster, Reply, eventually, spawn};
-use consensus::simulation::Mutation;
 use nearwire::local_cluster::{LocalCluster, Options};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 /// Groups for the whole corpus, small ones.
 const SETTINGS: &str =
     "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n";
-/// Defects that show on the wire, of which a build may know some.
+/// Defects that show on the wire.
 const DEFECTS: [&str; 11] = [
     "promise-not-checked",
     "equal-ballot-refused",
@@ -32,11 +31,6 @@ const DEFECTS: [&str; 11] = [
     "decide-promises-nothing",
     "trim-stored",
 ];
-
-fn defects() -> impl Iterator<Item = &'static str> {
-    let is_known = |name: &&str| Mutation::from_name(name).is_some();
-    DEFECTS.into_iter().filter(is_known)
-}
 
 struct Ended {
     code: i32,
@@ -124,7 +118,10 @@ fn the_engine_conforms_and_each_defect_of_it_is_found() {
     let report = ended.json();
     assert_eq!(report["failed"], 0);
     assert!(report["passed"].as_u64() > Some(150), "{report}");
-    for name in defects().chain(["promise-stored", "overwritten-is-empty"]) {
+    for name in DEFECTS
+        .into_iter()
+        .chain(["promise-stored", "overwritten-is-empty"])
+    {
         let ended = conform(&[
             "--engine",
             "software",
@@ -203,7 +200,7 @@ fn a_replica_with_a_key_conforms_to_whoever_has_it() {
 
 #[test]
 fn a_replica_with_a_defect_is_found_field_by_field() {
-    for name in defects() {
+    for name in DEFECTS {
         let single = Single::start(SETTINGS, &[("NEARWIRE_MUTATION", name)]);
         let ended = single.conform(&["--output", "json"]);
         assert_field_report(&ended, name);
