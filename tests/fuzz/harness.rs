@@ -1,6 +1,7 @@
 //! Runs a target over its corpus, and over inputs made of it.
 
 use consensus::random::Random;
+use consensus::simulation::{self, Mutation};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -22,9 +23,14 @@ const MAX_BYTES: u64 = 4096;
 /// # Panics
 /// An input makes the target panic; where that input was left is said first.
 pub(crate) fn fuzz(name: &str, target: impl Fn(&[u8])) {
+    run(name, name, target);
+}
+
+/// What goes wrong is left under the name `kept_as`.
+fn run(name: &str, kept_as: &str, target: impl Fn(&[u8])) {
     let corpus = corpus(name);
     assert!(!corpus.is_empty(), "the corpus of {name} is missing");
-    let watch = Watch::start(name);
+    let watch = Watch::start(kept_as);
     for (path, input) in &corpus {
         println!("{}", path.display());
         watch.run(input, &target);
@@ -53,6 +59,16 @@ pub(crate) fn fuzz(name: &str, target: impl Fn(&[u8])) {
         "{name}: {tried} inputs from seed {seed} in {:?}",
         begin.elapsed()
     );
+}
+
+/// Whether `target` finds what goes wrong when this thread commits `mutation`: a check that finds
+/// nothing is worth nothing.
+pub(crate) fn finds(mutation: Mutation, name: &str, target: impl Fn(&[u8])) -> bool {
+    simulation::mutate(Some(mutation));
+    let kept_as = format!("{name}-{}", mutation.name());
+    let result = catch_unwind(AssertUnwindSafe(|| run(name, &kept_as, target)));
+    simulation::mutate(None);
+    result.is_err()
 }
 
 /// The inputs that are kept, by name.

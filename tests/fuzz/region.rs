@@ -1,10 +1,12 @@
 //! Regions whose words were damaged, and steps over them.
 
+use crate::harness::finds;
 use crate::node::header;
 use crate::{Script, fuzz};
 use consensus::acceptor::{Acceptor, Step};
 use consensus::memory::Buffers;
 use consensus::region::{Birth, Layout, Region, view, vote};
+use consensus::simulation::Mutation;
 use consensus::sync::AtomicU64;
 use consensus::{Epoch, GroupId, NodeId, Slot};
 use std::sync::atomic::Ordering;
@@ -103,7 +105,13 @@ fn damaged(input: &[u8]) {
     // Another layout, node or life is another region.
     let larger = Layout::new(1, 32, VALUE_BYTES).expect("valid");
     assert!(Region::open(words.as_slice(), larger, birth(1)).is_err());
-    assert!(Region::open(words.as_slice(), layout(), birth(2)).is_err());
+    let later = Birth {
+        nonce: 9,
+        ..birth(1)
+    };
+    for birth in [birth(2), later] {
+        assert!(Region::open(words.as_slice(), layout(), birth).is_err());
+    }
 }
 
 #[test]
@@ -126,4 +134,9 @@ fn arbitrary(input: &[u8]) {
 #[test]
 fn words_that_are_no_region_are_refused() {
     fuzz("words", arbitrary);
+}
+
+#[test]
+fn a_region_of_another_life_that_is_opened_is_caught() {
+    assert!(finds(Mutation::OtherLifeOpened, "region", damaged));
 }
