@@ -1,4 +1,5 @@
-//! What clients of three replica processes see has one order, while replicas are killed and stopped.
+//! What clients of three replica processes see has one order, while replicas are killed and
+//! stopped.
 
 mod common;
 mod recording;
@@ -141,6 +142,34 @@ fn histories_have_an_order_while_replicas_are_killed_and_stopped() {
         unknown > 0,
         "clients of a killed leader had something under way"
     );
+    if let Err(violation) = history::check(&history) {
+        panic!("{violation}");
+    }
+}
+
+#[test]
+fn histories_have_an_order_when_every_replica_is_killed_at_once() {
+    let mut cluster = Cluster::prepare(CALM);
+    for node in 1..=3 {
+        cluster.edit(node, |text| {
+            assert!(text.contains("\"volatile\""), "{text}");
+            text.replace("durability = \"volatile\"", "durability = \"sync\"")
+        });
+    }
+    cluster.start_all();
+    cluster.lead();
+    let recording = record(&cluster);
+    for _ in 0..3 {
+        advance(&recording, 2000);
+        for node in 1..=3 {
+            cluster.kill(node);
+        }
+        cluster.start_all();
+        cluster.lead();
+    }
+    advance(&recording, 2000);
+    let history = recording.stop();
+    println!("{} operations", history.len());
     if let Err(violation) = history::check(&history) {
         panic!("{violation}");
     }

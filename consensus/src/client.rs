@@ -17,6 +17,7 @@ mod pace;
 mod tests;
 
 use crate::envelope::{self, Entry, EntryKind, Outcome, SESSION_WINDOW, Status};
+use crate::random::Random;
 use crate::wire::{Flags, Header, Kind, MAX_VALUE_BYTES};
 use crate::{Ballot, Epoch, GroupId, NodeId, Sequence, SessionId};
 use alloc::collections::VecDeque;
@@ -171,7 +172,7 @@ pub struct Client {
     turned: Mark,
     rewound: Mark,
     nonce: u32,
-    random: u64,
+    random: Random,
     pace: Pace,
     counters: Counters,
     buffer: Vec<u8>,
@@ -192,10 +193,10 @@ impl Client {
         if config.max_in_flight == 0 || config.max_in_flight as u64 > SESSION_WINDOW {
             return Err(ConfigError::MaxInFlight(config.max_in_flight));
         }
-        let mut random = config.seed;
+        let mut random = Random::new(config.seed);
         // A client that takes over another's address must not take its answers for its own.
-        let first_query = FIRST_QUERY | (next_random(&mut random) >> 3);
-        let nonce = next_random(&mut random) as u32;
+        let first_query = FIRST_QUERY | (random.next() >> 3);
+        let nonce = random.next() as u32;
         let mark = Mark { nonce, at_ns: 0 };
         Ok(Self {
             session: Session::Closed,
@@ -270,7 +271,7 @@ impl Client {
 
     fn pack_open(&mut self, now_ns: u64) -> Option<Header> {
         if matches!(self.session, Session::Closed) && self.commands.has_unsent() {
-            let nonce = next_random(&mut self.random);
+            let nonce = self.random.next();
             self.session = Session::Opening {
                 nonce,
                 due: true,
@@ -512,7 +513,7 @@ impl Client {
             None => {
                 self.hops = 0;
                 self.turn_to_next_member(now_ns);
-                let jitter = next_random(&mut self.random) % (LEADERLESS_WAIT_NS / 2);
+                let jitter = self.random.below(LEADERLESS_WAIT_NS / 2);
                 self.held_until_ns = Some(now_ns + LEADERLESS_WAIT_NS * 3 / 4 + jitter);
             }
         }
@@ -679,13 +680,4 @@ pub fn encode_address(address: SocketAddr) -> [u8; ADDRESS_BYTES] {
     front.copy_from_slice(&ip.octets());
     back.copy_from_slice(&address.port().to_be_bytes());
     bytes
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn next_random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

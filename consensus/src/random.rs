@@ -1,4 +1,4 @@
-//! Seeded randomness for back-off: `SplitMix64` (Steele, Lea and Flood 2014).
+//! Seeded randomness for back-off and nonces: `SplitMix64` (Steele, Lea and Flood 2014).
 
 /// A small generator; not for secrets.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -137,7 +137,7 @@ const STORM: Faults = Faults {
 /// A network in virtual time between one client and the replicas.
 struct World {
     now_ns: u64,
-    random: u64,
+    random: Random,
     faults: Faults,
     leader: u16,
     /// By arrival time and a serial number; from, to, packet.
@@ -150,7 +150,7 @@ impl World {
     fn new(seed: u64, faults: Faults) -> Self {
         Self {
             now_ns: 0,
-            random: seed,
+            random: Random::new(seed),
             faults,
             leader: 2,
             wire: BTreeMap::new(),
@@ -160,7 +160,7 @@ impl World {
     }
 
     fn chance(&mut self, percent: u64) -> bool {
-        next_random(&mut self.random) % 100 < percent
+        self.random.below(100) < percent
     }
 
     fn send(&mut self, from: SocketAddr, to: SocketAddr, header: &Header, value: &[u8]) {
@@ -175,7 +175,7 @@ impl World {
             1 + u64::from(self.chance(self.faults.duplicate_percent))
         };
         for _ in 0..copies {
-            let jitter = next_random(&mut self.random) % (self.faults.jitter_ns + 1);
+            let jitter = self.random.below(self.faults.jitter_ns + 1);
             self.serial += 1;
             let at = (self.now_ns + 25_000 + jitter, self.serial);
             self.wire.insert(at, (from, to, packet.clone()));
@@ -232,11 +232,11 @@ impl World {
         };
         let passed = next.saturating_sub(self.now_ns);
         self.now_ns += passed;
-        let happens = |random: &mut u64, mean: u64| {
-            mean != 0 && passed != 0 && next_random(random) % mean < passed
+        let happens = |random: &mut Random, mean: u64| {
+            mean != 0 && passed != 0 && random.below(mean) < passed
         };
         if happens(&mut self.random, self.faults.leader_stays_ns) {
-            self.leader = 1 + (next_random(&mut self.random) % u64::from(MEMBERS)) as u16;
+            self.leader = 1 + (self.random.below(MEMBERS.into())) as u16;
         }
         if happens(&mut self.random, self.faults.sessions_live_ns) {
             self.replicated.sessions.clear();

@@ -199,6 +199,27 @@ key \"k\": no order explains these 2 operations, if the key held \"b\" before (t
     assert_eq!(text, expected);
 }
 
+#[test]
+fn a_search_that_meets_its_bound_gives_no_verdict() {
+    let history = recorded(SHAPE, 1);
+    let first: Vec<&Operation> = history.iter().filter(|one| one.key == [0; 8]).collect();
+    let mut effort = search::Effort {
+        shared: 20,
+        per_operation: 0,
+    };
+    let result = window::check_key(&first, &mut effort);
+    assert!(matches!(result, Err(window::Failure::Undecided)));
+    let undecided = Violation::Undecided {
+        key: b"k".to_vec(),
+        operations: first.len(),
+    };
+    assert!(
+        undecided
+            .to_string()
+            .contains("not found out within bounds")
+    );
+}
+
 /// Every order there is, one after the other.
 fn has_an_order(state: Option<&[u8]>, left: &[&Operation]) -> bool {
     if left.iter().all(|operation| operation.returned_ns.is_none()) {
