@@ -225,7 +225,6 @@ fn report(tally: &Tally, options: &Options, shrunk: Option<&Shrunk>) -> Value {
         "events_per_s_per_core": tally.events_per_s_per_core(),
         "mutation": options.mutation.map(Mutation::name),
         "only": options.only.map(Invariant::name),
-        "fault_points_compiled_in": IS_COMPILED_IN,
         "coverage": coverage(&tally.coverage),
         "first_failures": failures.collect::<Vec<_>>(),
         "shrunk": shrunk.map(|shrunk| json!({
@@ -258,6 +257,7 @@ fn coverage(coverage: &Coverage) -> Value {
         "features": coverage.features(),
         "delivered": packets,
         "fault_points": points,
+        "fault_points_compiled_in": IS_COMPILED_IN,
     })
 }
 

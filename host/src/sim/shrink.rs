@@ -27,10 +27,13 @@ pub fn shrink(failure: &Outcome, options: &Options) -> Option<Shrunk> {
         outcome: failure.clone(),
         needed: Vec::new(),
     };
-    for trouble in Trouble::ALL {
-        if options.without.has(*trouble) {
-            continue;
-        }
+    let struck = failure.coverage.troubles().filter(|(_, count)| *count > 0);
+    let mut needed: Vec<Trouble> = struck.map(|(trouble, _)| trouble).collect();
+    if needed.is_empty() {
+        // A world that panicked took its counts along.
+        needed.extend(Trouble::ALL);
+    }
+    for trouble in &needed {
         let fewer = Options {
             without: shrunk.options.without.with(*trouble),
             ..shrunk.options
@@ -41,9 +44,7 @@ pub fn shrink(failure: &Outcome, options: &Options) -> Option<Shrunk> {
             (shrunk.options, shrunk.outcome) = (fewer, outcome);
         }
     }
-    let needed = Trouble::ALL.iter().copied();
-    shrunk.needed = needed
-        .filter(|one| !shrunk.options.without.has(*one))
-        .collect();
+    needed.retain(|one| !shrunk.options.without.has(*one));
+    shrunk.needed = needed;
     Some(shrunk)
 }

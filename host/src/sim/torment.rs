@@ -6,6 +6,7 @@ use super::reborn::Reborn;
 use super::trouble::Trouble;
 use super::world::{World, place_name};
 use consensus::local::Durability;
+use consensus::session::SESSION_TTL_MS;
 use consensus::wire::{Header, Kind};
 use consensus::{Ballot, GroupId, NodeId};
 
@@ -89,9 +90,18 @@ impl World {
         let Some(leader) = self.leader(0) else {
             return;
         };
-        let ways = [Trouble::Kill, Trouble::Pause, Trouble::Partition];
-        let way = ways[self.random.below(3) as usize];
+        let ways = [
+            Trouble::Kill,
+            Trouble::Pause,
+            Trouble::Partition,
+            Trouble::Transfer,
+        ];
+        let way = ways[self.random.below(4) as usize];
+        let successor = (leader + 1 + self.random.below(self.machines.len() as u64 - 1) as usize)
+            % self.machines.len();
         match way {
+            // Where too many are lost for good, the rest cannot do without its leader.
+            Trouble::Transfer => self.transfer(successor, 0),
             Trouble::Kill if self.may_lose_state(leader) => self.strike(way, leader),
             Trouble::Partition => self.strike(way, leader),
             _ => self.pause(leader, self.scenario.election.timeout_ns * 4),
@@ -196,13 +206,22 @@ impl World {
                 self.say(trouble, place, || "the disk returns errors".into());
             }
             Trouble::ClockStep => {
-                let by_ms = self.random.below(10_000) as i64 - 5_000;
+                // Now and then so far that sessions expire by the log's clock.
+                let leaps = self.random.below(16) == 0;
+                let by_ms = if leaps {
+                    2 * SESSION_TTL_MS as i64
+                } else {
+                    self.random.below(10_000) as i64 - 5_000
+                };
                 self.machines[place].clock.step_wall(by_ms);
                 self.say(trouble, place, || {
                     format!("its wall clock is set by {by_ms} ms")
                 });
             }
-            Trouble::Transfer => self.transfer(place),
+            Trouble::Transfer => {
+                let group = self.random.below(u64::from(self.scenario.groups)) as u16;
+                self.transfer(place, group);
+            }
             Trouble::ClientLoss => {
                 let number = self.random.below(self.customers.len() as u64) as usize;
                 self.customers[number].begin_anew(&self.scenario);
@@ -338,8 +357,7 @@ impl World {
         self.plan(self.now_ns() + cut_ns, Action::Heal);
     }
 
-    fn transfer(&mut self, place: usize) {
-        let group = self.random.below(u64::from(self.scenario.groups)) as u16;
+    fn transfer(&mut self, place: usize, group: u16) {
         let Some(leader) = self.leader(usize::from(group)) else {
             return;
         };

@@ -600,6 +600,18 @@ impl World {
         }
         let phase = self.scenario.phases[self.phase];
         self.ether.network.weather = phase.weather;
+        for (trouble, is_on) in [
+            (Trouble::Reordering, phase.weather.reorders),
+            (Trouble::Corruption, phase.weather.corrupt_per_mille > 0),
+            (
+                Trouble::ClockDrift,
+                self.scenario.drift_ppm.iter().any(|ppm| *ppm != 0),
+            ),
+        ] {
+            if is_on {
+                self.ether.coverage.struck(trouble);
+            }
+        }
         self.phase_until_ns = self.ether.now_ns + phase.length_ns;
         self.trouble_ns = phase.trouble_ns;
         self.inject(phase.fault_per_mille);

@@ -45,6 +45,10 @@ pub(in crate::sim) struct Record {
     pub(in crate::sim) promised: u64,
     pub(in crate::sim) highest: u64,
     pub(in crate::sim) trim: u64,
+    /// The decided record: its ballot, first and last slot.
+    pub(in crate::sim) decided: u64,
+    pub(in crate::sim) from: u64,
+    pub(in crate::sim) upto: u64,
 }
 
 /// The region of one node, as it was when last looked at.
@@ -195,10 +199,15 @@ impl Chronicle {
 
     fn read_group(words: &Words, at: usize) -> Record {
         let word = |word: usize| words[at + word].load(Ordering::Relaxed);
+        let published = (word(group::LOCK) >> 1) as usize & 1;
+        let body = group::BODIES + published * group::BODY_WORDS;
         Record {
             promised: word(group::PROMISED),
             highest: word(group::HIGHEST),
             trim: word(group::TRIM),
+            decided: word(body + group::BALLOT),
+            from: word(body + group::FROM),
+            upto: word(body + group::UPTO),
         }
     }
 
@@ -259,6 +268,10 @@ impl Chronicle {
             vote,
             before,
         }
+    }
+
+    pub(super) const fn window_slots(&self) -> u64 {
+        self.window as u64
     }
 
     /// The ring entry of `slot`.

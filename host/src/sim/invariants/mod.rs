@@ -7,6 +7,7 @@
 
 mod agreement;
 mod chronicle;
+mod decided_record;
 mod durability;
 mod exactly_once;
 mod incarnation_fencing;
@@ -65,6 +66,8 @@ invariants! {
     VoteWithoutValue = "vote-without-value",
     /// No ring entry at or above the trim is overwritten.
     RingOverwrite = "ring-overwrite",
+    /// A decided record speaks of one ballot, in which all of it was chosen.
+    DecidedRecord = "decided-record",
     /// Other lives of an acceptor's memory are not counted.
     IncarnationFencing = "incarnation-fencing",
     /// Phase-1 and phase-2 quorums meet.
@@ -174,6 +177,11 @@ impl Onlooker {
                     let verdict = self.promises.raised(place, group, before, &self.chronicle);
                     self.judge(Invariant::PromiseMonotonicity, verdict);
                     self.chronicle.note_own_promise(place, group);
+                    if self.chronicle.counts[place] {
+                        let verdict =
+                            decided_record::written(&self.chronicle, place, group, &before);
+                        self.judge(Invariant::DecidedRecord, verdict);
+                    }
                 }
                 Touched::Entry {
                     group,
