@@ -9,7 +9,7 @@ fn text(input: &[u8]) {
     let check = |text: &str| match Config::parse(Path::new("x"), text, Overrides::default()) {
         Ok(config) => {
             assert_eq!(config.this().node, config.node);
-            assert!(config.quorums().is_ok() && config.layout(1).is_ok());
+            assert!(config.quorums().is_ok() && config.layout().is_ok());
             assert!(!config.members().is_empty());
         }
         Err(error) => assert!(!error.to_string().is_empty()),
