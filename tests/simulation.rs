@@ -72,15 +72,46 @@ fn is_caught(mutation: Mutation, only: Option<Invariant>) -> bool {
     sail(&voyage, &mut |_| {}).expect("threads").failures > 0
 }
 
+fn assert_caught(names: &[&str]) {
+    for name in names {
+        let mutation = Mutation::from_name(name).expect("known");
+        assert!(is_caught(mutation, None), "{name} went unnoticed");
+    }
+}
+
 #[test]
 fn defects_of_the_acceptor_are_caught() {
-    for name in [
+    assert_caught(&[
         "promise-not-checked",
         "vote-not-stored",
         "kept-slot-overwritten",
         "trim-stored",
-    ] {
-        let mutation = Mutation::from_name(name).expect("known");
-        assert!(is_caught(mutation, None), "{name} went unnoticed");
-    }
+        "torn-published",
+        "decided-mixed",
+        "decided-by-old-ballot",
+    ]);
+}
+
+#[test]
+fn defects_of_leaders_and_learners_are_caught() {
+    assert_caught(&[
+        "quorums-disjoint",
+        "voter-counted-twice",
+        "phase-two-short",
+        "decided-ahead",
+        "lesson-skips-slot",
+    ]);
+}
+
+#[test]
+fn defects_of_sessions_and_journals_are_caught() {
+    assert_caught(&[
+        "gap-applied",
+        "newest-reply-given",
+        "sessions-not-in-snapshot",
+        "reply-before-flush",
+        "promise-not-journalled",
+        "decide-not-journalled",
+        "lesson-not-journalled",
+    ]);
 }

@@ -30,10 +30,12 @@ impl Logs {
         }
     }
 
-    /// A process begins with what it has recovered.
+    /// A process begins with what it has recovered, which may be more than anybody came to apply
+    /// before.
     pub(super) fn opened(&mut self, place: usize, recovered: &[Slot]) {
         for (group, slot) in recovered.iter().enumerate() {
-            self.applied[place * self.groups + group] = slot.0;
+            let seen = slot.0.min(self.frontier(group));
+            self.applied[place * self.groups + group] = seen;
         }
     }
 
