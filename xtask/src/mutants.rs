@@ -134,7 +134,9 @@ pub(crate) fn quick(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Res
         .filter(needs_no_more)
         .collect();
     let rows = trial.of(&chosen, cores())?;
-    stage.say(&table::text(&rows))?;
+    for line in table::text(&rows).lines() {
+        stage.say(line)?;
+    }
     let escaped = rows.iter().filter(|row| !row.is_caught());
     let escaped: Vec<_> = escaped.map(|row| row.mutation.name()).collect();
     ensure!(escaped.is_empty(), "not caught: {}", escaped.join(", "));

@@ -69,7 +69,7 @@ pub(super) const CATCHERS: &[Catcher] = &[
     Catcher::Unit {
         package: HOST,
         names: &["journal::", "snapshot_file::", "cutting::"],
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(120),
     },
     Catcher::Simulator {
         batches: &[20, 200, 2000],
