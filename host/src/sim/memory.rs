@@ -31,6 +31,11 @@ impl Life {
         self.fuse.set(Some(writes));
     }
 
+    /// Whether the process is about to die.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.fuse.get().is_some()
+    }
+
     /// Whether the process is dead: nothing that it does has an effect any more.
     pub(super) fn is_dead(&self) -> bool {
         self.dead.get()

@@ -825,7 +825,8 @@ impl World {
         };
         let replicas = node.replicas().iter();
         self.scenario.durability != Durability::Volatile
-            || !node.replicas().is_empty()
+            || !machine.life.is_doomed()
+                && !node.replicas().is_empty()
                 && replicas
                     .zip(&self.wanted[place])
                     .all(|(replica, wanted)| replica.applied().slot() >= *wanted)
