@@ -21,12 +21,16 @@ impl<S: StateMachine> Replica<S> {
         if decided.node() == request.sender && request.ballot > decided {
             self.election.ceased = decided;
         }
-        let leading = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
-        let heard_ns = self.leader_seen_ns(turn.local);
-        if leading
-            || request.ballot <= view.promised
-            || !self.election.is_silent(turn.now_ns, heard_ns)
+        if let Some(lead) = &mut self.lead
+            && lead.leader.leads()
         {
+            // Nobody answers heartbeats, so a leader that was superseded, and that nobody writes to,
+            // would go on for ever. Whoever asks may have promised more than this leader's ballot.
+            lead.leader.ask_barrier();
+            return;
+        }
+        let heard_ns = self.leader_seen_ns(turn.local);
+        if request.ballot <= view.promised || !self.election.is_silent(turn.now_ns, heard_ns) {
             return;
         }
         let reply = Header {
