@@ -324,6 +324,50 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 && self.append(header, value)
     }
 
+    /// Journals the votes for the slots after `from` that the region holds, and what a cut would
+    /// forget: for a process that starts on a region whose last process may not have come to write
+    /// everything. Otherwise the state of a later life would stop at the hole, although this node
+    /// reports that it could restore what lies behind it.
+    ///
+    /// # Errors
+    /// The journal has no room: go on from this slot when it has.
+    pub fn journal_again(&mut self, group: GroupId, from: Slot) -> Result<(), Slot> {
+        let Some(view) = self.view(group) else {
+            return Ok(());
+        };
+        let epoch = region::epoch(&self.memory, group);
+        let value_bytes = self.acceptor.layout.value_bytes();
+        let mut value = core::mem::take(&mut self.scratch);
+        let mut from = from;
+        // An entry keeps its vote until its acceptor votes for a slot a window later, which it may
+        // have missed: the ring can hold more than the last window.
+        while from < view.highest {
+            let slot = from.next();
+            let vote = region::vote(&self.memory, group, slot, value_bytes, &mut value);
+            if let Some((ballot, length)) = vote {
+                let header = Header {
+                    ballot,
+                    slot,
+                    epoch,
+                    length: length as u16,
+                    ..Header::new(Kind::Accept, group, ballot.node())
+                };
+                if !self.record(&header, value.get(..length).unwrap_or_default()) {
+                    break;
+                }
+            }
+            from = slot;
+        }
+        self.scratch = value;
+        if from < view.highest {
+            return Err(from);
+        }
+        match view.promised {
+            Ballot::NONE => Ok(()),
+            _ => self.checkpoint(group).map(drop).ok_or(from),
+        }
+    }
+
     /// The number of the last record appended, and of the last one flushed; `None` while a decided
     /// record of the group still waits to be appended.
     pub fn journalled(&self, group: GroupId) -> Option<(u64, u64)> {
@@ -459,5 +503,34 @@ mod tests {
         assert_eq!(local.flush_decides(late), late + DECIDE_PATIENCE_NS);
         local.journal_mut().is_full = false;
         assert_eq!(local.flush_decides(late), u64::MAX);
+    }
+
+    #[test]
+    fn a_vote_that_the_ring_holds_beyond_the_last_window_is_journalled_again() {
+        let mut local = local(Queue::default());
+        // The window of four has moved on, and the slots that share an entry with the first were
+        // missed.
+        for slot in [1, 2, 6, 7] {
+            let decide = Header {
+                slot: Slot(slot),
+                vote_ballot: Ballot(1),
+                watermark: slot,
+                ..request(Kind::Decide)
+            };
+            local.step(0, Asker::Own, &decide, &[]);
+            let accept = Header {
+                slot: Slot(slot),
+                ..request(Kind::Accept)
+            };
+            local.step(0, Asker::Own, &accept, &[]);
+        }
+        assert_eq!(
+            local.view(GroupId(0)).map(|view| view.highest),
+            Some(Slot(7))
+        );
+        local.journal_mut().appended = 0;
+        assert_eq!(local.journal_again(GroupId(0), Slot::NONE), Ok(()));
+        // Three votes (six has overwritten two) and the checkpoint's two records.
+        assert_eq!(local.journal_mut().appended, 3 + 2);
     }
 }

@@ -898,6 +898,30 @@ fn a_session_opened_later_is_not_called_unknown() {
     assert_eq!(ask(applied.next()), 0);
 }
 
+#[test]
+fn a_node_that_is_taken_for_the_leader_says_that_it_is_not() {
+    let mut world = World::new(9, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.leader().expect("somebody leads");
+    let (wrong, reporter) = ((leader + 1) % 3, (leader + 2) % 3);
+    let report = Header {
+        incarnation: world.hosts[reporter].birth.incarnation(),
+        epoch: Epoch(1),
+        watermark: 1,
+        ..Header::new(Kind::Progress, GroupId(0), NodeId(reporter as u16 + 1))
+    };
+    for (index, expected) in [(leader, 0), (wrong, 1)] {
+        world.air.clear();
+        world.turn_host(index, Some((address(reporter + 1), &report.to_bytes())));
+        let told = world.air.iter().filter(|flight| {
+            flight.to == address(reporter + 1)
+                && matches!(parse(&flight.bytes, 65_535), Parsed::Ours(header, _)
+                    if header.kind == Kind::PreVote)
+        });
+        assert_eq!(told.count(), expected);
+    }
+}
+
 /// A world in which only the leader is left after some commits, and which host that is.
 fn alone(seed: u64) -> (World, usize) {
     let mut world = World::new(seed, 3, CALM, Durability::Volatile);

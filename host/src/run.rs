@@ -22,8 +22,7 @@ use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError, OpenError};
 use consensus::state_machine::RestoreError;
-use consensus::wire::{Header, Kind};
-use consensus::{Ballot, Epoch, NodeId, Slot};
+use consensus::{Epoch, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
@@ -531,40 +530,14 @@ fn open_state(
     })
 }
 
-/// Journals what the region holds and the last process may not have come to write: behind the reply
-/// means behind the end of the process, too. Otherwise the state of a later life would stop at the
-/// hole, although this node reports that it could restore what lies behind it.
+/// Waits for room until the journal has what the region holds.
 fn journal_again(local: &mut Local<Software, Wal>, applied: Slot) -> Result<(), Error> {
-    let Some(view) = local.view(GROUP) else {
-        return Ok(());
-    };
-    let kept = view
-        .highest
-        .0
-        .saturating_sub(local.acceptor().layout.window());
-    for slot in applied.0.max(kept) + 1..=view.highest.0 {
-        let Some((ballot, value)) = local.vote(GROUP, Slot(slot)) else {
-            continue;
-        };
-        let value = value.to_vec();
-        let header = Header {
-            ballot,
-            slot: Slot(slot),
-            epoch: FIRST_EPOCH,
-            length: value.len() as u16,
-            ..Header::new(Kind::Accept, GROUP, ballot.node())
-        };
-        while !local.record(&header, &value) {
-            if let Some(error) = local.journal_mut().failed() {
-                return Err(Fatal::Journal(error.to_string()).into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    while view.promised != Ballot::NONE && local.checkpoint(GROUP).is_none() {
+    let mut from = applied;
+    while let Err(reached) = local.journal_again(GROUP, from) {
         if let Some(error) = local.journal_mut().failed() {
             return Err(Fatal::Journal(error.to_string()).into());
         }
+        from = reached;
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

@@ -68,32 +68,47 @@ impl<S: StateMachine> Replica<S> {
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
     ) {
-        // Nobody grants what lies below a promise, and of a leader that died before this process
-        // began only the region may know.
-        let promised = turn.local.view(self.config.group).map(|view| view.promised);
-        let known = promised.map_or(0, Ballot::round).max(self.election.round);
-        let ballot = Ballot::new(known + 1, self.config.node);
+        let request = self.pre_vote_request(turn.local);
         let mut voters = Voters::default();
         voters.add(self.place);
-        let nonce = self.election.nonce();
         let until_ns = turn.now_ns + self.config.election.pre_vote_ns;
         self.election.pre_vote = Some(PreVote {
-            ballot,
+            ballot: request.ballot,
             voters,
-            nonce,
+            nonce: request.nonce,
             until_ns,
         });
         if voters.count() >= self.config.membership.quorums.phase1() {
             return self.campaign(turn);
         }
-        let header = Header {
-            ballot,
-            nonce,
+        for member in self.config.membership.others(self.config.node) {
+            turn.io.send(member.address, &request, &[]);
+        }
+    }
+
+    fn pre_vote_request<M: Memory, J: Journal>(&mut self, local: &Local<M, J>) -> Header {
+        // Nobody grants what lies below a promise, and of a leader that died before this process
+        // began only the region may know.
+        let promised = local.view(self.config.group).map(|view| view.promised);
+        let known = promised.map_or(0, Ballot::round).max(self.election.round);
+        Header {
+            ballot: Ballot::new(known + 1, self.config.node),
+            nonce: self.election.nonce(),
             epoch: self.config.membership.epoch,
             ..Header::new(Kind::PreVote, self.config.group, self.config.node)
-        };
-        for member in self.config.membership.others(self.config.node) {
-            turn.io.send(member.address, &header, &[]);
+        }
+    }
+
+    /// Somebody takes this node for the leader, which it is not: a pre-vote that no grant is counted
+    /// for tells so. Without it two nodes that lead other groups could each follow the other here.
+    pub(super) fn disclaim<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        report: &Header,
+    ) {
+        let request = self.pre_vote_request(turn.local);
+        if let Some(member) = self.config.membership.member(report.sender) {
+            turn.io.send(member.address, &request, &[]);
         }
     }
 

@@ -66,10 +66,11 @@ impl<S: StateMachine> Replica<S> {
         turn: &mut Turn<'_, M, J, I>,
         header: &Header,
     ) {
+        let Some(lead) = &mut self.lead else {
+            return self.disclaim(turn, header);
+        };
         let place = self.config.membership.voter(header);
-        if let Some(lead) = &mut self.lead
-            && let Some(progress) = place.and_then(|place| lead.progress.get_mut(place))
-        {
+        if let Some(progress) = place.and_then(|place| lead.progress.get_mut(place)) {
             *progress = Progress {
                 applied: Slot(header.watermark),
                 heard_ns: turn.now_ns,

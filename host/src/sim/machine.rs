@@ -335,7 +335,10 @@ impl Machine {
         };
         if durability == Durability::Async && self.identity.formed {
             for (group, applied) in applied.into_iter().enumerate() {
-                journal_again(&mut node, GroupId(group as u16), applied);
+                let local = node.local_mut();
+                // The host waits for room, which a world's disk has when a process starts.
+                let journalled = local.journal_again(GroupId(group as u16), applied);
+                debug_assert_eq!(journalled, Ok(()), "a disk that is full starts no process");
             }
         }
         self.process = Some(node);
@@ -393,34 +396,6 @@ impl Machine {
             pins: self.identity.pins.clone(),
             formed: self.identity.formed,
         }
-    }
-}
-
-/// Journals what the region holds and the last process may not have come to write, as `run` does.
-fn journal_again(node: &mut SimNode, group: GroupId, applied: Slot) {
-    let local = node.local_mut();
-    let Some(view) = local.view(group) else {
-        return;
-    };
-    let window = local.acceptor().layout.window();
-    let kept = view.highest.0.saturating_sub(window);
-    for slot in applied.0.max(kept) + 1..=view.highest.0 {
-        let Some((ballot, value)) = local.vote(group, Slot(slot)) else {
-            continue;
-        };
-        let value = value.to_vec();
-        let header = Header {
-            ballot,
-            slot: Slot(slot),
-            epoch: EPOCH,
-            length: value.len() as u16,
-            ..Header::new(consensus::wire::Kind::Accept, group, ballot.node())
-        };
-        // The host waits for room; a world's disk has it when a process starts.
-        local.record(&header, &value);
-    }
-    if view.promised != consensus::Ballot::NONE {
-        local.checkpoint(group);
     }
 }
 
