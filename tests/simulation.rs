@@ -1,15 +1,15 @@
 //! The simulator finds nothing in this build, the same thing twice, and deliberate defects.
 
 use consensus::simulation::{IS_COMPILED_IN, Mutation};
-use nearwire::sim::{Invariant, Options, Voyage, run, sail};
+use nearwire::sim::{Invariant, Options, Seeds, run, run_seeds};
 
 /// Seeds that are run at each test.
 const SEEDS: u64 = 200;
 /// Seeds within which a defect is to be found.
 const MUTANT_SEEDS: u64 = 100;
 
-fn voyage(first: u64, seeds: u64, options: Options) -> Voyage {
-    Voyage {
+fn seeds(first: u64, seeds: u64, options: Options) -> Seeds {
+    Seeds {
         first,
         seeds,
         time: None,
@@ -21,7 +21,7 @@ fn voyage(first: u64, seeds: u64, options: Options) -> Voyage {
 
 #[test]
 fn no_seed_violates_an_invariant() {
-    let tally = sail(&voyage(0, SEEDS, Options::default()), &mut |_| {}).expect("threads");
+    let tally = run_seeds(&seeds(0, SEEDS, Options::default()), &mut |_| {}).expect("threads");
     let failures = tally.first_failures.iter();
     let failures: Vec<_> = failures
         .map(|failure| (failure.seed, failure.events, &failure.violation))
@@ -65,11 +65,11 @@ fn is_caught(mutation: Mutation, only: Option<Invariant>) -> bool {
         only,
         ..Options::default()
     };
-    let voyage = Voyage {
+    let seeds = Seeds {
         fail_fast: true,
-        ..voyage(0, MUTANT_SEEDS, options)
+        ..seeds(0, MUTANT_SEEDS, options)
     };
-    sail(&voyage, &mut |_| {}).expect("threads").failures > 0
+    run_seeds(&seeds, &mut |_| {}).expect("threads").failures > 0
 }
 
 fn assert_caught(names: &[&str]) {

@@ -6,8 +6,8 @@ use anyhow::Context;
 use consensus::simulation::{IS_COMPILED_IN, Mutation};
 use indicatif::{ProgressBar, ProgressStyle};
 use nearwire::sim::{
-    Coverage, Invariant, Options, Outcome, Shrunk, Tally, Trouble, Troubles, Voyage,
-    name_seed_of_panics, sail, shrink,
+    Coverage, FaultKind, FaultKinds, Invariant, Options, Outcome, Seeds, Shrunk, Tally,
+    name_seed_of_panics, run_seeds, shrink,
 };
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -61,9 +61,9 @@ pub(crate) struct Args {
         env = "NEARWIRE_WITHOUT",
         value_name = "FAULT",
         value_delimiter = ',',
-        value_parser = trouble
+        value_parser = kind
     )]
-    without: Vec<Trouble>,
+    without: Vec<FaultKind>,
     /// Print what happens in the world, line by line.
     #[arg(
         long,
@@ -91,9 +91,9 @@ fn invariant(text: &str) -> Result<Invariant, String> {
     Invariant::from_name(text).ok_or_else(|| format!("there are {}", all()))
 }
 
-fn trouble(text: &str) -> Result<Trouble, String> {
-    let all = || names(Trouble::ALL.iter().map(|one| one.name()));
-    Trouble::from_name(text).ok_or_else(|| format!("there are {}", all()))
+fn kind(text: &str) -> Result<FaultKind, String> {
+    let all = || names(FaultKind::ALL.iter().map(|one| one.name()));
+    FaultKind::from_name(text).ok_or_else(|| format!("there are {}", all()))
 }
 
 fn mutation(name: &str) -> Result<Mutation, Failure> {
@@ -117,7 +117,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let options = Options {
         only: args.only,
         mutation,
-        without: without.fold(Troubles::NONE, |set, one| set.with(*one)),
+        without: without.fold(FaultKinds::NONE, |set, one| set.with(*one)),
         trace: args.trace,
         max_events: None,
     };
@@ -128,7 +128,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         (None, None, None) => (0, SEEDS),
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let voyage = Voyage {
+    let seeds = Seeds {
         first,
         seeds,
         time: args.minutes,
@@ -137,8 +137,8 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         options,
     };
     name_seed_of_panics();
-    let bar = bar(&voyage);
-    let tally = sail(&voyage, &mut |tally| {
+    let bar = bar(&seeds);
+    let tally = run_seeds(&seeds, &mut |tally| {
         if let Some(bar) = &bar {
             bar.set_position(tally.seeds);
             bar.set_message(format!("{} failures", tally.failures));
@@ -170,14 +170,14 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     }
 }
 
-fn bar(voyage: &Voyage) -> Option<ProgressBar> {
-    if voyage.options.trace || !std::io::stderr().is_terminal() {
+fn bar(seeds: &Seeds) -> Option<ProgressBar> {
+    if seeds.options.trace || !std::io::stderr().is_terminal() {
         return None;
     }
-    let bar = if voyage.seeds == u64::MAX {
+    let bar = if seeds.seeds == u64::MAX {
         ProgressBar::new_spinner()
     } else {
-        ProgressBar::new(voyage.seeds)
+        ProgressBar::new(seeds.seeds)
     };
     let template = "{spinner} {bar:24} {pos}/{len} seeds, {per_sec}, {eta} left, {wide_msg}";
     let style = ProgressStyle::with_template(template);
@@ -194,8 +194,8 @@ fn replay(failure: &Outcome, options: &Options) -> String {
     if let Some(mutation) = options.mutation {
         let _ = write!(command, " --mutation {}", mutation.name());
     }
-    for trouble in options.without.iter() {
-        let _ = write!(command, " --without {}", trouble.name());
+    for kind in options.without.iter() {
+        let _ = write!(command, " --without {}", kind.name());
     }
     command
 }
@@ -242,8 +242,8 @@ fn coverage(coverage: &Coverage) -> Value {
         .map(|(kind, count)| (format!("{kind:?}"), count.into()))
         .collect();
     let faults: Map<_, _> = coverage
-        .troubles()
-        .map(|(trouble, count)| (trouble.name().to_owned(), count.into()))
+        .kinds()
+        .map(|(kind, count)| (kind.name().to_owned(), count.into()))
         .collect();
     let points: Map<_, _> = coverage
         .faults()
@@ -287,8 +287,8 @@ fn text(tally: &Tally, options: &Options, shrunk: Option<&Shrunk>) -> String {
             format!("{:.0}", tally.events_per_s_per_core()),
         ),
     ];
-    for (trouble, count) in tally.coverage.troubles() {
-        rows.push(row(trouble.name(), count.to_string()));
+    for (kind, count) in tally.coverage.kinds() {
+        rows.push(row(kind.name(), count.to_string()));
     }
     for (fault, count) in tally.coverage.faults() {
         let text = match IS_COMPILED_IN {

@@ -1,8 +1,8 @@
 //! What worlds have been through: how often each fault struck and each packet arrived.
 
+use super::fault::FaultKind;
 use super::network::Fate;
 use super::scenario::Scenario;
-use super::trouble::Trouble;
 use consensus::simulation::{Fault, FaultTally, Faults};
 use consensus::wire::Kind;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ const KINDS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Coverage {
     delivered: [u64; KINDS],
-    troubles: [u64; Trouble::ALL.len()],
+    kinds: [u64; FaultKind::ALL.len()],
     faults: [FaultTally; Fault::ALL.len()],
     features: BTreeMap<&'static str, u64>,
 }
@@ -22,7 +22,7 @@ impl Default for Coverage {
     fn default() -> Self {
         Self {
             delivered: [0; KINDS],
-            troubles: [0; Trouble::ALL.len()],
+            kinds: [0; FaultKind::ALL.len()],
             faults: [FaultTally::default(); Fault::ALL.len()],
             features: BTreeMap::new(),
         }
@@ -39,14 +39,14 @@ impl Coverage {
     pub(super) fn fate(&mut self, fate: Fate) {
         match fate {
             Fate::Sent => {}
-            Fate::Lost => self.struck(Trouble::Loss),
-            Fate::Repeated => self.struck(Trouble::Duplication),
+            Fate::Lost => self.struck(FaultKind::Loss),
+            Fate::Repeated => self.struck(FaultKind::Duplication),
             Fate::CutOff => self.feature("packets cut off"),
         }
     }
 
-    pub(super) const fn struck(&mut self, trouble: Trouble) {
-        self.troubles[trouble as usize] += 1;
+    pub(super) const fn struck(&mut self, kind: FaultKind) {
+        self.kinds[kind as usize] += 1;
     }
 
     pub(super) fn feature(&mut self, name: &'static str) {
@@ -100,7 +100,7 @@ impl Coverage {
         for (sum, more) in self.delivered.iter_mut().zip(other.delivered) {
             *sum += more;
         }
-        for (sum, more) in self.troubles.iter_mut().zip(other.troubles) {
+        for (sum, more) in self.kinds.iter_mut().zip(other.kinds) {
             *sum += more;
         }
         for (sum, more) in self.faults.iter_mut().zip(other.faults) {
@@ -119,10 +119,10 @@ impl Coverage {
     }
 
     /// How often each kind of fault struck.
-    pub fn troubles(&self) -> impl Iterator<Item = (Trouble, u64)> {
-        Trouble::ALL
+    pub fn kinds(&self) -> impl Iterator<Item = (FaultKind, u64)> {
+        FaultKind::ALL
             .iter()
-            .map(|one| (*one, self.troubles[*one as usize]))
+            .map(|one| (*one, self.kinds[*one as usize]))
     }
 
     /// How often each fault point was passed, and struck.

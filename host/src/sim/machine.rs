@@ -127,13 +127,13 @@ pub(super) trait Post {
 
 /// The way out of one call into a node.
 pub(super) struct Outbox<'a, P> {
-    pub(super) place: usize,
-    pub(super) boot: u128,
-    pub(super) identity: &'a mut Identity,
-    pub(super) shelves: &'a [Shelf],
-    pub(super) words: &'a Words,
-    pub(super) life: &'a Life,
-    pub(super) post: &'a mut P,
+    place: usize,
+    boot: u128,
+    identity: &'a mut Identity,
+    shelves: &'a [Shelf],
+    words: &'a Words,
+    life: &'a Life,
+    post: &'a mut P,
 }
 
 impl<P: Post> Io for Outbox<'_, P> {
@@ -229,6 +229,28 @@ impl Machine {
 
     pub(super) fn is_running(&self) -> bool {
         self.process.is_some() && !self.is_paused
+    }
+
+    /// Calls into the node, if a process runs, with what its clocks show.
+    pub(super) fn run<P: Post, T>(
+        &mut self,
+        now_ns: u64,
+        post: &mut P,
+        call: impl FnOnce(&mut SimNode, u64, u64, &mut Outbox<'_, P>) -> T,
+    ) -> Option<T> {
+        let node = self.process.as_mut()?;
+        let mut io = Outbox {
+            place: self.place,
+            boot: self.boot,
+            identity: &mut self.identity,
+            shelves: &self.shelves,
+            words: &self.words,
+            life: &self.life,
+            post,
+        };
+        let local_ns = self.clock.monotonic_ns(now_ns);
+        let unix_ms = self.clock.unix_ms(now_ns);
+        Some(call(node, local_ns, unix_ms, &mut io))
     }
 
     fn birth(&self, durability: Durability) -> Birth {

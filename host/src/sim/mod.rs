@@ -3,29 +3,29 @@
 //! The real nodes, clients, sessions and the real key-value machine run over a network, disks and
 //! clocks that are made up. `docs/simulation.md` says what that covers and how to read a failure.
 
+mod client;
 mod clock;
 mod coverage;
-mod customer;
 mod disk;
-mod fleet;
+mod fault;
 mod invariants;
-mod keeping;
 mod machine;
 mod memory;
+mod nemesis;
 mod network;
 mod reborn;
+mod runner;
 mod scenario;
 mod shrink;
-mod story;
-mod torment;
-mod trouble;
+mod snapshots;
+mod trace;
 mod world;
 
 pub use coverage::Coverage;
-pub use fleet::{Tally, Voyage, sail};
+pub use fault::{FaultKind, FaultKinds};
 pub use invariants::{Invariant, Violation};
+pub use runner::{Seeds, Tally, run_seeds};
 pub use shrink::{Shrunk, shrink};
-pub use trouble::{Trouble, Troubles};
 
 use consensus::simulation::{self, Mutation};
 use std::cell::Cell;
@@ -39,7 +39,7 @@ pub struct Options {
     /// Commit this defect; it takes the feature `simulation`.
     pub mutation: Option<Mutation>,
     /// Kinds of faults that are left out.
-    pub without: Troubles,
+    pub without: FaultKinds,
     /// Print what happens.
     pub trace: bool,
     /// Stop after so many events.

@@ -1,7 +1,7 @@
 //! What a seed decides before the first event.
 
+use super::fault::{FaultKind, FaultKinds};
 use super::network::{Spread, Weather};
-use super::trouble::{Trouble, Troubles};
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
@@ -17,12 +17,12 @@ pub(super) struct Phase {
     pub(super) weather: Weather,
     pub(super) length_ns: u64,
     /// Mean time from one fault to the next.
-    pub(super) trouble_ns: u64,
+    pub(super) fault_ns: u64,
     /// How often the fault points inside the code strike.
     pub(super) fault_per_mille: u16,
 }
 
-/// A cluster, its clients, and how they are tormented.
+/// A cluster, its clients, and the faults they meet.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
     pub(super) nodes: usize,
@@ -51,7 +51,7 @@ pub(super) struct Scenario {
     pub(super) drift_ppm: Vec<i64>,
     pub(super) skew_ms: Vec<i64>,
     /// What may go wrong at all.
-    pub(super) troubles: Troubles,
+    pub(super) kinds: FaultKinds,
     pub(super) phases: Vec<Phase>,
 }
 
@@ -89,23 +89,23 @@ impl Scenario {
         let heartbeat_ns = election_ns / one_of(r, &[5, 10]);
         let slow = durability == Durability::Sync;
         let max_body = value_bytes - 24 - 24;
-        let mut troubles = Troubles::NONE;
-        for trouble in Trouble::ALL {
-            // Most worlds have most troubles; every one is missing now and then.
+        let mut kinds = FaultKinds::NONE;
+        for kind in FaultKind::ALL {
+            // Most worlds have most kinds of faults; every one is missing now and then.
             let wanted = r.below(4) > 0;
-            if wanted && applies(*trouble, durability, keyed) {
-                troubles = troubles.with(*trouble);
+            if wanted && applies(*kind, durability, keyed) {
+                kinds = kinds.with(*kind);
             }
         }
-        let drift = troubles.has(Trouble::ClockDrift);
-        let skewed = troubles.has(Trouble::ClockStep);
+        let drift = kinds.has(FaultKind::ClockDrift);
+        let skewed = kinds.has(FaultKind::ClockStep);
         let drift_ppm = (0..nodes).map(|_| r.below(1001) as i64 - 500);
         let drift_ppm = drift_ppm.map(|ppm| if drift { ppm } else { 0 }).collect();
         let skew_ms = (0..nodes).map(|_| r.below(4001) as i64 - 2000);
         let skew_ms = skew_ms.map(|ms| if skewed { ms } else { 0 }).collect();
         let count = 2 + r.below(4);
         let phases = (0..count)
-            .map(|_| Phase::draw(r, troubles, election_ns))
+            .map(|_| Phase::draw(r, kinds, election_ns))
             .collect();
         Self {
             nodes,
@@ -138,17 +138,17 @@ impl Scenario {
             body_bytes: one_of(r, &[16, 40, max_body, max_body]).min(max_body),
             drift_ppm,
             skew_ms,
-            troubles,
+            kinds,
             phases,
         }
     }
 
     /// Takes kinds of faults out of what was drawn, and leaves everything else as it is.
-    pub(super) fn leave_out(&mut self, without: Troubles) {
-        if without.has(Trouble::ClockDrift) {
+    pub(super) fn leave_out(&mut self, without: FaultKinds) {
+        if without.has(FaultKind::ClockDrift) {
             self.drift_ppm.fill(0);
         }
-        if without.has(Trouble::ClockStep) {
+        if without.has(FaultKind::ClockStep) {
             self.skew_ms.fill(0);
         }
         for phase in &mut self.phases {
@@ -184,58 +184,58 @@ impl Scenario {
 }
 
 /// Whether a kind of fault can strike such a cluster at all.
-fn applies(trouble: Trouble, durability: Durability, keyed: bool) -> bool {
+fn applies(kind: FaultKind, durability: Durability, keyed: bool) -> bool {
     let journals = durability != Durability::Volatile;
-    match trouble {
-        Trouble::PowerLoss | Trouble::Blackout => durability == Durability::Sync,
-        Trouble::MemoryLoss => durability != Durability::Sync,
-        Trouble::SlowDisk
-        | Trouble::FullDisk
-        | Trouble::DiskError
-        | Trouble::TornTail
-        | Trouble::SnapshotRot => journals,
-        Trouble::Corruption => keyed,
+    match kind {
+        FaultKind::PowerLoss | FaultKind::Blackout => durability == Durability::Sync,
+        FaultKind::MemoryLoss => durability != Durability::Sync,
+        FaultKind::SlowDisk
+        | FaultKind::FullDisk
+        | FaultKind::DiskError
+        | FaultKind::TornTail
+        | FaultKind::SnapshotRot => journals,
+        FaultKind::Corruption => keyed,
         _ => true,
     }
 }
 
 impl Phase {
-    pub(super) fn draw(r: &mut Random, troubles: Troubles, election_ns: u64) -> Self {
-        let rate = |r: &mut Random, trouble: Trouble, choices: &[u64]| {
+    pub(super) fn draw(r: &mut Random, kinds: FaultKinds, election_ns: u64) -> Self {
+        let rate = |r: &mut Random, kind: FaultKind, choices: &[u64]| {
             let drawn = one_of(r, choices);
-            if troubles.has(trouble) { drawn } else { 0 }
+            if kinds.has(kind) { drawn } else { 0 }
         };
         let spread = one_of(r, &[Spread::Uniform, Spread::Exponential, Spread::LongTail]);
         let weather = Weather {
-            loss_per_mille: rate(r, Trouble::Loss, &[0, 5, 20, 100, 250]),
-            repeat_per_mille: rate(r, Trouble::Duplication, &[0, 10, 50, 200]),
-            corrupt_per_mille: rate(r, Trouble::Corruption, &[0, 5, 30]),
+            loss_per_mille: rate(r, FaultKind::Loss, &[0, 5, 20, 100, 250]),
+            repeat_per_mille: rate(r, FaultKind::Duplication, &[0, 10, 50, 200]),
+            corrupt_per_mille: rate(r, FaultKind::Corruption, &[0, 5, 30]),
             least_ns: one_of(r, &[5_000, 15_000, 50_000]),
             mean_ns: one_of(r, &[5_000, 40_000, 200_000, 1_000_000]),
             spread,
-            reorders: rate(r, Trouble::Reordering, &[0, 1, 1]) == 1,
+            reorders: rate(r, FaultKind::Reordering, &[0, 1, 1]) == 1,
         };
         Self {
             weather,
             length_ns: election_ns * (2 + r.below(8)),
-            trouble_ns: election_ns / one_of(r, &[1, 2, 4]) * one_of(r, &[1, 2, 4]),
-            fault_per_mille: rate(r, Trouble::FaultPoints, &[0, 5, 30]) as u16,
+            fault_ns: election_ns / one_of(r, &[1, 2, 4]) * one_of(r, &[1, 2, 4]),
+            fault_per_mille: rate(r, FaultKind::FaultPoints, &[0, 5, 30]) as u16,
         }
     }
 
-    pub(super) fn leave_out(&mut self, without: Troubles) {
+    pub(super) fn leave_out(&mut self, without: FaultKinds) {
         let weather = &mut self.weather;
-        for (trouble, rate) in [
-            (Trouble::Loss, &mut weather.loss_per_mille),
-            (Trouble::Duplication, &mut weather.repeat_per_mille),
-            (Trouble::Corruption, &mut weather.corrupt_per_mille),
+        for (kind, rate) in [
+            (FaultKind::Loss, &mut weather.loss_per_mille),
+            (FaultKind::Duplication, &mut weather.repeat_per_mille),
+            (FaultKind::Corruption, &mut weather.corrupt_per_mille),
         ] {
-            if without.has(trouble) {
+            if without.has(kind) {
                 *rate = 0;
             }
         }
-        weather.reorders &= !without.has(Trouble::Reordering);
-        if without.has(Trouble::FaultPoints) {
+        weather.reorders &= !without.has(FaultKind::Reordering);
+        if without.has(FaultKind::FaultPoints) {
             self.fault_per_mille = 0;
         }
     }

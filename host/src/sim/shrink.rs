@@ -1,6 +1,6 @@
 //! Finds the faults that a failure needs.
 
-use super::{Options, Outcome, Trouble, run};
+use super::{FaultKind, Options, Outcome, run};
 
 /// A failure made smaller.
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ pub struct Shrunk {
     /// How it fails under them.
     pub outcome: Outcome,
     /// The kinds of faults that struck and are needed.
-    pub needed: Vec<Trouble>,
+    pub needed: Vec<FaultKind>,
 }
 
 /// Leaves out one kind of fault after the other, as long as the same invariant is violated.
@@ -27,15 +27,15 @@ pub fn shrink(failure: &Outcome, options: &Options) -> Option<Shrunk> {
         outcome: failure.clone(),
         needed: Vec::new(),
     };
-    let struck = failure.coverage.troubles().filter(|(_, count)| *count > 0);
-    let mut needed: Vec<Trouble> = struck.map(|(trouble, _)| trouble).collect();
+    let struck = failure.coverage.kinds().filter(|(_, count)| *count > 0);
+    let mut needed: Vec<FaultKind> = struck.map(|(kind, _)| kind).collect();
     if needed.is_empty() {
         // A world that panicked took its counts along.
-        needed.extend(Trouble::ALL);
+        needed.extend(FaultKind::ALL);
     }
-    for trouble in &needed {
+    for kind in &needed {
         let fewer = Options {
-            without: shrunk.options.without.with(*trouble),
+            without: shrunk.options.without.with(*kind),
             ..shrunk.options
         };
         let outcome = run(failure.seed, &fewer);

@@ -1,15 +1,15 @@
 //! A world: machines, clients and a network in virtual time.
 
+use super::client::SimClient;
 use super::coverage::Coverage;
-use super::customer::Customer;
-use super::invariants::{Invariant, Onlooker};
-use super::machine::{Machine, NoStart, Outbox, Post, Standing, address, place_of, write_packet};
+use super::fault::{FaultKind, FaultKinds};
+use super::invariants::{Checker, Invariant};
+use super::machine::{Machine, NoStart, Post, Standing, address, place_of, write_packet};
 use super::memory::{Life, Words};
+use super::nemesis::Action;
 use super::network::{Network, exponential};
 use super::scenario::{Phase, Scenario};
-use super::story::Story;
-use super::torment::Action;
-use super::trouble::{Trouble, Troubles};
+use super::trace::Trace;
 use super::{Options, Outcome};
 use consensus::auth;
 use consensus::formation::Conflict;
@@ -57,9 +57,9 @@ enum Stage {
 /// The network and everybody who watches it.
 pub(super) struct Ether {
     pub(super) network: Network,
-    pub(super) onlooker: Onlooker,
+    pub(super) checker: Checker,
     pub(super) coverage: Coverage,
-    pub(super) story: Story,
+    pub(super) trace: Trace,
     pub(super) now_ns: u64,
     /// Machines; whoever is beyond them is no node.
     nodes: usize,
@@ -72,14 +72,14 @@ impl Post for Ether {
         if !self.touched.is_empty() {
             self.touched.sort_unstable();
             self.touched.dedup();
-            self.onlooker.touched(place, words, &self.touched);
+            self.checker.touched(place, words, &self.touched);
             self.touched.clear();
         }
     }
 
     fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]) {
         if from < self.nodes {
-            self.onlooker.sent(from, header, value);
+            self.checker.sent(from, header, value);
         }
         let index = self.network.buffer();
         let packet = self.network.packet_mut(index);
@@ -97,7 +97,7 @@ pub(super) struct World {
     pub(super) quorums: Option<(usize, usize)>,
     pub(super) random: Random,
     pub(super) machines: Vec<Machine>,
-    pub(super) customers: Vec<Customer>,
+    pub(super) clients: Vec<SimClient>,
     pub(super) ether: Ether,
     /// When machines take their turns, flush, and have written snapshots; when clients take
     /// theirs; when the next fault is due.
@@ -107,8 +107,8 @@ pub(super) struct World {
     stage: Stage,
     phase: usize,
     phase_until_ns: u64,
-    pub(super) trouble_ns: u64,
-    pub(super) without: Troubles,
+    pub(super) fault_ns: u64,
+    pub(super) without: FaultKinds,
     faults: Faults,
     /// The machine whose snapshots were damaged.
     pub(super) rotten: Option<usize>,
@@ -129,10 +129,10 @@ impl World {
             .map(|place| Machine::new(place, &scenario, &mut random))
             .collect();
         let count = usize::from(scenario.groups) * scenario.clients;
-        let customers: Vec<_> = (0..count)
+        let clients: Vec<_> = (0..count)
             .map(|number| {
                 let group = GroupId((number % usize::from(scenario.groups)) as u16);
-                Customer::new(number, group, &scenario, random.next())
+                SimClient::new(number, group, &scenario, random.next())
             })
             .collect();
         // The last place is an operator's.
@@ -145,9 +145,9 @@ impl World {
             quorums: scenario.quorums,
             ether: Ether {
                 network,
-                onlooker: Onlooker::new(&scenario, options.only),
+                checker: Checker::new(&scenario, options.only),
                 coverage,
-                story: Story::new(options.trace),
+                trace: Trace::new(options.trace),
                 now_ns: 0,
                 nodes,
                 touched: Vec::new(),
@@ -158,7 +158,7 @@ impl World {
             stage: Stage::Storm,
             phase: 0,
             phase_until_ns: 0,
-            trouble_ns: 0,
+            fault_ns: 0,
             without: options.without,
             faults: Faults::default(),
             rotten: None,
@@ -167,7 +167,7 @@ impl World {
             wanted: vec![vec![Slot::NONE; groups]; nodes],
             hash: seed,
             machines,
-            customers,
+            clients,
             random,
             scenario,
         };
@@ -176,8 +176,8 @@ impl World {
     }
 
     fn begin(&mut self) {
-        let story = format!("{:?}", self.scenario);
-        self.ether.story.tell(0, "world", || story);
+        let drawn = format!("{:?}", self.scenario);
+        self.ether.trace.tell(0, "world", || drawn);
         simulation::inject(&Faults::new(self.seed));
         if let Some(unsound) = self.scenario.unsound {
             let seed = self.random.next();
@@ -190,14 +190,14 @@ impl World {
         }
         let sizes = self.quorums.unwrap_or_else(|| self.scenario.quorum_sizes());
         let nodes = self.scenario.nodes;
-        self.ether.onlooker.configured(nodes, sizes);
+        self.ether.checker.configured(nodes, sizes);
         for place in 0..self.machines.len() {
             let incarnation = self.machines[place].incarnation(&self.scenario);
-            self.ether.onlooker.chronicle.pinned[place] = incarnation;
+            self.ether.checker.chronicle.pinned[place] = incarnation;
             self.start(place);
         }
-        for number in 0..self.customers.len() {
-            let at = self.customer_timer(number);
+        for number in 0..self.clients.len() {
+            let at = self.client_timer(number);
             self.timers[at] = 0;
         }
         self.enter_phase();
@@ -213,11 +213,11 @@ impl World {
         2 * self.scenario.nodes + place
     }
 
-    pub(super) const fn customer_timer(&self, number: usize) -> usize {
+    pub(super) const fn client_timer(&self, number: usize) -> usize {
         3 * self.scenario.nodes + number
     }
 
-    pub(super) fn trouble_timer(&self) -> usize {
+    pub(super) fn fault_timer(&self) -> usize {
         self.timers.len() - 1
     }
 
@@ -234,7 +234,7 @@ impl World {
     /// Runs to the end, or to the first violation.
     pub(super) fn run(mut self, options: &Options) -> Outcome {
         while self.stage != Stage::Done
-            && self.ether.onlooker.violation().is_none()
+            && self.ether.checker.violation().is_none()
             && options.max_events.is_none_or(|most| self.events < most)
         {
             self.step();
@@ -244,12 +244,12 @@ impl World {
 
     fn outcome(mut self) -> Outcome {
         self.end_faults();
-        let violation = self.ether.onlooker.violation().cloned();
+        let violation = self.ether.checker.violation().cloned();
         if let Some(violation) = &violation {
             let what = violation.what.clone();
             let now_ns = self.ether.now_ns;
             self.ether
-                .story
+                .trace
                 .tell(now_ns, violation.invariant.name(), || what);
         }
         Outcome {
@@ -266,12 +266,12 @@ impl World {
     }
 
     fn commits(&self) -> u64 {
-        let groups = &self.ether.onlooker.chronicle.groups;
+        let groups = &self.ether.checker.chronicle.groups;
         groups.iter().map(|group| group.chosen).sum()
     }
 
     fn leader_changes(&self) -> u64 {
-        let groups = self.ether.onlooker.chronicle.groups.iter();
+        let groups = self.ether.checker.chronicle.groups.iter();
         groups.map(|group| group.leaders().saturating_sub(1)).sum()
     }
 
@@ -310,9 +310,9 @@ impl World {
             _ if timer < nodes => self.turn(timer),
             _ if timer < 2 * nodes => self.flushed(timer - nodes),
             _ if timer < 3 * nodes => self.snapshot_written(timer - 2 * nodes),
-            _ if timer == self.trouble_timer() => self.torment(),
+            _ if timer == self.fault_timer() => self.inject_fault(),
             _ => {
-                self.serve_customer(timer - 3 * nodes);
+                self.serve_client(timer - 3 * nodes);
                 self.check_calm();
             }
         }
@@ -346,10 +346,10 @@ impl World {
             .coverage
             .delivered(packet.bytes.get(3).copied().unwrap_or(0));
         if packet.to < nodes {
-            self.ether.story.arrival(self.ether.now_ns, &packet, nodes);
+            self.ether.trace.arrival(self.ether.now_ns, &packet, nodes);
             self.handle(packet.to, packet.from, &packet.bytes);
-        } else if packet.to - nodes < self.customers.len() {
-            self.ether.story.arrival(self.ether.now_ns, &packet, nodes);
+        } else if packet.to - nodes < self.clients.len() {
+            self.ether.trace.arrival(self.ether.now_ns, &packet, nodes);
             let number = packet.to - nodes;
             let parsed = parse(&packet.bytes, usize::from(u16::MAX));
             if let Parsed::Ours(header, value) = parsed
@@ -358,12 +358,12 @@ impl World {
                     .key
                     .is_none_or(|key| auth::is_authentic(key, &header, value))
             {
-                let customer = &mut self.customers[number];
+                let client = &mut self.clients[number];
                 let from = address(packet.from);
-                customer
-                    .client
+                client
+                    .session
                     .handle_datagram(self.ether.now_ns, from, &header, value);
-                self.serve_customer(number);
+                self.serve_client(number);
                 self.check_calm();
             }
         }
@@ -379,21 +379,13 @@ impl World {
             }
             return;
         }
-        let Some(node) = &mut machine.process else {
+        let post = &mut self.ether;
+        let handled = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
+            node.handle(local_ns, unix_ms, address(from), bytes, io);
+        });
+        if handled.is_none() {
             return;
-        };
-        let mut io = Outbox {
-            place,
-            boot: machine.boot,
-            identity: &mut machine.identity,
-            shelves: &machine.shelves,
-            words: &machine.words,
-            life: &machine.life,
-            post: &mut self.ether,
-        };
-        let local_ns = machine.clock.monotonic_ns(now_ns);
-        let unix_ms = machine.clock.unix_ms(now_ns);
-        node.handle(local_ns, unix_ms, address(from), bytes, &mut io);
+        }
         self.timers[place] = self.timers[place].min(now_ns + self.scenario.batch_ns);
         self.after(place);
     }
@@ -402,22 +394,15 @@ impl World {
     fn turn(&mut self, place: usize) {
         let now_ns = self.ether.now_ns;
         let machine = &mut self.machines[place];
-        let Some(node) = &mut machine.process else {
+        let post = &mut self.ether;
+        let turned = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
+            node.turn(local_ns, unix_ms, io)
+                .min(local_ns + MAX_SLEEP_NS)
+        });
+        let Some(due_ns) = turned else {
             return;
         };
-        let mut io = Outbox {
-            place,
-            boot: machine.boot,
-            identity: &mut machine.identity,
-            shelves: &machine.shelves,
-            words: &machine.words,
-            life: &machine.life,
-            post: &mut self.ether,
-        };
-        let local_ns = machine.clock.monotonic_ns(now_ns);
-        let unix_ms = machine.clock.unix_ms(now_ns);
-        let due_ns = node.turn(local_ns, unix_ms, &mut io);
-        let due_ns = machine.clock.when(due_ns.min(local_ns + MAX_SLEEP_NS));
+        let due_ns = machine.clock.when(due_ns);
         self.timers[place] = due_ns.max(now_ns + LEAST_SLEEP_NS);
         self.after(place);
     }
@@ -428,15 +413,15 @@ impl World {
         self.ether.look(place, &machine.words, &machine.life);
         if machine.life.is_dead() {
             // What the dead seem to have applied is nobody's.
-            self.ether.onlooker.event_cut_off();
+            self.ether.checker.event_cut_off();
             return self.torn(place);
         }
         if let Some(node) = &machine.process {
             for (group, replica) in node.replicas().iter().enumerate() {
-                self.ether.onlooker.applied(place, group, replica.applied());
+                self.ether.checker.applied(place, group, replica.applied());
             }
         }
-        self.ether.onlooker.event_over();
+        self.ether.checker.event_over();
         let failed = {
             let mut log = machine.log.borrow_mut();
             if self.timers[self.scenario.nodes + place] == u64::MAX && log.begin_flush() {
@@ -479,16 +464,16 @@ impl World {
                 self.wanted[place] = highest;
                 let machine = &self.machines[place];
                 let incarnation = machine.incarnation(&self.scenario);
-                let onlooker = &mut self.ether.onlooker;
-                if onlooker.reads_disks() {
+                let checker = &mut self.ether.checker;
+                if checker.reads_disks() {
                     // Recovery makes certain what it found.
                     let log = machine.log.borrow();
                     for record in log.numbers().filter_map(|number| log.record(number)) {
-                        onlooker.flushed(place, record);
+                        checker.flushed(place, record);
                     }
                 }
-                onlooker.opened(place, incarnation, &machine.words, &machine.recovered);
-                self.ether.story.tell(now_ns, place_name(place), || {
+                checker.opened(place, incarnation, &machine.words, &machine.recovered);
+                self.ether.trace.tell(now_ns, place_name(place), || {
                     format!("starts, recovered up to {recovered:?}")
                 });
                 // What a start wrote to the region and the journal.
@@ -498,7 +483,7 @@ impl World {
             Err(NoStart::Damaged(why) | NoStart::Config(why)) => {
                 let node = place + 1;
                 let what = format!("node {node} cannot start from what it wrote itself: {why}");
-                self.ether.onlooker.judge(Invariant::Durability, Err(what));
+                self.ether.checker.judge(Invariant::Durability, Err(what));
             }
         }
     }
@@ -543,7 +528,7 @@ impl World {
         self.ether.coverage.feature("nodes refused");
         let now_ns = self.ether.now_ns;
         self.ether
-            .story
+            .trace
             .tell(now_ns, place_name(place), || format!("is refused: {why}"));
         self.give_birth(place);
     }
@@ -552,10 +537,10 @@ impl World {
     fn flushed(&mut self, place: usize) {
         let machine = &self.machines[place];
         let numbers = machine.log.borrow_mut().end_flush();
-        if self.ether.onlooker.reads_disks() {
+        if self.ether.checker.reads_disks() {
             let log = machine.log.borrow();
             for record in numbers.filter_map(|number| log.record(number)) {
-                self.ether.onlooker.flushed(place, record);
+                self.ether.checker.flushed(place, record);
             }
         }
         if !machine.is_paused && machine.process.is_some() {
@@ -566,25 +551,25 @@ impl World {
 
     // Clients.
 
-    fn serve_customer(&mut self, number: usize) {
+    fn serve_client(&mut self, number: usize) {
         let now_ns = self.ether.now_ns;
         let is_open = matches!(self.stage, Stage::Storm | Stage::Calm { .. });
         let place = self.machines.len() + number;
-        let customer = &mut self.customers[number];
-        while let Some(event) = customer.client.poll_event() {
-            let verdict = customer.answered(now_ns, event);
-            self.ether.onlooker.judge(Invariant::ExactlyOnce, verdict);
+        let client = &mut self.clients[number];
+        while let Some(event) = client.session.poll_event() {
+            let verdict = client.answered(now_ns, event);
+            self.ether.checker.judge(Invariant::ExactlyOnce, verdict);
         }
-        customer.turn(now_ns, is_open);
-        while let Some(datagram) = customer.client.poll_transmit(now_ns) {
+        client.turn(now_ns, is_open);
+        while let Some(datagram) = client.session.poll_transmit(now_ns) {
             let mut header = datagram.header;
             if let Some(key) = self.scenario.key {
                 header.tag = auth::tag(key, &header, datagram.value);
             }
             self.ether.post(place, datagram.to, &header, datagram.value);
         }
-        let due_ns = customer.due_ns(is_open).max(now_ns + 1);
-        let timer = self.customer_timer(number);
+        let due_ns = client.due_ns(is_open).max(now_ns + 1);
+        let timer = self.client_timer(number);
         self.timers[timer] = due_ns;
     }
 
@@ -593,33 +578,33 @@ impl World {
     fn enter_phase(&mut self) {
         if self.phase >= self.scenario.phases.len() {
             let election_ns = self.scenario.election.timeout_ns;
-            let troubles = self.scenario.troubles;
-            let mut phase = Phase::draw(&mut self.random, troubles, election_ns);
+            let kinds = self.scenario.kinds;
+            let mut phase = Phase::draw(&mut self.random, kinds, election_ns);
             phase.leave_out(self.without);
             self.scenario.phases.push(phase);
         }
         let phase = self.scenario.phases[self.phase];
         self.ether.network.weather = phase.weather;
-        for (trouble, is_on) in [
-            (Trouble::Reordering, phase.weather.reorders),
-            (Trouble::Corruption, phase.weather.corrupt_per_mille > 0),
+        for (kind, is_on) in [
+            (FaultKind::Reordering, phase.weather.reorders),
+            (FaultKind::Corruption, phase.weather.corrupt_per_mille > 0),
             (
-                Trouble::ClockDrift,
+                FaultKind::ClockDrift,
                 self.scenario.drift_ppm.iter().any(|ppm| *ppm != 0),
             ),
         ] {
             if is_on {
-                self.ether.coverage.struck(trouble);
+                self.ether.coverage.struck(kind);
             }
         }
         self.phase_until_ns = self.ether.now_ns + phase.length_ns;
-        self.trouble_ns = phase.trouble_ns;
+        self.fault_ns = phase.fault_ns;
         self.inject(phase.fault_per_mille);
-        let timer = self.trouble_timer();
-        self.timers[timer] = self.ether.now_ns + exponential(&mut self.random, phase.trouble_ns);
+        let timer = self.fault_timer();
+        self.timers[timer] = self.ether.now_ns + exponential(&mut self.random, phase.fault_ns);
         let now_ns = self.ether.now_ns;
         self.ether
-            .story
+            .trace
             .tell(now_ns, "world", || format!("phase: {phase:?}"));
     }
 
@@ -639,7 +624,7 @@ impl World {
             .iter()
             .any(|one| self.faults.tally(*one).struck > 0)
         {
-            self.ether.coverage.struck(Trouble::FaultPoints);
+            self.ether.coverage.struck(FaultKind::FaultPoints);
         }
     }
 
@@ -678,11 +663,11 @@ impl World {
     fn calm(&mut self) {
         let now_ns = self.ether.now_ns;
         self.ether
-            .story
+            .trace
             .tell(now_ns, "world", || "faults stop".into());
         self.stage = Stage::Calm { since_ns: now_ns };
         self.phase_until_ns = now_ns + LIVENESS_NS;
-        let timer = self.trouble_timer();
+        let timer = self.fault_timer();
         self.timers[timer] = u64::MAX;
         self.agenda.clear();
         self.inject(0);
@@ -709,7 +694,7 @@ impl World {
                 )
             }
         };
-        self.ether.onlooker.judge(Invariant::Liveness, Err(what));
+        self.ether.checker.judge(Invariant::Liveness, Err(what));
         self.stage = Stage::Done;
     }
 
@@ -731,10 +716,10 @@ impl World {
     }
 
     fn commits_again(&self, group: usize, since_ns: u64) -> bool {
-        self.customers
+        self.clients
             .iter()
-            .filter(|customer| usize::from(customer.group.0) == group)
-            .any(|customer| customer.answered_from_ns > since_ns)
+            .filter(|client| usize::from(client.group.0) == group)
+            .any(|client| client.answered_from_ns > since_ns)
     }
 
     fn check_calm(&mut self) {
@@ -751,7 +736,7 @@ impl World {
 
     /// Whether nobody waits for anything and all replicas are level; then their states are equal.
     fn check_settled(&mut self) {
-        if !self.customers.iter().all(Customer::is_idle) {
+        if !self.clients.iter().all(SimClient::is_idle) {
             return;
         }
         let mut level = Vec::new();
@@ -770,16 +755,16 @@ impl World {
             level.push(slot);
         }
         for (group, slot) in level.into_iter().enumerate() {
-            self.ether.onlooker.settled(group, slot);
+            self.ether.checker.settled(group, slot);
         }
         self.compare_states();
         for group in 0..usize::from(self.scenario.groups) {
-            let customers = self.customers.iter_mut();
-            let operations: Vec<_> = customers
-                .filter(|customer| usize::from(customer.group.0) == group)
-                .flat_map(|customer| std::mem::take(&mut customer.history))
+            let clients = self.clients.iter_mut();
+            let operations: Vec<_> = clients
+                .filter(|client| usize::from(client.group.0) == group)
+                .flat_map(|client| std::mem::take(&mut client.history))
                 .collect();
-            self.ether.onlooker.histories(group, &operations);
+            self.ether.checker.histories(group, &operations);
         }
         self.stage = Stage::Done;
     }
@@ -809,7 +794,7 @@ impl World {
                             ))
                         };
                         self.ether
-                            .onlooker
+                            .checker
                             .judge(Invariant::StateMachineSafety, verdict);
                     }
                 }

@@ -1,4 +1,4 @@
-//! What an onlooker knows: what every region holds, who voted for what, and what that chose.
+//! What the checker knows: what every region holds, who voted for what, and what that chose.
 
 use crate::sim::memory::Words;
 use crate::sim::scenario::Scenario;

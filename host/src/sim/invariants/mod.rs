@@ -1,6 +1,6 @@
 //! What must hold after every event.
 //!
-//! An onlooker sees the packets that leave, the words of regions that a step has touched, the
+//! The checker sees the packets that leave, the words of regions that a step has touched, the
 //! records that reach a disk, and the values that replicas apply. It asks none of the code under
 //! test for its opinion. One file for each invariant, called what the literature calls it;
 //! [`Chronicle`] is what several of them have to know.
@@ -97,8 +97,8 @@ pub struct Violation {
 
 type Verdict = Result<(), String>;
 
-/// The onlooker.
-pub(super) struct Onlooker {
+/// The checker.
+pub(super) struct Checker {
     only: Option<Invariant>,
     pub(super) chronicle: Chronicle,
     promises: promise_monotonicity::Promises,
@@ -109,7 +109,7 @@ pub(super) struct Onlooker {
     violation: Option<Violation>,
 }
 
-impl Onlooker {
+impl Checker {
     pub(super) fn new(scenario: &Scenario, only: Option<Invariant>) -> Self {
         let groups = usize::from(scenario.groups);
         Self {

@@ -1,9 +1,9 @@
 //! What goes wrong in a world, and how it is mended.
 
+use super::fault::FaultKind;
 use super::machine::{Machine, Post, Standing, address};
 use super::network::exponential;
 use super::reborn::Reborn;
-use super::trouble::Trouble;
 use super::world::{World, place_name};
 use consensus::local::Durability;
 use consensus::session::SESSION_TTL_MS;
@@ -28,38 +28,38 @@ pub(super) enum Action {
 }
 
 /// A kind of fault, and how often it is drawn.
-const WEIGHTS: &[(Trouble, u64)] = &[
-    (Trouble::Partition, 6),
-    (Trouble::Pause, 4),
-    (Trouble::Kill, 6),
-    (Trouble::TornStep, 4),
-    (Trouble::PowerLoss, 6),
-    (Trouble::Blackout, 1),
-    (Trouble::MemoryLoss, 1),
-    (Trouble::DiskLoss, 1),
-    (Trouble::SlowDisk, 3),
-    (Trouble::FullDisk, 3),
-    (Trouble::DiskError, 2),
-    (Trouble::ClockStep, 2),
-    (Trouble::Transfer, 3),
-    (Trouble::ClientLoss, 1),
+const WEIGHTS: &[(FaultKind, u64)] = &[
+    (FaultKind::Partition, 6),
+    (FaultKind::Pause, 4),
+    (FaultKind::Kill, 6),
+    (FaultKind::TornStep, 4),
+    (FaultKind::PowerLoss, 6),
+    (FaultKind::Blackout, 1),
+    (FaultKind::MemoryLoss, 1),
+    (FaultKind::DiskLoss, 1),
+    (FaultKind::SlowDisk, 3),
+    (FaultKind::FullDisk, 3),
+    (FaultKind::DiskError, 2),
+    (FaultKind::ClockStep, 2),
+    (FaultKind::Transfer, 3),
+    (FaultKind::ClientLoss, 1),
 ];
 
 impl World {
-    fn allows(&self, trouble: Trouble) -> bool {
-        self.scenario.troubles.has(trouble) && !self.without.has(trouble)
+    fn allows(&self, kind: FaultKind) -> bool {
+        self.scenario.kinds.has(kind) && !self.without.has(kind)
     }
 
     /// Something goes wrong.
-    pub(super) fn torment(&mut self) {
-        let timer = self.trouble_timer();
-        self.timers[timer] = self.now_ns() + exponential(&mut self.random, self.trouble_ns) + 1;
+    pub(super) fn inject_fault(&mut self) {
+        let timer = self.fault_timer();
+        self.timers[timer] = self.now_ns() + exponential(&mut self.random, self.fault_ns) + 1;
         let sum: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
         let mut draw = self.random.below(sum);
-        let mut drawn = Trouble::Kill;
-        for (trouble, weight) in WEIGHTS {
+        let mut drawn = FaultKind::Kill;
+        for (kind, weight) in WEIGHTS {
             if draw < *weight {
-                drawn = *trouble;
+                drawn = *kind;
                 break;
             }
             draw -= weight;
@@ -91,28 +91,28 @@ impl World {
             return;
         };
         let ways = [
-            Trouble::Kill,
-            Trouble::Pause,
-            Trouble::Partition,
-            Trouble::Transfer,
+            FaultKind::Kill,
+            FaultKind::Pause,
+            FaultKind::Partition,
+            FaultKind::Transfer,
         ];
         let way = ways[self.random.below(4) as usize];
         let successor = (leader + 1 + self.random.below(self.machines.len() as u64 - 1) as usize)
             % self.machines.len();
         match way {
             // Where too many are lost for good, the rest cannot do without its leader.
-            Trouble::Transfer => self.transfer(successor, 0),
-            Trouble::Kill if self.may_lose_state(leader) => self.strike(way, leader),
-            Trouble::Partition => self.strike(way, leader),
+            FaultKind::Transfer => self.transfer(successor, 0),
+            FaultKind::Kill if self.may_lose_state(leader) => self.strike(way, leader),
+            FaultKind::Partition => self.strike(way, leader),
             _ => self.pause(leader, self.scenario.election.timeout_ns * 4),
         }
     }
 
-    fn say(&mut self, trouble: Trouble, place: usize, what: impl FnOnce() -> String) {
-        self.ether.coverage.struck(trouble);
+    fn say(&mut self, kind: FaultKind, place: usize, what: impl FnOnce() -> String) {
+        self.ether.coverage.struck(kind);
         let now_ns = self.now_ns();
-        self.ether.story.tell(now_ns, place_name(place), || {
-            format!("*** {}: {}", trouble.name(), what())
+        self.ether.trace.tell(now_ns, place_name(place), || {
+            format!("*** {}: {}", kind.name(), what())
         });
     }
 
@@ -144,68 +144,66 @@ impl World {
         self.plan(self.now_ns() + down_ns, Action::Start(place));
     }
 
-    fn strike(&mut self, trouble: Trouble, place: usize) {
+    fn strike(&mut self, kind: FaultKind, place: usize) {
         let is_up = self.machines[place].process.is_some();
-        match trouble {
-            Trouble::Partition => self.part(place),
-            Trouble::Pause if is_up => {
+        match kind {
+            FaultKind::Partition => self.part(place),
+            FaultKind::Pause if is_up => {
                 let (least, most) = PAUSE_NS;
                 let pause_ns = least + exponential(&mut self.random, 4 * least).min(most - least);
                 self.pause(place, pause_ns);
             }
-            Trouble::Kill if is_up && self.may_lose_state(place) => {
-                self.say(trouble, place, || "the process dies".into());
+            FaultKind::Kill if is_up && self.may_lose_state(place) => {
+                self.say(kind, place, || "the process dies".into());
                 self.die(place);
                 self.plan_start(place);
             }
-            Trouble::TornStep if is_up && self.may_lose_state(place) => {
+            FaultKind::TornStep if is_up && self.may_lose_state(place) => {
                 let writes = self.random.below(40) as u32;
                 self.machines[place].life.light_fuse(writes);
             }
-            Trouble::PowerLoss => {
-                self.say(trouble, place, || "the machine loses power".into());
+            FaultKind::PowerLoss => {
+                self.say(kind, place, || "the machine loses power".into());
                 self.lose_power(place);
                 self.plan_start(place);
             }
-            Trouble::Blackout => {
-                self.say(trouble, place, || "all machines lose power".into());
+            FaultKind::Blackout => {
+                self.say(kind, place, || "all machines lose power".into());
                 for place in 0..self.machines.len() {
                     self.lose_power(place);
                     self.plan_start(place);
                 }
             }
-            Trouble::MemoryLoss if self.may_lose_acceptor(place) => {
-                self.say(trouble, place, || {
+            FaultKind::MemoryLoss if self.may_lose_acceptor(place) => {
+                self.say(kind, place, || {
                     "the machine loses power and its votes".into()
                 });
                 self.machines[place].standing = Standing::Doomed;
                 self.lose_power(place);
                 self.plan_start(place);
             }
-            Trouble::DiskLoss if self.may_lose_acceptor(place) => {
-                self.say(trouble, place, || "the data directory is lost".into());
+            FaultKind::DiskLoss if self.may_lose_acceptor(place) => {
+                self.say(kind, place, || "the data directory is lost".into());
                 self.machines[place].standing = Standing::Doomed;
                 self.lose_disk(place);
                 self.plan_start(place);
             }
-            Trouble::SlowDisk => {
+            FaultKind::SlowDisk => {
                 let slow_ns = MS * (1 + self.random.below(60));
                 self.machines[place].flush_ns = slow_ns;
-                self.say(trouble, place, || {
-                    format!("a flush takes {} ms", slow_ns / MS)
-                });
+                self.say(kind, place, || format!("a flush takes {} ms", slow_ns / MS));
                 self.plan_mending(place);
             }
-            Trouble::FullDisk => {
+            FaultKind::FullDisk => {
                 self.machines[place].log.borrow_mut().is_full = true;
-                self.say(trouble, place, || "the disk is full".into());
+                self.say(kind, place, || "the disk is full".into());
                 self.plan_mending(place);
             }
-            Trouble::DiskError if is_up => {
+            FaultKind::DiskError if is_up => {
                 self.machines[place].log.borrow_mut().is_failing = true;
-                self.say(trouble, place, || "the disk returns errors".into());
+                self.say(kind, place, || "the disk returns errors".into());
             }
-            Trouble::ClockStep => {
+            FaultKind::ClockStep => {
                 // Now and then so far that sessions expire by the log's clock.
                 let leaps = self.random.below(16) == 0;
                 let by_ms = if leaps {
@@ -214,20 +212,20 @@ impl World {
                     self.random.below(10_000) as i64 - 5_000
                 };
                 self.machines[place].clock.step_wall(by_ms);
-                self.say(trouble, place, || {
+                self.say(kind, place, || {
                     format!("its wall clock is set by {by_ms} ms")
                 });
             }
-            Trouble::Transfer => {
+            FaultKind::Transfer => {
                 let group = self.random.below(u64::from(self.scenario.groups)) as u16;
                 self.transfer(place, group);
             }
-            Trouble::ClientLoss => {
-                let number = self.random.below(self.customers.len() as u64) as usize;
-                self.customers[number].begin_anew(&self.scenario);
-                let timer = self.customer_timer(number);
+            FaultKind::ClientLoss => {
+                let number = self.random.below(self.clients.len() as u64) as usize;
+                self.clients[number].begin_anew(&self.scenario);
+                let timer = self.client_timer(number);
                 self.timers[timer] = self.now_ns();
-                self.ether.coverage.struck(trouble);
+                self.ether.coverage.struck(kind);
             }
             _ => {}
         }
@@ -240,13 +238,13 @@ impl World {
     }
 
     fn keeps_some(&self) -> bool {
-        self.allows(Trouble::TornTail)
+        self.allows(FaultKind::TornTail)
     }
 
     fn die(&mut self, place: usize) {
         let keeps_some = self.keeps_some();
         if keeps_some && self.machines[place].log.borrow().flushed() > 0 {
-            self.ether.coverage.struck(Trouble::TornTail);
+            self.ether.coverage.struck(FaultKind::TornTail);
         }
         self.end_process(place, keeps_some);
         self.rot(place);
@@ -256,7 +254,7 @@ impl World {
     /// lead less far, since a snapshot may hold what no record says was chosen. No mode covers that,
     /// so it happens to one machine of a world that has all others.
     fn rot(&mut self, place: usize) {
-        if !self.allows(Trouble::SnapshotRot) || self.random.below(4) > 0 {
+        if !self.allows(FaultKind::SnapshotRot) || self.random.below(4) > 0 {
             return;
         }
         let is_first = self.rotten.is_none_or(|rotten| rotten == place);
@@ -272,8 +270,8 @@ impl World {
         }
         if has_rotted {
             self.rotten = Some(place);
-            self.ether.onlooker.disk_damaged(place);
-            self.say(Trouble::SnapshotRot, place, || {
+            self.ether.checker.disk_damaged(place);
+            self.say(FaultKind::SnapshotRot, place, || {
                 "its newest snapshot is damaged".into()
             });
         }
@@ -292,10 +290,12 @@ impl World {
     /// Something blank may answer in the stead of a node that was refused.
     pub(super) fn give_birth(&mut self, place: usize) {
         let nonce = self.random.next();
-        if self.allows(Trouble::Reborn) {
+        if self.allows(FaultKind::Reborn) {
             let node = self.machines[place].node_id;
             self.machines[place].reborn = Reborn::new(node, nonce, &self.scenario);
-            self.say(Trouble::Reborn, place, || "a blank acceptor answers".into());
+            self.say(FaultKind::Reborn, place, || {
+                "a blank acceptor answers".into()
+            });
         }
     }
 
@@ -322,7 +322,7 @@ impl World {
         }
         self.machines[place].is_paused = true;
         self.timers[place] = u64::MAX;
-        self.say(Trouble::Pause, place, || {
+        self.say(FaultKind::Pause, place, || {
             format!("stops for {} ms", pause_ns / MS)
         });
         self.plan(self.now_ns() + pause_ns, Action::Resume(place));
@@ -330,7 +330,7 @@ impl World {
 
     /// Cuts links: one node off, in one direction or both, or the cluster in two.
     fn part(&mut self, place: usize) {
-        let places = self.machines.len() + self.customers.len();
+        let places = self.machines.len() + self.clients.len();
         let shape = self.random.below(4);
         let side: Vec<bool> = (0..places).map(|_| self.random.below(2) == 0).collect();
         for other in (0..places).filter(|other| *other != place) {
@@ -351,7 +351,7 @@ impl World {
             }
         }
         let name = ["mute", "deaf", "cut off", "on one of two sides"][shape as usize];
-        self.say(Trouble::Partition, place, || format!("is {name}"));
+        self.say(FaultKind::Partition, place, || format!("is {name}"));
         let election_ns = self.scenario.election.timeout_ns;
         let cut_ns = exponential(&mut self.random, 2 * election_ns) + MS;
         self.plan(self.now_ns() + cut_ns, Action::Heal);
@@ -368,16 +368,16 @@ impl World {
         if let Some(key) = self.scenario.key {
             header.tag = consensus::auth::tag(key, &header, &[]);
         }
-        self.say(Trouble::Transfer, place, || {
+        self.say(FaultKind::Transfer, place, || {
             format!("is to lead group {group}")
         });
-        let operator = self.machines.len() + self.customers.len();
+        let operator = self.machines.len() + self.clients.len();
         self.ether.post(operator, address(leader), &header, &[]);
     }
 
     /// The process died between two writes of a step.
     pub(super) fn torn(&mut self, place: usize) {
-        self.say(Trouble::TornStep, place, || {
+        self.say(FaultKind::TornStep, place, || {
             "the process dies in the middle of a step".into()
         });
         self.die(place);
@@ -387,7 +387,7 @@ impl World {
     /// The process saw that its journal can no longer be written.
     pub(super) fn died_of_its_disk(&mut self, place: usize) {
         let now_ns = self.now_ns();
-        self.ether.story.tell(now_ns, place_name(place), || {
+        self.ether.trace.tell(now_ns, place_name(place), || {
             "ends: its disk returned an error".into()
         });
         self.die(place);
@@ -406,7 +406,7 @@ impl World {
             Action::Heal => {
                 let now_ns = self.now_ns();
                 self.ether
-                    .story
+                    .trace
                     .tell(now_ns, "world", || "all links work".into());
                 self.ether.network.heal();
             }
@@ -420,7 +420,7 @@ impl World {
         }
         let now_ns = self.now_ns();
         self.ether
-            .story
+            .trace
             .tell(now_ns, place_name(place), || "goes on".into());
         self.machines[place].is_paused = false;
         self.timers[place] = now_ns;

@@ -6,11 +6,11 @@ use consensus::wire::{Header, Kind, Parsed, parse};
 
 /// Prints, or does not.
 #[derive(Debug)]
-pub(super) struct Story {
+pub(super) struct Trace {
     is_told: bool,
 }
 
-impl Story {
+impl Trace {
     pub(super) const fn new(is_told: bool) -> Self {
         Self { is_told }
     }

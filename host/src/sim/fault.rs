@@ -3,7 +3,7 @@
 /// A kind of fault. Each can be left out of a world, to find those that a failure needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
-pub enum Trouble {
+pub enum FaultKind {
     /// Packets are lost.
     Loss,
     /// Packets arrive twice.
@@ -52,7 +52,7 @@ pub enum Trouble {
     FaultPoints,
 }
 
-impl Trouble {
+impl FaultKind {
     /// Every kind.
     pub const ALL: &[Self] = &[
         Self::Loss,
@@ -117,29 +117,29 @@ impl Trouble {
 
 /// A set of kinds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Troubles(u32);
+pub struct FaultKinds(u32);
 
-const _: () = assert!(Trouble::ALL.len() <= 32);
+const _: () = assert!(FaultKind::ALL.len() <= 32);
 
-impl Troubles {
+impl FaultKinds {
     /// None.
     pub const NONE: Self = Self(0);
 
     /// With one more.
     #[must_use]
-    pub const fn with(self, trouble: Trouble) -> Self {
-        Self(self.0 | 1 << trouble as u32)
+    pub const fn with(self, kind: FaultKind) -> Self {
+        Self(self.0 | 1 << kind as u32)
     }
 
     /// Whether this one is in it.
     #[must_use]
-    pub const fn has(self, trouble: Trouble) -> bool {
-        self.0 & 1 << trouble as u32 != 0
+    pub const fn has(self, kind: FaultKind) -> bool {
+        self.0 & 1 << kind as u32 != 0
     }
 
     /// Those that are in it.
-    pub fn iter(self) -> impl Iterator<Item = Trouble> {
-        Trouble::ALL
+    pub fn iter(self) -> impl Iterator<Item = FaultKind> {
+        FaultKind::ALL
             .iter()
             .copied()
             .filter(move |one| self.has(*one))
@@ -152,9 +152,9 @@ mod tests {
 
     #[test]
     fn every_kind_stands_at_its_number_and_has_a_name_of_its_own() {
-        for (index, trouble) in Trouble::ALL.iter().enumerate() {
-            assert_eq!(*trouble as usize, index);
-            assert_eq!(Trouble::from_name(trouble.name()), Some(*trouble));
+        for (index, kind) in FaultKind::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, index);
+            assert_eq!(FaultKind::from_name(kind.name()), Some(*kind));
         }
     }
 }

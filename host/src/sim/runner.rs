@@ -11,7 +11,7 @@ const FIRST_FAILURES: usize = 16;
 
 /// Which seeds, and with how many threads.
 #[derive(Clone, Copy, Debug)]
-pub struct Voyage {
+pub struct Seeds {
     /// The first seed.
     pub first: u64,
     /// How many.
@@ -89,14 +89,14 @@ impl Tally {
 ///
 /// # Errors
 /// The system has no thread left.
-pub fn sail(voyage: &Voyage, progress: &mut dyn FnMut(&Tally)) -> io::Result<Tally> {
+pub fn run_seeds(seeds: &Seeds, progress: &mut dyn FnMut(&Tally)) -> io::Result<Tally> {
     let began = Instant::now();
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let mut tally = Tally::default();
     thread::scope(|scope| {
         let (report, outcomes) = channel();
-        for number in 0..voyage.jobs.max(1) {
+        for number in 0..seeds.jobs.max(1) {
             let report = report.clone();
             let (next, stop) = (&next, &stop);
             thread::Builder::new()
@@ -104,13 +104,13 @@ pub fn sail(voyage: &Voyage, progress: &mut dyn FnMut(&Tally)) -> io::Result<Tal
                 .spawn_scoped(scope, move || {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        let is_late = voyage.time.is_some_and(|time| began.elapsed() >= time);
-                        if number >= voyage.seeds || is_late || stop.load(Ordering::Relaxed) {
+                        let is_late = seeds.time.is_some_and(|time| began.elapsed() >= time);
+                        if number >= seeds.seeds || is_late || stop.load(Ordering::Relaxed) {
                             return;
                         }
                         let start = Instant::now();
-                        let outcome = run(voyage.first.wrapping_add(number), &voyage.options);
-                        if voyage.fail_fast && outcome.violation.is_some() {
+                        let outcome = run(seeds.first.wrapping_add(number), &seeds.options);
+                        if seeds.fail_fast && outcome.violation.is_some() {
                             stop.store(true, Ordering::Relaxed);
                         }
                         if report.send((outcome, start.elapsed())).is_err() {

@@ -13,8 +13,8 @@ const COUNTERS: &[u8] = b"c";
 const REGISTERS: &[u8] = b"r";
 
 /// A client, and the operations that it began.
-pub(super) struct Customer {
-    pub(super) client: Client,
+pub(super) struct SimClient {
+    pub(super) session: Client,
     pub(super) group: GroupId,
     number: usize,
     random: Random,
@@ -31,11 +31,11 @@ pub(super) struct Customer {
     writes: u64,
 }
 
-impl Customer {
+impl SimClient {
     pub(super) fn new(number: usize, group: GroupId, scenario: &Scenario, seed: u64) -> Self {
         let mut random = Random::new(seed);
         Self {
-            client: new_client(group, scenario, &mut random),
+            session: new_session(group, scenario, &mut random),
             group,
             number,
             random,
@@ -53,7 +53,7 @@ impl Customer {
 
     /// Forgets its session, and what was under way stays unknown.
     pub(super) fn begin_anew(&mut self, scenario: &Scenario) {
-        self.client = new_client(self.group, scenario, &mut self.random);
+        self.session = new_session(self.group, scenario, &mut self.random);
         self.lanes.fill(None);
     }
 
@@ -65,7 +65,7 @@ impl Customer {
         } else {
             u64::MAX
         };
-        self.client.poll_timeout().unwrap_or(u64::MAX).min(next)
+        self.session.poll_timeout().unwrap_or(u64::MAX).min(next)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -74,8 +74,8 @@ impl Customer {
 
     /// Does what is due; while `is_open` it begins operations.
     pub(super) fn turn(&mut self, now_ns: u64, is_open: bool) {
-        if self.client.poll_timeout().is_some_and(|due| due <= now_ns) {
-            self.client.handle_timeout(now_ns);
+        if self.session.poll_timeout().is_some_and(|due| due <= now_ns) {
+            self.session.handle_timeout(now_ns);
         }
         if is_open
             && now_ns >= self.next_ns
@@ -112,8 +112,8 @@ impl Customer {
         let body = call.to_body();
         let index = self.history.len();
         let taken = match action {
-            Action::Read { .. } => self.client.submit_query(index as u64, &body),
-            _ => self.client.submit_command(index as u64, &body),
+            Action::Read { .. } => self.session.submit_query(index as u64, &body),
+            _ => self.session.submit_command(index as u64, &body),
         };
         if taken.is_err() {
             return;
@@ -173,7 +173,7 @@ impl Customer {
     }
 }
 
-fn new_client(group: GroupId, scenario: &Scenario, random: &mut Random) -> Client {
+fn new_session(group: GroupId, scenario: &Scenario, random: &mut Random) -> Client {
     let mut members: Vec<_> = (0..scenario.nodes)
         .map(|place| (NodeId(place as u16 + 1), address(place)))
         .collect();
