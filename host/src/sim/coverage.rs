@@ -41,6 +41,7 @@ impl Coverage {
             Fate::Sent => {}
             Fate::Lost => self.struck(FaultKind::Loss),
             Fate::Repeated => self.struck(FaultKind::Duplication),
+            Fate::CopiedLate => self.struck(FaultKind::LateCopies),
             Fate::CutOff => self.feature("packets cut off"),
         }
     }

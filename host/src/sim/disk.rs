@@ -36,6 +36,11 @@ impl Log {
         self.flushed
     }
 
+    /// Whether small files beside the journal can be written.
+    pub(super) const fn takes_files(&self) -> bool {
+        !self.is_full && !self.is_failing
+    }
+
     pub(super) const fn has_failed(&self) -> bool {
         self.has_failed
     }

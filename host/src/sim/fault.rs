@@ -10,6 +10,8 @@ pub enum FaultKind {
     Duplication,
     /// Packets of one link overtake each other.
     Reordering,
+    /// A copy of a packet arrives long after, when others may lead.
+    LateCopies,
     /// A bit of a packet flips (in clusters that authenticate).
     Corruption,
     /// A node's packets do not reach some of the others, or theirs do not reach it.
@@ -46,6 +48,8 @@ pub enum FaultKind {
     ClockStep,
     /// An operator moves the leadership.
     Transfer,
+    /// Several followers take over from a leader that lives.
+    Usurpation,
     /// A client gives up its session and comes back as another.
     ClientLoss,
     /// Fault points inside the code strike.
@@ -58,6 +62,7 @@ impl FaultKind {
         Self::Loss,
         Self::Duplication,
         Self::Reordering,
+        Self::LateCopies,
         Self::Corruption,
         Self::Partition,
         Self::Pause,
@@ -76,6 +81,7 @@ impl FaultKind {
         Self::ClockDrift,
         Self::ClockStep,
         Self::Transfer,
+        Self::Usurpation,
         Self::ClientLoss,
         Self::FaultPoints,
     ];
@@ -86,6 +92,7 @@ impl FaultKind {
             Self::Loss => "loss",
             Self::Duplication => "duplication",
             Self::Reordering => "reordering",
+            Self::LateCopies => "late-copies",
             Self::Corruption => "corruption",
             Self::Partition => "partition",
             Self::Pause => "pause",
@@ -104,6 +111,7 @@ impl FaultKind {
             Self::ClockDrift => "clock-drift",
             Self::ClockStep => "clock-step",
             Self::Transfer => "transfer",
+            Self::Usurpation => "usurpation",
             Self::ClientLoss => "client-loss",
             Self::FaultPoints => "fault-points",
         }

@@ -26,8 +26,6 @@ use std::rc::Rc;
 pub(super) const EPOCH: Epoch = Epoch(1);
 /// A number for the cluster's name.
 const CLUSTER: u64 = 1;
-/// Rounds reserved ahead, as the host does.
-const ROUNDS_AHEAD: u64 = 1024;
 
 pub(super) type SimNode = Node<Watched, Disk, Kv>;
 
@@ -109,6 +107,7 @@ pub(super) struct Machine {
     pub(super) recovered: Vec<Slot>,
     /// Mean time that a flush takes.
     pub(super) flush_ns: u64,
+    rounds_ahead: u64,
     /// Snapshots that are being written, by group.
     pub(super) writing: Vec<(usize, Snapshot)>,
     /// Where each group would have the journal cut.
@@ -133,6 +132,8 @@ pub(super) struct Outbox<'a, P> {
     shelves: &'a [Shelf],
     words: &'a Words,
     life: &'a Life,
+    log: &'a RefCell<Log>,
+    rounds_ahead: u64,
     post: &'a mut P,
 }
 
@@ -146,7 +147,10 @@ impl<P: Post> Io for Outbox<'_, P> {
 
     fn reserve_rounds(&mut self, round: u64) -> bool {
         if round >= self.identity.reserved_round && !self.life.is_dead() {
-            self.identity.reserved_round = round + ROUNDS_AHEAD;
+            if !self.log.borrow().takes_files() {
+                return false;
+            }
+            self.identity.reserved_round = round + self.rounds_ahead;
         }
         true
     }
@@ -169,6 +173,9 @@ impl<P: Post> NodeIo for Outbox<'_, P> {
     fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
         if self.life.is_dead() {
             return true;
+        }
+        if !self.log.borrow().takes_files() {
+            return false;
         }
         if formed && !self.identity.formed {
             self.identity.formed_boot = Some(self.boot);
@@ -221,6 +228,7 @@ impl Machine {
             inbox: VecDeque::new(),
             recovered: vec![Slot::NONE; usize::from(scenario.groups)],
             flush_ns: scenario.flush_ns,
+            rounds_ahead: scenario.rounds_ahead,
             writing: Vec::new(),
             cuttings: Vec::new(),
             below: vec![0; usize::from(scenario.groups)],
@@ -246,6 +254,8 @@ impl Machine {
             shelves: &self.shelves,
             words: &self.words,
             life: &self.life,
+            log: &self.log,
+            rounds_ahead: self.rounds_ahead,
             post,
         };
         let local_ns = self.clock.monotonic_ns(now_ns);
@@ -335,7 +345,7 @@ impl Machine {
             states.push(applied);
         }
         let used_round = self.identity.reserved_round.max(highest_round);
-        self.identity.reserved_round = used_round + ROUNDS_AHEAD;
+        self.identity.reserved_round = used_round + scenario.rounds_ahead;
         let applied: Vec<Slot> = states.iter().map(Applied::slot).collect();
         self.life = Rc::default();
         let newest = self.shelves.iter().map(|shelf| Cutting::new(shelf.slot()));

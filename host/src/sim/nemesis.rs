@@ -7,12 +7,15 @@ use super::reborn::Reborn;
 use super::world::{World, place_name};
 use consensus::local::Durability;
 use consensus::session::SESSION_TTL_MS;
-use consensus::wire::{Header, Kind};
+use consensus::wire::{Flags, Header, Kind};
 use consensus::{Ballot, GroupId, NodeId};
 
 const MS: u64 = 1_000_000;
 /// Shortest and longest stop of a process.
 const PAUSE_NS: (u64, u64) = (10 * MS, 2_000 * MS);
+
+/// Mean time between two followers that take over.
+const USURP_NS: u64 = MS / 2;
 
 /// Something that is due later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -25,6 +28,8 @@ pub(super) enum Action {
     Heal,
     /// The disk is as it was.
     MendDisk(usize),
+    /// A follower is made to take over a group.
+    Usurp(usize, u16),
 }
 
 /// A kind of fault, and how often it is drawn.
@@ -42,6 +47,7 @@ const WEIGHTS: &[(FaultKind, u64)] = &[
     (FaultKind::DiskError, 2),
     (FaultKind::ClockStep, 2),
     (FaultKind::Transfer, 3),
+    (FaultKind::Usurpation, 8),
     (FaultKind::ClientLoss, 1),
 ];
 
@@ -220,6 +226,15 @@ impl World {
                 let group = self.random.below(u64::from(self.scenario.groups)) as u16;
                 self.transfer(place, group);
             }
+            FaultKind::Usurpation => {
+                let group = self.random.below(u64::from(self.scenario.groups)) as u16;
+                let mut at_ns = self.now_ns();
+                for _ in 0..=self.random.below(6) {
+                    at_ns += exponential(&mut self.random, USURP_NS);
+                    let usurper = self.random.below(self.machines.len() as u64) as usize;
+                    self.plan(at_ns, Action::Usurp(usurper, group));
+                }
+            }
             FaultKind::ClientLoss => {
                 let number = self.random.below(self.clients.len() as u64) as usize;
                 self.clients[number].begin_anew(&self.scenario);
@@ -361,18 +376,45 @@ impl World {
         let Some(leader) = self.leader(usize::from(group)) else {
             return;
         };
-        let mut header = Header {
-            vote_ballot: Ballot(place as u64 + 1),
-            ..Header::new(Kind::Transfer, GroupId(group), NodeId::NONE)
-        };
-        if let Some(key) = self.scenario.key {
-            header.tag = consensus::auth::tag(key, &header, &[]);
-        }
         self.say(FaultKind::Transfer, place, || {
             format!("is to lead group {group}")
         });
+        let header = Header {
+            vote_ballot: Ballot(place as u64 + 1),
+            ..Header::new(Kind::Transfer, GroupId(group), NodeId::NONE)
+        };
+        self.post_as_operator(leader, header);
+    }
+
+    /// Makes a follower campaign as if its leader handed over to it.
+    fn usurp(&mut self, place: usize, group: u16) {
+        let machine = &self.machines[place];
+        let Some(node) = &machine.process else {
+            return;
+        };
+        let local_ns = machine.clock.monotonic_ns(self.now_ns());
+        let replica = node.replicas().get(usize::from(group));
+        let Some(leader) = replica.and_then(|replica| replica.leader(local_ns, node.local()))
+        else {
+            return;
+        };
+        self.say(FaultKind::Usurpation, place, || {
+            format!("is to take over group {group}")
+        });
+        let header = Header {
+            vote_ballot: Ballot(place as u64 + 1),
+            flags: Flags::NOW,
+            ..Header::new(Kind::Transfer, GroupId(group), leader)
+        };
+        self.post_as_operator(place, header);
+    }
+
+    fn post_as_operator(&mut self, to: usize, mut header: Header) {
+        if let Some(key) = self.scenario.key {
+            header.tag = consensus::auth::tag(key, &header, &[]);
+        }
         let operator = self.machines.len() + self.clients.len();
-        self.ether.post(operator, address(leader), &header, &[]);
+        self.ether.post(operator, address(to), &header, &[]);
     }
 
     /// The process died between two writes of a step.
@@ -411,6 +453,7 @@ impl World {
                 self.ether.network.heal();
             }
             Action::MendDisk(place) => self.mend_disk(place),
+            Action::Usurp(place, group) => self.usurp(place, group),
         }
     }
 

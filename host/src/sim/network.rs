@@ -29,6 +29,9 @@ pub(super) struct Weather {
     pub(super) spread: Spread,
     /// Packets of one link may overtake each other.
     pub(super) reorders: bool,
+    /// How often a copy arrives late, and how late on average.
+    pub(super) late_per_mille: u64,
+    pub(super) late_ns: u64,
 }
 
 impl Weather {
@@ -40,6 +43,8 @@ impl Weather {
         mean_ns: 10_000,
         spread: Spread::Uniform,
         reorders: false,
+        late_per_mille: 0,
+        late_ns: 0,
     };
 
     fn delay_ns(&self, random: &mut Random) -> u64 {
@@ -67,7 +72,7 @@ pub(super) fn exponential(random: &mut Random, mean: u64) -> u64 {
 }
 
 /// A packet in the air.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Packet {
     pub(super) from: Place,
     pub(super) to: Place,
@@ -80,6 +85,7 @@ pub(super) enum Fate {
     Sent,
     Lost,
     Repeated,
+    CopiedLate,
     CutOff,
 }
 
@@ -169,21 +175,30 @@ impl Network {
             let bit = self.random.below(bytes.len() as u64 * 8);
             bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
         }
+        let is_late = self.random.below(1000) < self.weather.late_per_mille;
+        if is_late {
+            let copy = self.copy(index);
+            let late_ns = exponential(&mut self.random, self.weather.late_ns);
+            self.push(now_ns + late_ns, copy);
+        }
         if repeats {
-            let copy = self.buffer();
-            let bytes = std::mem::take(&mut self.packets[index].bytes);
-            let Packet {
-                from: copy_from,
-                to: copy_to,
-                bytes: copy_bytes,
-            } = &mut self.packets[copy];
-            (*copy_from, *copy_to) = (from, to);
-            copy_bytes.extend_from_slice(&bytes);
-            self.packets[index].bytes = bytes;
+            let copy = self.copy(index);
             self.launch(now_ns, link, copy);
         }
         self.launch(now_ns, link, index);
-        if repeats { Fate::Repeated } else { Fate::Sent }
+        match (is_late, repeats) {
+            (true, _) => Fate::CopiedLate,
+            (_, true) => Fate::Repeated,
+            _ => Fate::Sent,
+        }
+    }
+
+    fn copy(&mut self, index: usize) -> usize {
+        let copy = self.buffer();
+        let packet = std::mem::take(&mut self.packets[index]);
+        self.packets[copy].clone_from(&packet);
+        self.packets[index] = packet;
+        copy
     }
 
     fn launch(&mut self, now_ns: u64, link: usize, index: usize) {
@@ -192,6 +207,10 @@ impl Network {
             at_ns = at_ns.max(self.last_ns[link]);
             self.last_ns[link] = at_ns;
         }
+        self.push(at_ns, index);
+    }
+
+    fn push(&mut self, at_ns: u64, index: usize) {
         self.number += 1;
         self.air.push(Reverse((at_ns, self.number, index)));
     }

@@ -37,6 +37,8 @@ pub(super) struct Scenario {
     pub(super) key: Option<Key>,
     pub(super) leader: LeaderTiming,
     pub(super) election: ElectionTiming,
+    /// Rounds that are reserved ahead on the disk.
+    pub(super) rounds_ahead: u64,
     /// Slots between two snapshots.
     pub(super) snapshot_slots: u64,
     pub(super) flush_ns: u64,
@@ -128,6 +130,7 @@ impl Scenario {
                 pre_vote_ns: election_ns / 3,
                 campaign_ns: election_ns * 2,
             },
+            rounds_ahead: one_of(r, &[1, 4, 1024]),
             snapshot_slots: one_of(r, &[16, 50, 200]),
             flush_ns: one_of(r, &[20_000, 100_000, 500_000]),
             batch_ns: one_of(r, &[0, 2_000, 10_000]),
@@ -214,11 +217,13 @@ impl Phase {
             mean_ns: one_of(r, &[5_000, 40_000, 200_000, 1_000_000]),
             spread,
             reorders: rate(r, FaultKind::Reordering, &[0, 1, 1]) == 1,
+            late_per_mille: rate(r, FaultKind::LateCopies, &[0, 0, 10, 50]),
+            late_ns: election_ns / one_of(r, &[1, 4, 16]),
         };
         Self {
             weather,
             length_ns: election_ns * (2 + r.below(8)),
-            fault_ns: election_ns / one_of(r, &[1, 2, 4]) * one_of(r, &[1, 2, 4]),
+            fault_ns: election_ns / one_of(r, &[1, 2, 4, 32]) * one_of(r, &[1, 2, 4]),
             fault_per_mille: rate(r, FaultKind::FaultPoints, &[0, 5, 30]) as u16,
         }
     }
@@ -229,6 +234,7 @@ impl Phase {
             (FaultKind::Loss, &mut weather.loss_per_mille),
             (FaultKind::Duplication, &mut weather.repeat_per_mille),
             (FaultKind::Corruption, &mut weather.corrupt_per_mille),
+            (FaultKind::LateCopies, &mut weather.late_per_mille),
         ] {
             if without.has(kind) {
                 *rate = 0;

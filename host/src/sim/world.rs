@@ -35,6 +35,8 @@ const LEAST_COMMITS: u64 = 100;
 const LEAST_LEADER_CHANGES: u64 = 1;
 /// Phases after which a world that still has not is left alone.
 const MAX_PHASES: usize = 400;
+/// Events after which a world counts as one that does not end: most take some ten thousand.
+const MAX_EVENTS: u64 = 20_000_000;
 /// Longest time from the end of all faults to the next commit of each group, and from there to
 /// equal states.
 pub(super) const LIVENESS_NS: u64 = 10_000 * MS;
@@ -238,6 +240,10 @@ impl World {
             && options.max_events.is_none_or(|most| self.events < most)
         {
             self.step();
+            if self.events == MAX_EVENTS {
+                let what = format!("does not end: {}", self.levels());
+                self.ether.checker.judge(Invariant::Liveness, Err(what));
+            }
         }
         self.outcome()
     }
