@@ -151,8 +151,8 @@ pub struct Floors {
     /// Such echoes per second.
     #[serde(serialize_with = "thousandths_if")]
     pub udp_echo_alike_ops_per_s: Option<f64>,
-    /// Median time of a flush of one record while as many others as there are replicas flush theirs,
-    /// where a commit waits for flushes.
+    /// Median time of a flush of one record while as many others as there are replicas flush
+    /// theirs, where a commit waits for flushes.
     #[serde(serialize_with = "thousandths_if")]
     pub flush_p50_us: Option<f64>,
     /// Median latency of a commit of the same cluster without flushes, where a commit waits for
@@ -370,7 +370,8 @@ fn conditions(row: &Row) -> String {
     let (setting, machine) = (&row.setting, &row.machine);
     format!(
         "{} replicas on {}, {}-byte values, {} durability, {}, authentication {}; \
-         median of {} rounds of {} s after {} s of warm-up each; {}, {} CPUs, Linux {}, hypervisor {}",
+         median of {} rounds of {} s after {} s of warm-up each; \
+         {}, {} CPUs, Linux {}, hypervisor {}",
         setting.replicas,
         setting.site,
         setting.value_bytes,

@@ -135,8 +135,8 @@ impl SoftwareTarget {
         options.durability = self.durability;
         options.wait = self.wait;
         options.worker = format!("linger_us = {}\n", self.linger_us);
-        // A worker that spins stays below the other threads on its CPU, which would starve beside it:
-        // its journal's, and the one that starts it.
+        // A worker that spins stays below the other threads on its CPU, which would starve beside
+        // it: its journal's, and the one that starts it.
         let priority = site.replicas().first();
         let priority = priority.and_then(|place| place.placement.fifo_priority);
         if let (Wait::Polling, Some(priority)) = (self.wait, priority) {

@@ -95,9 +95,9 @@ impl ConformError {
     pub fn remedy(&self) -> Option<String> {
         let text = match self {
             Self::Unreachable { .. } => {
-                "see that it runs there, that no firewall is in between, and whether its packets carry \
-                 tags (--key-file); for a device that has no group 1, name its unused groups with \
-                 --groups"
+                "see that it runs there, that no firewall is in between, and whether its packets \
+                 carry tags (--key-file); for a device that has no group 1, name its unused groups \
+                 with --groups"
                     .into()
             }
             Self::Unusable { .. } => {

@@ -96,7 +96,10 @@ pub enum Error {
     #[error(transparent)]
     Cluster(#[from] local_cluster::Error),
     /// Nobody leads.
-    #[error("no leader within {} s {since}; the end of the replicas' logs:\n{logs}", LEADER_LIMIT.as_secs())]
+    #[error(
+        "no leader within {} s {since}; the end of the replicas' logs:\n{logs}",
+        LEADER_LIMIT.as_secs()
+    )]
     NoLeader {
         /// Since when.
         since: String,
@@ -104,7 +107,10 @@ pub enum Error {
         logs: String,
     },
     /// There is a leader, but nothing is acknowledged.
-    #[error("no write was acknowledged within {} s {since}; the end of the replicas' logs:\n{logs}", LEADER_LIMIT.as_secs())]
+    #[error(
+        "no write was acknowledged within {} s {since}; the end of the replicas' logs:\n{logs}",
+        LEADER_LIMIT.as_secs()
+    )]
     Stalled {
         /// Since when.
         since: String,
@@ -115,7 +121,11 @@ pub enum Error {
     #[error("a write was refused: {0}")]
     Refused(String),
     /// A replica does not catch up.
-    #[error("replica {node} is still behind {} s after the load: {applied} of {wanted}; the end of its log:\n{log}", LEVEL_LIMIT.as_secs())]
+    #[error(
+        "replica {node} is still behind {} s after the load: {applied} of {wanted}; the end of its \
+         log:\n{log}",
+        LEVEL_LIMIT.as_secs()
+    )]
     Behind {
         /// Which.
         node: u16,

@@ -31,8 +31,8 @@ Examples:
       --window-slots 64 --value-bytes 128
   nearwire conform --target 127.0.0.1:4747 --output json | jq '.failures[]'
 
-A nearwire node says itself what it is. It has groups to test if `[region] conformance_groups` is set;
-a group is good for one case. docs/conformance.md is for the maker of a device.")]
+A nearwire node says itself what it is. It has groups to test if `[region] conformance_groups` is
+set; a group is good for one case. docs/conformance.md is for the maker of a device.")]
 pub(crate) struct Args {
     /// The acceptor to test.
     #[arg(
