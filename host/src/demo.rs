@@ -5,19 +5,18 @@
 //! that the number of lost ones is counted and not argued.
 
 mod audit;
-mod directory;
 mod load;
 mod values;
 
 use crate::client::{self, ClientError};
 use crate::config::Durability;
 use crate::local_cluster::{self, LocalCluster};
+use crate::run_directory::RunDirectory;
 use audit::Audit;
 use bench::machine::Machine;
 use consensus::client::{Client, Config};
 use consensus::{Epoch, GroupId};
 use datapath::{Udp, Wait, Worker};
-use directory::Directory;
 use load::{Control, Load, Outcome, Phase, Window};
 use serde::Serialize;
 use std::net::Ipv4Addr;
@@ -30,6 +29,8 @@ use values::{VALUE_BYTES, Values};
 
 /// The layout of a report. It changes when a key changes its meaning or goes.
 pub const SCHEMA: &str = "nearwire.demo/1";
+/// How the names of runs' directories begin.
+const PREFIX: &str = "nearwire-demo-";
 /// Between two looks at signals, replicas and the client.
 const TICK: Duration = Duration::from_millis(50);
 /// How long a cluster may take to form, or to find a new leader and go on.
@@ -357,7 +358,7 @@ struct Run<'a> {
     client: Option<ClientThread>,
     values: Values,
     cluster: LocalCluster,
-    directory: Directory,
+    directory: RunDirectory,
 }
 
 impl<'a> Run<'a> {
@@ -366,12 +367,13 @@ impl<'a> Run<'a> {
         stop: &'a AtomicBool,
         watch: &'a mut dyn FnMut(Progress),
     ) -> Result<Self, Error> {
-        let directory = Directory::create(&options.parent, options.keep).map_err(|source| {
-            Error::Directory {
-                parent: options.parent.clone(),
-                source,
-            }
-        })?;
+        let directory =
+            RunDirectory::create(&options.parent, PREFIX, options.keep).map_err(|source| {
+                Error::Directory {
+                    parent: options.parent.clone(),
+                    source,
+                }
+            })?;
         directory.remove_on_panic();
         let cluster = LocalCluster::prepare(local_cluster::Options {
             durability: options.durability,
