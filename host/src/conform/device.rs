@@ -130,11 +130,6 @@ impl Wire {
         }))
     }
 
-    /// By how much the last answer came later than the case says, in nanoseconds.
-    pub(super) fn late_ns(&self) -> u64 {
-        u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
-    }
-
     fn unusable(&self, why: &str) -> ConformError {
         ConformError::Unusable {
             target: self.address,
@@ -235,7 +230,7 @@ impl Device for Wire {
     }
 
     fn lateness_ns(&self) -> u64 {
-        self.late_ns()
+        u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn overlap(&mut self, _: &[u8], _: &[u8]) -> Result<(), ConformError> {
