@@ -552,8 +552,8 @@ fn a_port_for_redis_clients_in_use_is_said() {
     cluster.lead();
 }
 
-/// Lets `spoil` change what node 1 finds when it starts, sees it refused as lost memory, puts things
-/// back, and sees the cluster whole.
+/// Lets `spoil` change what node 1 finds when it starts, sees it refused as lost memory, puts
+/// things back, and sees the cluster whole.
 fn refused_as_lost(
     cluster: &mut Cluster,
     environment: &[(&str, &str)],

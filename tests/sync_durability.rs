@@ -25,14 +25,15 @@ use std::sync::Arc;
 
 const WRITERS: usize = 4;
 
+/// Three replicas that are not started yet, and whose disks do what `rehearse` says.
+fn scene(window_slots: u64, rehearse: &str) -> (Scene, Ledger) {
+    let scene = Scene::new(Durability::Sync, window_slots, rehearse);
+    (scene, Ledger::default())
+}
+
 #[test]
 fn acknowledged_writes_survive_the_loss_of_power_on_all_replicas() {
-    let mut scene = Scene::new(
-        Durability::Sync,
-        1024,
-        "discarding,flush_delay_us=2000,segment_bytes=1048576",
-    );
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(1024, "discarding,flush_delay_us=2000,segment_bytes=1048576");
     for _ in 0..4 {
         scene.start_all();
         let load = Load::start(&scene, &ledger, WRITERS);
@@ -48,12 +49,10 @@ fn acknowledged_writes_survive_the_loss_of_power_on_all_replicas() {
 fn a_build_that_replies_before_the_flush_is_caught() {
     // A flush takes so long that the last writes before the loss of power wait for theirs on every
     // replica.
-    let mut scene = Scene::new(
-        Durability::Sync,
+    let (mut scene, ledger) = scene(
         1024,
         "replies_before_flush,flush_delay_us=300000,segment_bytes=1048576",
     );
-    let ledger = Ledger::default();
     let mut lost = 0;
     for _ in 0..3 {
         scene.start_all();
@@ -92,12 +91,7 @@ const POINTS: [(&str, u64); 12] = [
 
 #[test]
 fn a_replica_that_dies_at_any_point_comes_back_with_what_it_promised() {
-    let mut scene = Scene::new(
-        Durability::Sync,
-        1024,
-        "discarding,segment_bytes=131072,snapshot_slots=200",
-    );
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(1024, "discarding,segment_bytes=131072,snapshot_slots=200");
     scene.start_all();
     let load = Load::start(&scene, &ledger, WRITERS);
     wait_for_writes(&ledger, 400);
@@ -129,12 +123,10 @@ fn a_replica_that_dies_at_any_point_comes_back_with_what_it_promised() {
 #[test]
 fn the_journal_is_cut_behind_snapshots_and_nothing_is_lost_with_it() {
     const SEGMENT_BYTES: u64 = 131_072;
-    let mut scene = Scene::new(
-        Durability::Sync,
+    let (mut scene, ledger) = scene(
         256,
         &format!("discarding,segment_bytes={SEGMENT_BYTES},snapshot_slots=150"),
     );
-    let ledger = Ledger::default();
     let mut recycled = 0;
     for round in 0..4 {
         scene.start_all();
@@ -168,8 +160,7 @@ fn the_journal_is_cut_behind_snapshots_and_nothing_is_lost_with_it() {
 #[test]
 fn what_a_replica_may_be_asked_for_is_not_cut() {
     let rehearse = "discarding,segment_bytes=131072,snapshot_slots=150";
-    let mut scene = Scene::new(Durability::Sync, 256, rehearse);
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(256, rehearse);
     for round in 1..=2 {
         scene.start_all();
         let load = Load::start(&scene, &ledger, WRITERS);
@@ -238,12 +229,7 @@ fn assert_reaches_back(scene: &Scene, node: u16) {
 
 #[test]
 fn a_slow_disk_slows_the_cluster_and_stops_nothing() {
-    let mut scene = Scene::new(
-        Durability::Sync,
-        1024,
-        "flush_delay_us=50000,segment_bytes=1048576",
-    );
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(1024, "flush_delay_us=50000,segment_bytes=1048576");
     scene.start_all();
     let leader = scene.leader();
     load(&scene, &ledger, WRITERS, 300);
@@ -253,8 +239,7 @@ fn a_slow_disk_slows_the_cluster_and_stops_nothing() {
 
 #[test]
 fn a_disk_that_fails_ends_its_replica_and_no_other() {
-    let mut scene = Scene::new(Durability::Sync, 1024, "discarding,segment_bytes=1048576");
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(1024, "discarding,segment_bytes=1048576");
     scene.start_all();
     let load = Load::start(&scene, &ledger, WRITERS);
     for node in ALL {
@@ -281,8 +266,7 @@ fn a_disk_that_fails_ends_its_replica_and_no_other() {
 
 #[test]
 fn a_replica_whose_disk_is_full_ends_and_comes_back_when_there_is_room() {
-    let mut scene = Scene::new(Durability::Sync, 1024, "discarding,segment_bytes=131072");
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(1024, "discarding,segment_bytes=131072");
     scene.start_all();
     let load = Load::start(&scene, &ledger, WRITERS);
     wait_for_writes(&ledger, 100);
@@ -305,8 +289,7 @@ fn a_replica_whose_disk_is_full_ends_and_comes_back_when_there_is_room() {
 
 #[test]
 fn a_replica_without_its_journal_is_refused() {
-    let mut scene = Scene::new(Durability::Sync, 1024, "segment_bytes=1048576");
-    let ledger = Ledger::default();
+    let (mut scene, ledger) = scene(1024, "segment_bytes=1048576");
     scene.start_all();
     load(&scene, &ledger, 1, 50);
     scene.cluster.kill(3);

@@ -47,8 +47,8 @@ pub struct EchoServer {
 }
 
 impl EchoServer {
-    /// Starts a server that lingers for so long before it sleeps. `enter` runs first on its thread: it may
-    /// change the network namespace.
+    /// Starts a server that lingers for so long before it sleeps. `enter` runs first on its thread:
+    /// it may change the network namespace.
     ///
     /// # Errors
     /// `enter` failed, or the address cannot be had.

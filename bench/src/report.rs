@@ -7,6 +7,61 @@ use serde::{Serialize, Serializer};
 /// The layout of a row. It changes when a key changes its meaning or goes.
 pub const SCHEMA: &str = "nearwire.bench/1";
 
+/// The keys of every row; `docs/benchmarks.md` says what they mean.
+pub const KEYS: &[&str] = &[
+    "schema",
+    "client_wait",
+    "leader_wait",
+    "acceptor_wait",
+    "floor_wait",
+    "linger_us",
+    "cpus",
+    "auth",
+    "engine",
+    "mode",
+    "durability",
+    "where",
+    "replicas",
+    "value_bytes",
+    "outstanding",
+    "load",
+    "offered_per_s",
+    "rounds",
+    "warmup_s",
+    "measure_s",
+    "p50_us",
+    "p90_us",
+    "p99_us",
+    "p999_us",
+    "p9999_us",
+    "max_us",
+    "ops_per_s",
+    "cpu_us_per_op",
+    "lost",
+    "requests_per_datagram",
+    "floors",
+    "ratio_p50",
+    "ratio_rate",
+    "ratio_p50_alike",
+    "ratio_rate_alike",
+    "ratio_sync",
+    "unsupported",
+    "command_line",
+    "machine",
+];
+/// The keys of a row's `floors`.
+pub const FLOOR_KEYS: &[&str] = &[
+    "udp_echo_p50_us",
+    "udp_echo_p99_us",
+    "udp_echo_ops_per_s",
+    "udp_echo_cpu_us_per_op",
+    "udp_echo_lost",
+    "udp_echo_alike_p50_us",
+    "udp_echo_alike_ops_per_s",
+    "flush_p50_us",
+    "volatile_commit_p50_us",
+];
+
 /// How a thread waits for packets, as rows name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -96,8 +151,8 @@ pub struct Floors {
     /// Such echoes per second.
     #[serde(serialize_with = "thousandths_if")]
     pub udp_echo_alike_ops_per_s: Option<f64>,
-    /// Median time of a flush of one record while as many others as there are replicas flush theirs,
-    /// where a commit waits for flushes.
+    /// Median time of a flush of one record while as many others as there are replicas flush
+    /// theirs, where a commit waits for flushes.
     #[serde(serialize_with = "thousandths_if")]
     pub flush_p50_us: Option<f64>,
     /// Median latency of a commit of the same cluster without flushes, where a commit waits for
@@ -315,7 +370,8 @@ fn conditions(row: &Row) -> String {
     let (setting, machine) = (&row.setting, &row.machine);
     format!(
         "{} replicas on {}, {}-byte values, {} durability, {}, authentication {}; \
-         median of {} rounds of {} s after {} s of warm-up each; {}, {} CPUs, Linux {}, hypervisor {}",
+         median of {} rounds of {} s after {} s of warm-up each; \
+         {}, {} CPUs, Linux {}, hypervisor {}",
         setting.replicas,
         setting.site,
         setting.value_bytes,
@@ -385,70 +441,30 @@ mod tests {
         }
     }
 
-    const REQUIRED: &[&str] = &[
-        "schema",
-        "client_wait",
-        "leader_wait",
-        "acceptor_wait",
-        "floor_wait",
-        "linger_us",
-        "cpus",
-        "auth",
-        "engine",
-        "mode",
-        "durability",
-        "where",
-        "replicas",
-        "value_bytes",
-        "outstanding",
-        "load",
-        "p50_us",
-        "p90_us",
-        "p99_us",
-        "p999_us",
-        "p9999_us",
-        "max_us",
-        "ops_per_s",
-        "cpu_us_per_op",
-        "lost",
-        "requests_per_datagram",
-        "floors",
-        "ratio_p50",
-        "ratio_rate",
-        "ratio_sync",
-        "rounds",
-        "warmup_s",
-        "command_line",
-        "machine",
-        "unsupported",
-    ];
-    const FLOORS: &[&str] = &[
-        "udp_echo_p50_us",
-        "udp_echo_p99_us",
-        "udp_echo_ops_per_s",
-        "udp_echo_cpu_us_per_op",
-        "flush_p50_us",
-        "volatile_commit_p50_us",
-    ];
-
     fn parsed(rows: &[Row]) -> serde_json::Value {
         serde_json::from_str(&to_json(rows)).expect("JSON")
     }
 
+    #[track_caller]
+    fn assert_keys(object: &serde_json::Value, expected: &[&str]) {
+        let object = object.as_object().expect("an object");
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
+        let mut found: Vec<_> = object.keys().map(String::as_str).collect();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+    }
+
     #[test]
-    fn every_row_has_every_key_measured_or_not() {
+    fn every_row_has_every_key_measured_or_not_and_no_other() {
         let rows = [
             Row::new(setting(), measured()),
             Row::unsupported(setting(), "polling needs 4 CPUs, here are 2".into()),
         ];
         let json = parsed(&rows);
         for row in json.as_array().expect("several rows are an array") {
-            for key in REQUIRED {
-                assert!(row.get(key).is_some(), "{key} is missing");
-            }
-            for key in FLOORS {
-                assert!(row["floors"].get(key).is_some(), "{key} is missing");
-            }
+            assert_keys(row, KEYS);
+            assert_keys(&row["floors"], FLOOR_KEYS);
             for key in ["cpu_model", "cpus", "kernel", "hypervisor", "mitigations"] {
                 assert!(
                     row["machine"].get(key).is_some(),

@@ -130,7 +130,8 @@ impl Site {
 
     /// Starts a process in the place of replica `index`: in its namespace, on its CPU, with its
     /// priority. A thread of it that spins must lower itself below that priority, or nobody else on
-    /// that CPU runs again, this site included. A process that asks to die with its parent lives as long as the site.
+    /// that CPU runs again, this site included. A process that asks to die with its parent lives as
+    /// long as the site.
     ///
     /// # Errors
     /// The system's answer.

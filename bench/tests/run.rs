@@ -8,7 +8,7 @@ use datapath::{Datapath, Service, Transmit, Wait, Waker, Worker};
 use nearwire_bench::cluster::Command;
 use nearwire_bench::load::Load;
 use nearwire_bench::process::Subject;
-use nearwire_bench::report::{Waiting, to_json, to_table};
+use nearwire_bench::report::{Row, Waiting, to_json, to_table};
 use nearwire_bench::run::{Cluster, Description, Options, Progress, Target, TargetError, run};
 use nearwire_bench::site::{Site, Where};
 use nearwire_bench::{Error, hgrm, plot};
@@ -97,6 +97,7 @@ struct Replica {
 /// Three stand-ins; the first leads.
 struct StandInCluster {
     wait: Wait,
+    linger: Duration,
     stop: Arc<AtomicBool>,
     replicas: Vec<Replica>,
     starts: usize,
@@ -106,9 +107,17 @@ impl StandInCluster {
     fn new(wait: Wait) -> Self {
         Self {
             wait,
+            linger: Duration::ZERO,
             stop: Arc::default(),
             replicas: Vec::new(),
             starts: 0,
+        }
+    }
+
+    fn lingering(linger: Duration) -> Self {
+        Self {
+            linger,
+            ..Self::new(Wait::Blocking)
         }
     }
 
@@ -119,7 +128,7 @@ impl StandInCluster {
             sessions: BTreeMap::new(),
             stop: Arc::clone(&self.stop),
         };
-        let wait = self.wait;
+        let (wait, linger) = (self.wait, self.linger);
         let (ready, started) = mpsc::sync_channel(1);
         let handle = std::thread::spawn(move || {
             place.enter().expect("the site is there");
@@ -130,7 +139,8 @@ impl StandInCluster {
                 datapath.waker(),
             );
             ready.send(me).expect("the test waits");
-            Worker::new(datapath, service).run().expect("UDP works");
+            let mut worker = Worker::new(datapath, service).lingering(linger);
+            worker.run().expect("UDP works");
         });
         let (address, thread, waker) = started.recv().expect("the replica starts");
         Replica {
@@ -151,7 +161,7 @@ impl Target for StandInCluster {
             replicas: 3,
             leader_wait: self.wait.into(),
             acceptor_wait: self.wait.into(),
-            linger: Duration::ZERO,
+            linger: self.linger,
             auth: false,
             unsupported: None,
         }
@@ -244,6 +254,53 @@ fn a_run_measures_system_and_floor_and_stops_the_cluster() {
     }];
     assert!(plot::percentiles("", &series).is_some());
     assert!(serde_json::from_str::<serde_json::Value>(&to_json(&[outcome.row])).is_ok());
+}
+
+/// What a row has of an echo that waits as the cluster does.
+fn alike(row: &Row) -> [Option<f64>; 4] {
+    let row: serde_json::Value =
+        serde_json::from_str(&to_json(std::slice::from_ref(row))).expect("JSON");
+    let floors = &row["floors"];
+    [
+        floors["udp_echo_alike_p50_us"].as_f64(),
+        floors["udp_echo_alike_ops_per_s"].as_f64(),
+        row["ratio_p50_alike"].as_f64(),
+        row["ratio_rate_alike"].as_f64(),
+    ]
+}
+
+#[test]
+fn a_lingering_cluster_is_compared_with_an_echo_that_lingers_too() {
+    let options = quick(Options::latency(Where::Loopback));
+    let mut target = StandInCluster::lingering(Duration::from_micros(100));
+    let outcome = run(&mut target, &options, &mut |_| {}).expect("loopback works");
+    // What lingers sleeps in the end, so it need not rest while the floor is measured.
+    assert_eq!((target.starts, outcome.row.setting.linger_us), (1, 100));
+    assert_eq!(outcome.row.setting.floor_wait, Waiting::Blocking);
+    let found = alike(&outcome.row);
+    let is_measured = |value: &Option<f64>| value.is_some_and(|value| value > 0.0);
+    assert!(found.iter().all(is_measured), "{found:?}");
+    let floors = outcome.rounds.iter().map(|round| &round.alike_floor);
+    for floor in floors {
+        let floor = floor.as_ref().expect("in every round");
+        assert!(!floor.sample.latencies.is_empty());
+    }
+    let text = to_table(std::slice::from_ref(&outcome.row));
+    assert!(text.contains("UDP echo, alike"), "{text}");
+
+    let mut target = StandInCluster::new(Wait::Blocking);
+    let outcome = run(&mut target, &options, &mut |_| {}).expect("loopback works");
+    assert_eq!(
+        alike(&outcome.row),
+        [None; 4],
+        "its only floor waits like it"
+    );
+    assert!(
+        outcome
+            .rounds
+            .iter()
+            .all(|round| round.alike_floor.is_none())
+    );
 }
 
 #[test]

@@ -972,8 +972,18 @@ mod tests {
         #[test]
         fn no_request_makes_the_step_panic_or_forget(
             requests in proptest::collection::vec(
-                (0usize..Kind::ALL.len(), 0u64..9, any::<u64>(), 1u64..4, 1u16..3, 0u64..9, any::<u16>(), proptest::collection::vec(any::<u8>(), 0..70)),
-                0..60),
+                (
+                    0usize..Kind::ALL.len(),
+                    0u64..9,
+                    any::<u64>(),
+                    1u64..4,
+                    1u16..3,
+                    0u64..9,
+                    any::<u16>(),
+                    proptest::collection::vec(any::<u8>(), 0..70),
+                ),
+                0..60,
+            ),
         ) {
             let mut w = world();
             let mut promised = Ballot::NONE;

@@ -136,7 +136,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_siphash_2_4(key in any::<[u8; 16]>(), value in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn it_is_siphash_2_4(
+            key in any::<[u8; 16]>(),
+            value in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
             let header = Header { nonce: 5, ..Header::new(Kind::Accept, GroupId(1), NodeId(2)) };
             let mut reference = siphasher::sip::SipHasher24::new_with_key(&key);
             reference.write(&header.to_bytes());

@@ -1,8 +1,8 @@
 //! The conformance corpus: packets in, packets out, and the region after, as text.
 //!
 //! `docs/conformance.md` describes the text for the maker of an acceptor. A [`Case`] is played on a
-//! [`Device`]: the step in this process ([`Software`]), another engine, or whatever answers behind a
-//! network. Nothing here is part of an acceptor.
+//! [`Device`]: the step in this process ([`Software`]), another engine, or whatever answers behind
+//! a network. Nothing here is part of an acceptor.
 
 mod case;
 mod expression;

@@ -87,8 +87,8 @@ pub enum NodeError {
     },
     /// The region is another life of its memory than the one that the cluster knows.
     #[error(
-        "start node: its memory is incarnation {found}, but the cluster knows it as {pinned}. Leave \
-         it stopped: members cannot be replaced in this version"
+        "start node: its memory is incarnation {found}, but the cluster knows it as {pinned}. \
+         Leave it stopped: members cannot be replaced in this version"
     )]
     LostMemory {
         /// What is on record.

@@ -21,7 +21,8 @@ pub struct Quorums {
 pub enum QuorumError {
     /// Flexible Paxos, section 3: only phase-1 and phase-2 quorums must intersect, but they must.
     #[error(
-        "quorums {phase1} + {phase2} of {members} acceptors need not intersect: their sum must exceed {members}"
+        "quorums {phase1} + {phase2} of {members} acceptors need not intersect: their sum must \
+         exceed {members}"
     )]
     Disjoint {
         /// Acceptors in all.

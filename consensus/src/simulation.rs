@@ -2,8 +2,8 @@
 //! points where only the code knows that they may happen.
 //!
 //! Without the feature `simulation` the questions below are `false` before the optimiser starts, so
-//! that they cost nothing. With it they ask the calling thread's settings. `NEARWIRE_MUTATION` names
-//! the defect that every thread of a process begins with.
+//! that they cost nothing. With it they ask the calling thread's settings. `NEARWIRE_MUTATION`
+//! names the defect that every thread of a process begins with.
 
 use crate::random::Random;
 

@@ -65,7 +65,8 @@ fn bare_step(
         return 0;
     }
     let Some(datagram) = packet.get(payload.clone()) else { return 0 };
-    let wire::Parsed::Ours(header, value) = wire::parse(datagram, acceptor.layout.value_bytes()) else {
+    let limit = acceptor.layout.value_bytes();
+    let wire::Parsed::Ours(header, value) = wire::parse(datagram, limit) else {
         return 0;
     };
     if !auth::is_authentic(auth::Key(key), &header, value) {
@@ -90,7 +91,8 @@ fn bare_step(
 /// What user space reads without locks.
 #[unsafe(no_mangle)]
 fn bare_read(region: &Region<&'static [AtomicU64]>, slot: u64, out: &mut [u8]) -> u64 {
-    let vote = vote(region, GroupId(0), Slot(slot), out.len(), out).map_or(0, |(ballot, _)| ballot.0);
+    let vote = vote(region, GroupId(0), Slot(slot), out.len(), out);
+    let vote = vote.map_or(0, |(ballot, _)| ballot.0);
     vote ^ view(region, GroupId(0)).map_or(0, |view| view.promised.0)
 }
 "#;

@@ -13,9 +13,9 @@ const OBSERVE_NS: u64 = 100_000_000;
 
 /// What a worker drives: a replica, an acceptor, an echo server, a client.
 ///
-/// Time is [`clock::monotonic_ns`], read once per batch *after* the batch was taken. A lease granted
-/// at a time read before would run out before its holder believes: the holder may have sent the
-/// renewal after that time. The sender, for its part, counts from before the flush.
+/// Time is [`clock::monotonic_ns`], read once per batch *after* the batch was taken. A lease
+/// granted at a time read before would run out before its holder believes: the holder may have sent
+/// the renewal after that time. The sender, for its part, counts from before the flush.
 pub trait Service {
     /// Takes one packet. Replies leave with the batch.
     fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], tx: &mut T);
@@ -107,11 +107,11 @@ impl<D: Datapath, S: Service> Worker<D, S> {
 
     /// Has the worker look for packets for so long before it sleeps. Zero, the default, is never.
     ///
-    /// To fall asleep and to be woken costs both sides more than a peer on the same network takes to
-    /// answer: with interrupts between virtual CPUs, several times as much. Where packets are
+    /// To fall asleep and to be woken costs both sides more than a peer on the same network takes
+    /// to answer: with interrupts between virtual CPUs, several times as much. Where packets are
     /// further apart than this the attempts fail, and fewer and fewer are made. Between two looks
-    /// other threads of the same scheduling class and priority may have the CPU. A worker that polls
-    /// never sleeps, so it does not linger either.
+    /// other threads of the same scheduling class and priority may have the CPU. A worker that
+    /// polls never sleeps, so it does not linger either.
     #[must_use]
     pub fn lingering(mut self, at_most: Duration) -> Self {
         self.linger = at_most;

@@ -1,6 +1,5 @@
 //! What `nearwire bench` measures: three replica processes of this very program.
 
-mod directory;
 mod flush;
 
 use crate::config::{Durability, Region, Wait};
@@ -8,6 +7,7 @@ use crate::inspect::Inspector;
 use crate::kv::{Call, Op};
 use crate::local_cluster::{self, LocalCluster};
 use crate::node::{GROUP, max_request_bytes};
+use crate::run_directory::RunDirectory;
 use bench::cluster::Command;
 use bench::process::Subject;
 use bench::report::Waiting;
@@ -15,12 +15,14 @@ use bench::rounds::median;
 use bench::run::{self, Cluster, Description, Outcome, Progress, Target, TargetError};
 use bench::site::Site;
 use consensus::{Epoch, NodeId, simulation};
-use directory::Directory;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How the names of runs' directories begin.
+const PREFIX: &str = "nearwire-bench-";
 /// How many replicas there are.
 const REPLICAS: usize = 3;
 /// The replica that is to lead, so that every run has its leader in the same place.
@@ -50,7 +52,7 @@ pub struct SoftwareTarget {
 /// Dropped in this order: replicas that still run would write into a directory that is going.
 struct Running {
     cluster: LocalCluster,
-    directory: Directory,
+    directory: RunDirectory,
 }
 
 /// The places for state cannot be used.
@@ -73,7 +75,7 @@ pub enum PlaceError {
         /// The directory.
         path: PathBuf,
         /// Its answer.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -130,13 +132,13 @@ impl SoftwareTarget {
     }
 
     fn launch(&self, site: &Site) -> Result<Running, TargetError> {
-        let directory = Directory::create(&self.parent)?;
+        let directory = make_directory(&self.parent)?;
         let mut options = local_cluster::Options::new(&self.program, directory.path());
         options.durability = self.durability;
         options.wait = self.wait;
         options.worker = format!("linger_us = {}\n", self.linger_us);
-        // A worker that spins stays below the other threads on its CPU, which would starve beside it:
-        // its journal's, and the one that starts it.
+        // A worker that spins stays below the other threads on its CPU, which would starve beside
+        // it: its journal's, and the one that starts it.
         let priority = site.replicas().first();
         let priority = priority.and_then(|place| place.placement.fifo_priority);
         if let (Wait::Polling, Some(priority)) = (self.wait, priority) {
@@ -230,6 +232,13 @@ impl Target for SoftwareTarget {
             call.encode(out);
         })
     }
+}
+
+fn make_directory(parent: &Path) -> io::Result<RunDirectory> {
+    RunDirectory::create(parent, PREFIX, false).map_err(|error| {
+        let doing = format!("make a directory in {}: {error}", parent.display());
+        io::Error::new(error.kind(), doing)
+    })
 }
 
 fn name(durability: Durability) -> &'static str {
@@ -341,7 +350,7 @@ fn flush_p50_us(parent: &Path, options: &run::Options) -> Result<f64, bench::Err
         doing: "flush beside",
         source,
     };
-    let directory = Directory::create(parent).map_err(|error| failed(error.into()))?;
+    let directory = make_directory(parent).map_err(|error| failed(error.into()))?;
     // Only the CPUs matter: a disk is in no network namespace.
     let site = Site::open(bench::site::Where::Loopback, REPLICAS, options.priority)?;
     let places: Vec<_> = site

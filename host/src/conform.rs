@@ -8,7 +8,7 @@ mod device;
 
 use crate::inspect::Inspector;
 use consensus::auth::Key;
-use consensus::conformance::{Case, Need, Target, Verdict, play};
+use consensus::conformance::{Case, Device as _, Need, Target, Verdict, play};
 use device::{Probe, Wire};
 use std::collections::VecDeque;
 use std::io;
@@ -95,9 +95,9 @@ impl ConformError {
     pub fn remedy(&self) -> Option<String> {
         let text = match self {
             Self::Unreachable { .. } => {
-                "see that it runs there, that no firewall is in between, and whether its packets carry \
-                 tags (--key-file); for a device that has no group 1, name its unused groups with \
-                 --groups"
+                "see that it runs there, that no firewall is in between, and whether its packets \
+                 carry tags (--key-file); for a device that has no group 1, name its unused groups \
+                 with --groups"
                     .into()
             }
             Self::Unusable { .. } => {
@@ -269,7 +269,7 @@ impl Session {
             };
             let mut device = Wire::connect(self.address, target, self.asking)?;
             let verdict = play(case, &mut device)?;
-            late_ns = device.late_ns();
+            late_ns = device.lateness_ns();
             let is_timed = case.needs.contains(&Need::Lease);
             let is_judged = !is_timed || late_ns < self.target.lease_ns / 4;
             if is_judged || matches!(verdict, Verdict::Passed) {

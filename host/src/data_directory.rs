@@ -56,8 +56,8 @@ pub enum DataDirectoryError {
     },
     /// It was made for another node.
     #[error(
-        "data directory {} belongs to node {found}, not to node {expected}: correct the node number \
-         in the configuration, or point this node at its own directory or an empty one",
+        "data directory {} belongs to node {found}, not to node {expected}: correct the node \
+         number in the configuration, or point this node at its own directory or an empty one",
         path.display()
     )]
     ForeignNode {

@@ -5,19 +5,18 @@
 //! that the number of lost ones is counted and not argued.
 
 mod audit;
-mod directory;
 mod load;
 mod values;
 
 use crate::client::{self, ClientError};
 use crate::config::Durability;
 use crate::local_cluster::{self, LocalCluster};
+use crate::run_directory::RunDirectory;
 use audit::Audit;
 use bench::machine::Machine;
 use consensus::client::{Client, Config};
 use consensus::{Epoch, GroupId};
 use datapath::{Udp, Wait, Worker};
-use directory::Directory;
 use load::{Control, Load, Outcome, Phase, Window};
 use serde::Serialize;
 use std::net::Ipv4Addr;
@@ -30,6 +29,8 @@ use values::{VALUE_BYTES, Values};
 
 /// The layout of a report. It changes when a key changes its meaning or goes.
 pub const SCHEMA: &str = "nearwire.demo/1";
+/// How the names of runs' directories begin.
+const PREFIX: &str = "nearwire-demo-";
 /// Between two looks at signals, replicas and the client.
 const TICK: Duration = Duration::from_millis(50);
 /// How long a cluster may take to form, or to find a new leader and go on.
@@ -96,7 +97,10 @@ pub enum Error {
     #[error(transparent)]
     Cluster(#[from] local_cluster::Error),
     /// Nobody leads.
-    #[error("no leader within {} s {since}; the end of the replicas' logs:\n{logs}", LEADER_LIMIT.as_secs())]
+    #[error(
+        "no leader within {} s {since}; the end of the replicas' logs:\n{logs}",
+        LEADER_LIMIT.as_secs()
+    )]
     NoLeader {
         /// Since when.
         since: String,
@@ -104,7 +108,10 @@ pub enum Error {
         logs: String,
     },
     /// There is a leader, but nothing is acknowledged.
-    #[error("no write was acknowledged within {} s {since}; the end of the replicas' logs:\n{logs}", LEADER_LIMIT.as_secs())]
+    #[error(
+        "no write was acknowledged within {} s {since}; the end of the replicas' logs:\n{logs}",
+        LEADER_LIMIT.as_secs()
+    )]
     Stalled {
         /// Since when.
         since: String,
@@ -115,7 +122,11 @@ pub enum Error {
     #[error("a write was refused: {0}")]
     Refused(String),
     /// A replica does not catch up.
-    #[error("replica {node} is still behind {} s after the load: {applied} of {wanted}; the end of its log:\n{log}", LEVEL_LIMIT.as_secs())]
+    #[error(
+        "replica {node} is still behind {} s after the load: {applied} of {wanted}; the end of its \
+         log:\n{log}",
+        LEVEL_LIMIT.as_secs()
+    )]
     Behind {
         /// Which.
         node: u16,
@@ -347,7 +358,7 @@ struct Run<'a> {
     client: Option<ClientThread>,
     values: Values,
     cluster: LocalCluster,
-    directory: Directory,
+    directory: RunDirectory,
 }
 
 impl<'a> Run<'a> {
@@ -356,12 +367,13 @@ impl<'a> Run<'a> {
         stop: &'a AtomicBool,
         watch: &'a mut dyn FnMut(Progress),
     ) -> Result<Self, Error> {
-        let directory = Directory::create(&options.parent, options.keep).map_err(|source| {
-            Error::Directory {
-                parent: options.parent.clone(),
-                source,
-            }
-        })?;
+        let directory =
+            RunDirectory::create(&options.parent, PREFIX, options.keep).map_err(|source| {
+                Error::Directory {
+                    parent: options.parent.clone(),
+                    source,
+                }
+            })?;
         directory.remove_on_panic();
         let cluster = LocalCluster::prepare(local_cluster::Options {
             durability: options.durability,

@@ -2,14 +2,14 @@
 //!
 //! A history is linearizable if each operation can be given one moment between its invocation and
 //! its return at which it took effect (Herlihy and Wing 1990). Linearizability is local, so that
-//! each key is judged by itself (their theorem 1; Horn and Kroening 2015 call it P-compositionality).
-//! For a key the search is that of Wing and Gong (1993), with Lowe's memory of dead ends (2017) and
-//! short cuts that registers permit.
+//! each key is judged by itself (their theorem 1; Horn and Kroening 2015 call it
+//! P-compositionality). For a key the search is that of Wing and Gong (1993), with Lowe's memory of
+//! dead ends (2017) and short cuts that registers permit.
 //!
-//! A million operations of 16 clients on 1,000 keys, one in a thousand without an answer, take 0.7 s
-//! in a test build on one core of a 4-core machine. What can come to the bound is many clients with
-//! one key between them: where their values repeat or answers are missing, too many orders look
-//! alike. Such a key is [`Violation::Undecided`], never accepted.
+//! A million operations of 16 clients on 1,000 keys, one in a thousand without an answer, take
+//! 0.7 s in a test build on one core of a 4-core machine. What can come to the bound is many
+//! clients with one key between them: where their values repeat or answers are missing, too many
+//! orders look alike. Such a key is [`Violation::Undecided`], never accepted.
 //!
 //! stateright's `LinearizabilityTester` answers the same question, but copies the rest of the
 //! history at each step, remembers no dead end and knows no bound: it is for the dozens of

@@ -19,6 +19,7 @@ pub mod node;
 pub mod rehearsal;
 pub mod resp;
 pub mod run;
+mod run_directory;
 pub mod sim;
 pub mod snapshot_file;
 pub mod snapshots;

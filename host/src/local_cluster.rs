@@ -187,7 +187,8 @@ impl LocalCluster {
         };
         let data = self.data_directory(replica.node);
         let mut text = format!(
-            "cluster = \"local\"\nnode = {}\ndata_directory = {:?}\ndurability = \"{durability}\"\n",
+            "cluster = \"local\"\nnode = {}\ndata_directory = {:?}\n\
+             durability = \"{durability}\"\n",
             replica.node,
             data.display().to_string(),
         );

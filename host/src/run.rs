@@ -33,8 +33,8 @@ use std::time::Duration;
 const MS: u64 = 1_000_000;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
-/// How long leases last in a region that has groups for `nearwire conform`: long enough to be told from
-/// the delays of a busy machine, short enough to be waited for.
+/// How long leases last in a region that has groups for `nearwire conform`: long enough to be told
+/// from the delays of a busy machine, short enough to be waited for.
 const CONFORMANCE_LEASE_NS: u64 = 400 * MS;
 /// Submissions of the client front that may be under way or queued.
 const FRONT_CAPACITY: usize = 8192;

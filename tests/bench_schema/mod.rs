@@ -1,48 +1,9 @@
 //! What every row of `nearwire bench` carries: `docs/benchmarks.md` describes it.
 
+use bench::report::{FLOOR_KEYS, KEYS};
 use serde_json::Value;
 use std::process::{Command, Output};
 
-const KEYS: &[&str] = &[
-    "schema",
-    "client_wait",
-    "leader_wait",
-    "acceptor_wait",
-    "floor_wait",
-    "linger_us",
-    "cpus",
-    "auth",
-    "engine",
-    "mode",
-    "durability",
-    "where",
-    "replicas",
-    "value_bytes",
-    "outstanding",
-    "p50_us",
-    "p99_us",
-    "p999_us",
-    "p9999_us",
-    "ops_per_s",
-    "cpu_us_per_op",
-    "lost",
-    "floors",
-    "ratio_p50",
-    "ratio_rate",
-    "ratio_sync",
-    "rounds",
-    "unsupported",
-    "command_line",
-    "machine",
-];
-const FLOORS: &[&str] = &[
-    "udp_echo_p50_us",
-    "udp_echo_p99_us",
-    "udp_echo_ops_per_s",
-    "udp_echo_cpu_us_per_op",
-    "flush_p50_us",
-    "volatile_commit_p50_us",
-];
 /// Measured wherever anything is.
 const NUMBERS: &[&str] = &[
     "p50_us",
@@ -68,7 +29,7 @@ pub(crate) fn check_row(stdout: &[u8]) -> Value {
     for key in KEYS {
         assert!(row.get(key).is_some(), "{key} is missing: {row}");
     }
-    for key in FLOORS {
+    for key in FLOOR_KEYS {
         assert!(row["floors"].get(key).is_some(), "{key} is missing: {row}");
     }
     for key in NUMBERS {

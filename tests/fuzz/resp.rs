@@ -5,7 +5,7 @@ use nearwire::resp::{Limits, Parser, ProtocolError};
 
 const LIMITS: Limits = Limits {
     bulk_bytes: 512,
-    request_bytes: 1 << 20,
+    request_bytes: 1 << 10,
 };
 
 /// What requests are made of.

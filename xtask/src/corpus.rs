@@ -1,10 +1,9 @@
 //! `cargo xtask corpus`: cases that the step itself is the source of.
 //!
 //! Random requests walk the step from blank groups. A walk is kept if it led to something new, two
-//! traits of a request and of the state that it met with an outcome that they had not had; moves that
-//! had no part in that are taken out. Later walks begin
-//! where kept ones ended, so that rare states are built upon. One seed, so the file is the same
-//! wherever it is written.
+//! traits of a request and of the state that it met with an outcome that they had not had; moves
+//! that had no part in that are taken out. Later walks begin where kept ones ended, so that rare
+//! states are built upon. One seed, so the file is the same wherever it is written.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,9 +22,9 @@ use crate::workspace::Workspace;
 
 const PATH: &str = "consensus/corpus/generated.txt";
 const HEAD: &str = "\
-# Written by `cargo xtask corpus` from the step itself; do not edit. Random requests walk the step, and
-# a walk is kept if two traits of a request and its state had an outcome that was new. What was new
-# stands above each case.
+# Written by `cargo xtask corpus` from the step itself; do not edit. Random requests walk the step,
+# and a walk is kept if two traits of a request and its state had an outcome that was new. What was
+# new stands above each case.
 ";
 const SEED: u64 = 0x6e65_6172_7769_7265;
 /// Walks that are tried.
@@ -34,8 +33,8 @@ const WALKS: u64 = 20000;
 const MAX_STEPS: usize = 12;
 /// Moves by which a walk goes on from a kept one.
 const NEW_STEPS: usize = 6;
-/// The slots, from and trims that are asked for: in the same order, and in the same ring entries, for
-/// every window of eight slots or more.
+/// The slots, from and trims that are asked for: in the same order, and in the same ring entries,
+/// for every window of eight slots or more.
 const NUMBERS: [&str; 13] = [
     "0", "1", "2", "3", "W-1", "W", "W+1", "W+2", "2W-1", "2W", "2W+1", "3W", "3W+1",
 ];
@@ -71,8 +70,8 @@ fn is_current(path: &Path, text: &str) -> anyhow::Result<bool> {
     Ok(found == text)
 }
 
-/// What may happen in a walk. Times are those of leases, which have walks of their own: over a network
-/// they are measured, and there each silence takes a while.
+/// What may happen in a walk. Times are those of leases, which have walks of their own: over a
+/// network they are measured, and there each silence takes a while.
 #[derive(Clone)]
 enum Move {
     Ask(Packet),
@@ -88,8 +87,8 @@ struct Walk {
 /// Two traits of a request and the state that it met, its kind, and what came of it.
 type Pair = ([&'static str; 3], String);
 
-/// A request by its kind and its traits, among them those of the state that it met, and what came of
-/// it.
+/// A request by its kind and its traits, among them those of the state that it met, and what came
+/// of it.
 struct Met {
     class: Vec<&'static str>,
     outcome: String,

@@ -1,8 +1,8 @@
 //! Counts tests in what libtest prints.
 
 /// A test that finds at run time that it cannot run prints this to the *unbuffered* standard error
-/// (`writeln!(std::io::stderr(), …)`; `eprintln!` is captured), followed by `name: what is missing`,
-/// and returns. libtest calls it passed; it is counted as skipped here.
+/// (`writeln!(std::io::stderr(), …)`; `eprintln!` is captured), followed by
+/// `name: what is missing`, and returns. libtest calls it passed; it is counted as skipped here.
 pub(crate) const SKIP_MARK: &str = "nearwire-test-skipped: ";
 
 /// The reason of an ignored test that is another test's child process, and no test of its own.
@@ -112,9 +112,11 @@ mod tests {
             "running 3 tests\n\
              test a::b ... ok\n\
              test a::c ... FAILED\n\
-             test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.10s\n\
+             test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 7 filtered out; \
+             finished in 0.10s\n\
              running 2 tests\n\
-             test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+             test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 0.00s\n",
         );
         assert_eq!(
             tally.counts(),
@@ -138,7 +140,8 @@ mod tests {
         let tally = tally(
             "nearwire-test-skipped: xdp_votes: no BPF, needs Linux 5.9\n\
              test afxdp ... nearwire-test-skipped: afxdp: no AF_XDP\n\
-             test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\n",
+             test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 1.00s\n",
         );
         assert_eq!(
             tally.counts(),
@@ -158,7 +161,8 @@ mod tests {
     fn a_child_process_of_a_test_is_not_a_test() {
         let tally = tally(
             "test holder ... ignored, started by the_next_run_cleans_up\n\
-             test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.00s\n",
+             test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; \
+             finished in 1.00s\n",
         );
         assert_eq!(
             tally.counts(),

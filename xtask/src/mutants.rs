@@ -2,8 +2,8 @@
 //!
 //! The defects are `consensus::simulation::Mutation`; a build with the feature `simulation` commits
 //! the one that it is told to. For each one the catchers are tried, cheapest first, until one
-//! catches it. A check that no defect fails is worth nothing, and neither is one that fails without:
-//! so all catchers run once with none.
+//! catches it. A check that no defect fails is worth nothing, and neither is one that fails
+//! without: so all catchers run once with none.
 
 mod catcher;
 mod table;

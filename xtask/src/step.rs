@@ -21,9 +21,10 @@ const PRIVILEGED_PREFIX: &str = "privileged_";
 const PROPERTY_PREFIX: &str = "property_";
 /// Unit-level property tests that deserve more cases stand in modules of this name.
 const PROPERTY_MODULE: &str = "properties::";
-/// The loom model is an empty file without its own cfg.
+/// A loom model is an empty file without its own cfg.
 const LOOM_TEST: &str = "loom";
-const LOOM_PACKAGE: &str = "nearwire-consensus";
+/// Models of what no other crate sees stand in modules of this name.
+const LOOM_MODULE: &str = "loom_tests::";
 
 /// Cases per property in the property step; elsewhere proptest's own 256.
 const PROPERTY_CASES: &str = "2048";
@@ -135,7 +136,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "loom",
-        what: "the step under every interleaving",
+        what: "the step, wakers and queues under every interleaving",
         run: loom,
         ..TESTS
     },
@@ -256,22 +257,29 @@ fn doctest(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdi
 }
 
 fn loom(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
-    if !bench.workspace.has_test(LOOM_PACKAGE, LOOM_TEST) {
-        return Ok(Verdict::Skipped(format!(
-            "{LOOM_PACKAGE} has no tests/{LOOM_TEST}.rs"
-        )));
+    let workspace = bench.workspace;
+    let packages: Vec<_> = workspace.loom_packages().collect();
+    if packages.is_empty() {
+        return Ok(Verdict::Skipped("no member depends on loom".to_owned()));
     }
-    let mut command = bench
-        .workspace
-        .cargo(["test", "--locked", "--release", "--no-fail-fast"]);
-    command
-        .args(["--package", LOOM_PACKAGE, "--test", LOOM_TEST])
-        .env("RUSTFLAGS", "--cfg loom")
-        // The model is fast enough without; linking is not.
-        .env("CARGO_PROFILE_RELEASE_LTO", "off")
-        .env("CARGO_TARGET_DIR", bench.workspace.target.join("loom"));
-    stage.run(&mut command)?;
+    let has_file = |package: &&str| workspace.has_test(package, LOOM_TEST);
+    let apart: Vec<_> = packages.iter().copied().filter(has_file).collect();
+    if !apart.is_empty() {
+        stage.run(loom_test(workspace, &apart).args(["--test", LOOM_TEST]))?;
+    }
+    stage.run(loom_test(workspace, &packages).args(["--lib", "--", LOOM_MODULE]))?;
     Ok(Verdict::Done)
+}
+
+fn loom_test(workspace: &Workspace, packages: &[&str]) -> Command {
+    let mut command = workspace.cargo(["test", "--locked", "--release", "--no-fail-fast"]);
+    command
+        .args(packages.iter().flat_map(|package| ["--package", package]))
+        .env("RUSTFLAGS", "--cfg loom")
+        // The models are fast enough without; linking is not.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_TARGET_DIR", workspace.target.join("loom"));
+    command
 }
 
 fn deny(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {

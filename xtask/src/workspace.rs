@@ -17,6 +17,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Integration test targets of all members.
     tests: Vec<TestTarget>,
+    /// Members that are built with loom's atomics under `cfg(loom)`.
+    loom: Vec<String>,
 }
 
 /// One file under a member's `tests/`.
@@ -54,12 +56,16 @@ impl Workspace {
                 .map(PathBuf::from)
                 .with_context(|| format!("read `{key}` in cargo metadata's answer"))
         };
-        let mut tests = Vec::new();
+        let (mut tests, mut loom) = (Vec::new(), Vec::new());
         for package in elements(&metadata["packages"]) {
+            let name = package["name"].as_str().unwrap_or_default();
+            if elements(&package["dependencies"]).any(|needed| needed["name"] == "loom") {
+                loom.push(name.to_owned());
+            }
             for target in elements(&package["targets"]) {
                 if elements(&target["kind"]).any(|kind| kind == "test") {
                     tests.push(TestTarget {
-                        package: package["name"].as_str().unwrap_or_default().to_owned(),
+                        package: name.to_owned(),
                         name: target["name"].as_str().unwrap_or_default().to_owned(),
                     });
                 }
@@ -69,6 +75,7 @@ impl Workspace {
             root: path("workspace_root")?,
             target: path("target_directory")?,
             tests,
+            loom,
         })
     }
 
@@ -99,6 +106,11 @@ impl Workspace {
             .any(|test| test.package == package && test.name == name)
     }
 
+    /// Names of the members that have models for loom.
+    pub(crate) fn loom_packages(&self) -> impl Iterator<Item = &str> {
+        self.loom.iter().map(String::as_str)
+    }
+
     /// Where a step's log is kept.
     pub(crate) fn log(&self, step: &str) -> PathBuf {
         self.target
@@ -127,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integration_tests_are_found_by_kind_and_named_once() {
+    fn tests_are_found_by_kind_and_named_once_and_models_by_their_dependency() {
         let metadata = serde_json::json!({
             "workspace_root": "/w",
             "target_directory": "/w/target",
@@ -136,7 +148,7 @@ mod tests {
                     {"name": "a", "kind": ["lib"]},
                     {"name": "loom", "kind": ["test"]},
                     {"name": "scripts", "kind": ["test"]},
-                ]},
+                ], "dependencies": [{"name": "loom", "target": "cfg(loom)"}, {"name": "libc"}]},
                 {"name": "b", "targets": [{"name": "scripts", "kind": ["test"]}]},
             ],
         });
@@ -144,6 +156,7 @@ mod tests {
         assert_eq!(workspace.tests(|_| true), ["loom", "scripts"]);
         assert!(workspace.has_test("a", "loom"));
         assert!(!workspace.has_test("b", "loom"));
+        assert_eq!(workspace.loom_packages().collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]

@@ -33,7 +33,8 @@ fn client() -> Client {
     Client::new(config(1)).expect("a valid configuration")
 }
 
-/// What all replicas agree on; the log itself is not modelled, only the rule by which it is applied.
+/// What all replicas agree on; the log itself is not modelled, only the rule by which it is
+/// applied.
 #[derive(Default)]
 struct Replicated {
     sessions: BTreeMap<u64, Applied>,

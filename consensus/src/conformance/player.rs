@@ -40,7 +40,9 @@ pub trait Device {
     fn wait(&mut self, ns: u64) -> Result<(), Self::Error>;
 
     /// By how much, in nanoseconds, the device may have been asked later than the case says.
-    fn lateness_ns(&self) -> u64;
+    fn lateness_ns(&self) -> u64 {
+        0
+    }
 
     /// Has the second datagram stepped while the first one is, at a point that the device chooses.
     /// Never called where the memory cannot be seen.

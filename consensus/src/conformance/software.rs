@@ -340,10 +340,6 @@ impl Device for Software {
         Ok(())
     }
 
-    fn lateness_ns(&self) -> u64 {
-        0
-    }
-
     fn memory(&self) -> Option<(&Self::Memory, u64)> {
         Some((&self.region, self.now_ns))
     }

@@ -24,8 +24,9 @@ impl<S: StateMachine> Replica<S> {
         if let Some(lead) = &mut self.lead
             && lead.leader.leads()
         {
-            // Nobody answers heartbeats, so a leader that was superseded, and that nobody writes to,
-            // would go on for ever. Whoever asks may have promised more than this leader's ballot.
+            // Nobody answers heartbeats, so a leader that was superseded, and that nobody writes
+            // to, would go on for ever. Whoever asks may have promised more than this leader's
+            // ballot.
             lead.leader.ask_barrier();
             return;
         }

@@ -113,8 +113,8 @@ impl<S: StateMachine> Replica<S> {
         self.reported_ns + beats * heartbeat_ns
     }
 
-    /// Whether state may be taken over from others. A ballot that has its promises proposes from the
-    /// slot after the last one applied, and what it decides is applied in that order.
+    /// Whether state may be taken over from others. A ballot that has its promises proposes from
+    /// the slot after the last one applied, and what it decides is applied in that order.
     pub(super) fn learns(&self) -> bool {
         let lead = self.lead.as_ref();
         lead.is_none_or(|lead| lead.leader.is_preparing()) || mutated(Mutation::LearnsWhileFetching)

@@ -111,10 +111,22 @@ struct LoadArgs {
     )]
     rounds: u16,
     /// Time of each measurement.
-    #[arg(long, env = "NEARWIRE_SECONDS", value_name = "S", default_value = "2", value_parser = seconds)]
+    #[arg(
+        long,
+        env = "NEARWIRE_SECONDS",
+        value_name = "S",
+        default_value = "2",
+        value_parser = seconds
+    )]
     seconds: Duration,
     /// Time before each measurement in which nothing is recorded.
-    #[arg(long, env = "NEARWIRE_WARMUP", value_name = "S", default_value = "0.5", value_parser = seconds)]
+    #[arg(
+        long,
+        env = "NEARWIRE_WARMUP",
+        value_name = "S",
+        default_value = "0.5",
+        value_parser = seconds
+    )]
     warmup: Duration,
     /// SCHED_FIFO priority of replicas, client and floor; published latencies have one.
     /// A replica's worker that polls is one below.

@@ -1,21 +1,22 @@
 //! `nearwire conform`.
 
 use super::Failure;
+use super::asking::AskingArgs;
 use super::output::{self, Output};
 use clap::ValueEnum;
 use consensus::NodeId;
-use consensus::auth::Key;
 use consensus::conformance::{self, Case, Shape, Software, Verdict, corpus};
 use consensus::simulation::{IS_COMPILED_IN, Mutation, mutate};
-use nearwire::config::read_key;
 use nearwire::conform::{Asking, Claims, Session};
 use nearwire::kv::glob;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
+
+/// How long an answer is waited for, sending again, unless the command line says otherwise.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Test an acceptor against the conformance corpus: packets in, packets out, and the region after.
 ///
@@ -31,8 +32,8 @@ Examples:
       --window-slots 64 --value-bytes 128
   nearwire conform --target 127.0.0.1:4747 --output json | jq '.failures[]'
 
-A nearwire node says itself what it is. It has groups to test if `[region] conformance_groups` is set;
-a group is good for one case. docs/conformance.md is for the maker of a device.")]
+A nearwire node says itself what it is. It has groups to test if `[region] conformance_groups` is
+set; a group is good for one case. docs/conformance.md is for the maker of a device.")]
 pub(crate) struct Args {
     /// The acceptor to test.
     #[arg(
@@ -62,18 +63,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Target")]
 struct DeviceArgs {
-    /// The file with the cluster's key, 32 hexadecimal digits.
-    #[arg(long, env = "NEARWIRE_KEY_FILE", value_name = "FILE")]
-    key_file: Option<PathBuf>,
-    /// How long an answer is waited for, sending again, in milliseconds.
-    #[arg(
-        long,
-        env = "NEARWIRE_TIMEOUT_MS",
-        value_name = "MS",
-        default_value_t = 2000,
-        value_parser = clap::value_parser!(u64).range(1..=3_600_000)
-    )]
-    timeout_ms: u64,
+    #[command(flatten)]
+    asking: AskingArgs,
     /// How long there must be nothing where nothing is expected, in milliseconds.
     #[arg(
         long,
@@ -247,10 +238,9 @@ fn over_the_wire(args: &Args, target: &str, cases: &[&Case]) -> anyhow::Result<S
     }
     let address = resolve(target)?;
     let device = &args.device;
-    let key: Option<Key> = device.key_file.as_deref().map(read_key).transpose()?;
     let asking = Asking {
-        key,
-        timeout: Duration::from_millis(device.timeout_ms),
+        key: device.asking.key()?,
+        timeout: device.asking.timeout().unwrap_or(ANSWER_LIMIT),
         silence: Duration::from_millis(device.silence_ms),
     };
     let claims = Claims {

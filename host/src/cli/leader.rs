@@ -31,8 +31,8 @@ Examples:
     },
     /// Hand leadership over to another replica.
     ///
-    /// The leader stops proposing, lets the successor catch up, and tells it to campaign: nothing is
-    /// lost, and clients wait for a few round trips.
+    /// The leader stops proposing, lets the successor catch up, and tells it to campaign: nothing
+    /// is lost, and clients wait for a few round trips.
     #[command(after_long_help = "\
 Examples:
   nearwire leader move --to 2 --config node1.toml")]

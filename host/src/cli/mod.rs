@@ -1,5 +1,6 @@
 //! The command line: what may be said, who does it, and how it ends.
 
+mod asking;
 mod bench;
 mod config;
 mod conform;

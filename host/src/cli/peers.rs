@@ -1,9 +1,10 @@
 //! Where the cluster is: what every command that talks to one is told.
 
 use super::Failure;
+use super::asking::AskingArgs;
 use consensus::NodeId;
 use consensus::auth::Key;
-use nearwire::config::{self, Config};
+use nearwire::config::Config;
 use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -28,17 +29,8 @@ pub(crate) struct PeersArgs {
     /// Any node's will do: they agree on both.
     #[arg(long, env = "NEARWIRE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The file with the cluster's key, 32 hexadecimal digits.
-    #[arg(long, env = "NEARWIRE_KEY_FILE", value_name = "FILE")]
-    key_file: Option<PathBuf>,
-    /// How long to wait for an answer, in milliseconds: 1000 to look, 3000 to change.
-    #[arg(
-        long,
-        env = "NEARWIRE_TIMEOUT_MS",
-        value_name = "MS",
-        value_parser = clap::value_parser!(u64).range(1..=3_600_000)
-    )]
-    timeout_ms: Option<u64>,
+    #[command(flatten)]
+    asking: AskingArgs,
 }
 
 /// A cluster as seen from outside.
@@ -81,17 +73,16 @@ impl PeersArgs {
                     .into());
                 }
             };
-        let key = match (&self.key_file, &config) {
-            (Some(path), _) => Some(config::read_key(path)?),
+        let key = match (self.asking.key()?, &config) {
             (None, Some(config)) => config.key()?,
-            (None, None) => None,
+            (key, _) => key,
         };
         let region = config.map(|config| config.region).unwrap_or_default();
         Ok(Cluster {
             members,
             key,
             max_value: region.value_bytes,
-            timeout: self.timeout_ms.map(Duration::from_millis),
+            timeout: self.asking.timeout(),
         })
     }
 }

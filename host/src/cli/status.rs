@@ -25,7 +25,8 @@ Columns:
   decided      the last slot that it knows to be chosen
   trim         the first slot that it still keeps
   incarnation  this life of its memory: votes do not outlive it
-  state        ok; forming: waits for the others' first word; conflict: must not vote; unreachable")]
+  state        ok; forming: waits for the others' first word; conflict: must not vote; \
+unreachable")]
 pub(crate) struct Args {
     #[command(flatten)]
     peers: PeersArgs,

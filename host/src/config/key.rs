@@ -21,7 +21,10 @@ pub enum KeyError {
         source: io::Error,
     },
     /// Others may read it.
-    #[error("key file {} is open to others (mode {mode:04o}): its key is no secret", path.display())]
+    #[error(
+        "key file {} is open to others (mode {mode:04o}): its key is no secret",
+        path.display()
+    )]
     Exposed {
         /// The file.
         path: PathBuf,

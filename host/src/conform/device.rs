@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Between two sendings of a request that is not answered.
 const RESEND: Duration = Duration::from_millis(100);
-/// How often a datagram is sent that must not be answered: nothing tells whether it has arrived, and
-/// what comes later may depend on it.
+/// How often a datagram is sent that must not be answered: nothing tells whether it has arrived,
+/// and what comes later may depend on it.
 const UNANSWERED_SENDINGS: u32 = 8;
 /// Longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
@@ -34,8 +34,8 @@ pub(super) struct Probe {
     pub(super) is_blank: bool,
 }
 
-/// One group of a device behind a network, and a socket of its own: answers that come late belong to
-/// no other case.
+/// One group of a device behind a network, and a socket of its own: answers that come late belong
+/// to no other case.
 pub(super) struct Wire {
     socket: UdpSocket,
     address: SocketAddr,
@@ -128,11 +128,6 @@ impl Wire {
             incarnation: header.incarnation.0,
             is_blank,
         }))
-    }
-
-    /// By how much the last answer came later than the case says, in nanoseconds.
-    pub(super) fn late_ns(&self) -> u64 {
-        u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn unusable(&self, why: &str) -> ConformError {
@@ -235,7 +230,7 @@ impl Device for Wire {
     }
 
     fn lateness_ns(&self) -> u64 {
-        self.late_ns()
+        u64::try_from(self.late.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn overlap(&mut self, _: &[u8], _: &[u8]) -> Result<(), ConformError> {

@@ -19,10 +19,10 @@ pub enum JournalError {
     },
     /// A record that had been flushed is missing or damaged. It is never skipped.
     #[error(
-        "journal file {} is damaged at byte {offset}: record {lsn} was flushed (byte {proof_offset} \
-         of {} says so) but cannot be read. This node's votes cannot be trusted: restore the file \
-         from the same disk if it can be recovered, otherwise leave this node stopped: the others \
-         go on without it, and members cannot be replaced in this version",
+        "journal file {} is damaged at byte {offset}: record {lsn} was flushed (byte \
+         {proof_offset} of {} says so) but cannot be read. This node's votes cannot be trusted: \
+         restore the file from the same disk if it can be recovered, otherwise leave this node \
+         stopped: the others go on without it, and members cannot be replaced in this version",
         file.display(), proof.display()
     )]
     Damaged {

@@ -13,6 +13,7 @@
 
 use super::disk::{Access, Block, Disk, DiskFile};
 use super::format::BLOCK_BYTES;
+use consensus::random::Random;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io;
@@ -269,8 +270,8 @@ impl DiscardingDisk {
         state.life += 1;
         let mut dice = match loss {
             PowerLoss::Process => return,
-            PowerLoss::Everything => Dice(0),
-            PowerLoss::Blocks(seed) | PowerLoss::Torn(seed) => Dice(seed),
+            PowerLoss::Everything => Random::new(0),
+            PowerLoss::Blocks(seed) | PowerLoss::Torn(seed) => Random::new(seed),
         };
         let all = loss == PowerLoss::Everything;
         let mut files: Vec<_> = state.files.drain().collect();
@@ -318,19 +319,6 @@ impl DiscardingDisk {
                 Undo::Create(_) | Undo::Rename { .. } => {}
             }
         }
-    }
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
     }
 }
 

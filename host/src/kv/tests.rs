@@ -431,7 +431,8 @@ proptest! {
         }
         told.clock(model.now);
         untold.clock(model.now);
-        let live = model.keys.values().filter(|(_, deadline)| deadline.is_none_or(|d| model.now < d));
+        let lives = |deadline: &Option<u64>| deadline.is_none_or(|d| model.now < d);
+        let live = model.keys.values().filter(|(_, deadline)| lives(deadline));
         prop_assert_eq!(say(&mut told, model.now, "DBSIZE"), format!(":{}", live.count()));
         prop_assert!(snapshot(&told) == snapshot(&untold));
     }

@@ -123,10 +123,11 @@ impl Parser {
     /// # Errors
     /// What Redis would close the connection for.
     pub fn next<'a>(&'a mut self, buffer: &'a [u8]) -> Result<Option<Request<'a>>, ProtocolError> {
-        match self.advance(buffer) {
-            Ok(None) if buffer.len() > self.limits.request_bytes => {
-                Err(ProtocolError(Complaint::BigRequest))
-            }
+        // What lies beyond the limit is not looked at even if it is there already, so that it does
+        // not matter in which pieces a request comes.
+        let within = &buffer[..buffer.len().min(self.limits.request_bytes)];
+        match self.advance(within) {
+            Ok(None) if buffer.len() > within.len() => Err(ProtocolError(Complaint::BigRequest)),
             Ok(None) => Ok(None),
             Ok(Some(typed)) => {
                 let bytes = std::mem::take(&mut self.at);
@@ -398,6 +399,29 @@ mod tests {
         let mut bytes = b"*1000\r\n".to_vec();
         bytes.extend(words.cycle().take(120_000));
         assert_eq!(complaint(&bytes), "Protocol error: too big request");
+    }
+
+    #[test]
+    fn a_whole_request_above_the_limit_is_refused_like_the_part_of_one() {
+        let request = |padding: usize| {
+            let mut bytes = b"*101\r\n".to_vec();
+            for length in [988; 100].into_iter().chain([padding]) {
+                bytes.extend_from_slice(format!("${length:03}\r\n").as_bytes());
+                bytes.resize(bytes.len() + length, b'x');
+                bytes.extend_from_slice(b"\r\n");
+            }
+            bytes
+        };
+        let fits = LIMITS.request_bytes - request(0).len();
+        let longest = request(fits);
+        assert_eq!(longest.len(), LIMITS.request_bytes);
+        assert_eq!(one(&longest).len(), 101);
+        let longer = [request(fits + 1), b"PING\r\n".to_vec()].concat();
+        let refused = (vec![], Some("Protocol error: too big request".to_owned()));
+        assert_eq!(parse([&longer[..]]), refused);
+        assert_eq!(parse(longer.chunks(1000)), refused);
+        let (requests, error) = parse([&[longest, longer].concat()[..]]);
+        assert_eq!((requests.len(), error), (1, refused.1));
     }
 
     fn request() -> impl Strategy<Value = Vec<u8>> {

@@ -221,8 +221,8 @@ fn a_connection_speaks_resp2_until_it_says_hello() {
          INFO -> $31 #~Server redis_version:7.0.0 ^",
     );
     let hello = format!(
-        "%7\r\n$6\r\nserver\r\n$8\r\nnearwire\r\n$7\r\nversion\r\n${}\r\n{}\r\n$5\r\nproto\r\n:3\r\n\
-         $2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n\
+        "%7\r\n$6\r\nserver\r\n$8\r\nnearwire\r\n$7\r\nversion\r\n${}\r\n{}\r\n$5\r\nproto\r\n\
+         :3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n\
          $7\r\nmodules\r\n*0\r\n",
         env!("CARGO_PKG_VERSION").len(),
         env!("CARGO_PKG_VERSION"),

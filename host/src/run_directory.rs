@@ -12,8 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How the names of such directories begin.
-const PREFIX: &str = "nearwire-demo-";
 /// How the names of those that are to stay begin.
 const KEPT: &str = "nearwire-kept-";
 /// Names tried before giving up.
@@ -25,19 +23,19 @@ const MAX_LEFTOVERS: usize = 64;
 
 /// A locked directory that only this user reads.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(crate) struct RunDirectory {
     path: PathBuf,
     kept: bool,
     removed: Arc<AtomicBool>,
     _lock: File,
 }
 
-impl Directory {
-    /// Makes a directory in `parent`, after removing the leftovers there. One that is to be `kept`
-    /// stays, whatever happens.
-    pub(super) fn create(parent: &Path, kept: bool) -> io::Result<Self> {
-        remove_leftovers(parent);
-        let prefix = if kept { KEPT } else { PREFIX };
+impl RunDirectory {
+    /// Makes a directory in `parent` whose name begins with `prefix`, after removing the leftovers
+    /// of that prefix there. One that is to be `kept` has another name and stays, whatever happens.
+    pub(crate) fn create(parent: &Path, prefix: &str, kept: bool) -> io::Result<Self> {
+        remove_leftovers(parent, prefix);
+        let prefix = if kept { KEPT } else { prefix };
         let process = std::process::id();
         for attempt in 0..MAX_NAMES {
             let path = match attempt {
@@ -64,12 +62,17 @@ impl Directory {
         ))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Removes the directory and says what went wrong.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        remove(&self.path)
+    }
+
     /// Removes the directory at a panic too: a release build aborts, so that nothing is dropped.
-    pub(super) fn remove_on_panic(&self) {
+    pub(crate) fn remove_on_panic(&self) {
         if self.kept {
             return;
         }
@@ -78,16 +81,16 @@ impl Directory {
         std::panic::set_hook(Box::new(move |panic| {
             before(panic);
             if !removed.load(Ordering::Relaxed) {
-                remove(&path);
+                let _ = remove(&path);
             }
         }));
     }
 }
 
-impl Drop for Directory {
+impl Drop for RunDirectory {
     fn drop(&mut self) {
         if !self.kept {
-            remove(&self.path);
+            let _ = remove(&self.path);
             self.removed.store(true, Ordering::Relaxed);
         }
     }
@@ -110,19 +113,21 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     Ok(same.then_some(file))
 }
 
-fn remove(path: &Path) {
+fn remove(path: &Path) -> io::Result<()> {
+    let mut result = Ok(());
     for _ in 0..MAX_REMOVALS {
-        match fs::remove_dir_all(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            _ => return,
+        result = fs::remove_dir_all(path);
+        match &result {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
+    result
 }
 
 /// Removes what dead runs of this user left in `parent`. What cannot be removed stays.
-fn remove_leftovers(parent: &Path) {
+fn remove_leftovers(parent: &Path, prefix: &str) {
     let own: Uid = geteuid();
     let leftovers = fs::read_dir(parent)
         .into_iter()
@@ -132,7 +137,7 @@ fn remove_leftovers(parent: &Path) {
             entry
                 .file_name()
                 .as_encoded_bytes()
-                .starts_with(PREFIX.as_bytes())
+                .starts_with(prefix.as_bytes())
         })
         .map(|entry| entry.path())
         // Not a link, and nobody else's: in a shared directory anybody can use the name.
@@ -142,7 +147,7 @@ fn remove_leftovers(parent: &Path) {
         });
     for path in leftovers.take(MAX_LEFTOVERS) {
         if let Ok(Some(_lock)) = lock(&path) {
-            remove(&path);
+            let _ = remove(&path);
         }
     }
 }
@@ -152,11 +157,17 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    const PREFIX: &str = "nearwire-test-";
+
+    fn create(parent: &Path, kept: bool) -> RunDirectory {
+        RunDirectory::create(parent, PREFIX, kept).expect("a directory")
+    }
+
     #[test]
     fn a_directory_goes_with_its_owner_and_a_kept_one_stays() {
         let parent = tempfile::tempdir().expect("a directory");
         for (kept, left) in [(false, 0), (true, 1)] {
-            let directory = Directory::create(parent.path(), kept).expect("a directory");
+            let directory = create(parent.path(), kept);
             let mode = fs::metadata(directory.path())
                 .expect("it exists")
                 .permissions()
@@ -174,9 +185,7 @@ mod tests {
     #[test]
     fn a_panic_takes_the_directory_along_even_if_nothing_is_dropped() {
         let parent = tempfile::tempdir().expect("a directory");
-        let directory = std::mem::ManuallyDrop::new(
-            Directory::create(parent.path(), false).expect("a directory"),
-        );
+        let directory = std::mem::ManuallyDrop::new(create(parent.path(), false));
         directory.remove_on_panic();
         let thread = std::thread::spawn(|| panic!("on purpose"));
         assert!(thread.join().is_err());
@@ -186,11 +195,8 @@ mod tests {
     #[test]
     fn leftovers_go_and_living_and_kept_directories_stay() {
         let parent = tempfile::tempdir().expect("a directory");
-        let living = Directory::create(parent.path(), false).expect("a directory");
-        let kept = Directory::create(parent.path(), true)
-            .expect("a directory")
-            .path()
-            .to_owned();
+        let living = create(parent.path(), false);
+        let kept = create(parent.path(), true).path().to_owned();
         let dead = parent.path().join(format!("{PREFIX}1"));
         fs::create_dir_all(dead.join("data-1")).expect("writable");
         let foreign = parent.path().join("else");
@@ -198,7 +204,7 @@ mod tests {
         let link = parent.path().join(format!("{PREFIX}2"));
         std::os::unix::fs::symlink(&foreign, &link).expect("writable");
 
-        let second = Directory::create(parent.path(), false).expect("a directory");
+        let second = create(parent.path(), false);
         assert!(!dead.exists(), "its owner is dead");
         assert!(living.path().exists() && kept.exists() && second.path().exists());
         assert!(
