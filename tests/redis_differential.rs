@@ -6,10 +6,11 @@
 use consensus::state_machine::StateMachine;
 use nearwire::front::{Access, Completion, WorkerEnd, attach};
 use nearwire::kv::Kv;
+use nearwire::local_cluster::Port;
 use nearwire::resp::reply::value_bytes;
 use nearwire::resp::{Handle, Options, Server};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -81,6 +82,7 @@ fn work(mut end: WorkerEnd) {
 struct Theirs {
     child: Child,
     addr: SocketAddr,
+    _port: Port,
     _directory: tempfile::TempDir,
 }
 
@@ -100,14 +102,12 @@ impl Theirs {
             return None;
         }
         let directory = tempfile::tempdir().expect("makes a directory");
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
-        let addr = free.local_addr().expect("is bound");
-        drop(free);
-        let port = addr.port().to_string();
+        let port = Port::claim().expect("a free port");
+        let addr = (Ipv4Addr::LOCALHOST, port.number()).into();
         let child = Command::new("redis-server")
             .args([
                 "--port",
-                &port,
+                &port.number().to_string(),
                 "--bind",
                 "127.0.0.1",
                 "--save",
@@ -123,6 +123,7 @@ impl Theirs {
         let theirs = Self {
             child,
             addr,
+            _port: port,
             _directory: directory,
         };
         let deadline = Instant::now() + Duration::from_secs(10);

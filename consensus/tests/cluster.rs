@@ -1111,6 +1111,40 @@ fn nodes_that_never_led_elect_above_what_they_promised() {
     world.check();
 }
 
+/// A leader that is superseded without hearing of it, and that nobody writes to, is all that is left
+/// beside one follower.
+#[test]
+fn a_superseded_leader_that_is_idle_leaves_the_way_to_the_next() {
+    let mut world = World::new(18, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    world.run_ms(50);
+    let superseded = world.leader().expect("somebody leads");
+    let leads = |world: &World, index: usize| {
+        let replica = world.hosts[index].replica();
+        replica.is_some_and(|replica| replica.role() == Role::Leader)
+    };
+    let successor = loop {
+        world.step();
+        let cut_off = address(superseded + 1);
+        world
+            .air
+            .retain(|flight| flight.from != cut_off && flight.to != cut_off);
+        let mut others = (0..3).filter(|index| *index != superseded);
+        if let Some(successor) = others.find(|index| leads(&world, *index)) {
+            break successor;
+        }
+    };
+    world.kill(successor);
+    world.air.clear();
+    assert!(leads(&world, superseded), "it heard of its successor");
+    world.run_ms(2_000);
+    for host in world.hosts.iter().filter(|host| host.node.is_some()) {
+        let local = host.node.as_ref().expect("up").local();
+        let leader = host.replica().expect("formed").leader(world.now_ns, local);
+        assert!(leader.is_some(), "nobody leads: {}", host.describe());
+    }
+}
+
 #[test]
 fn a_node_of_a_formed_cluster_keeps_its_members() {
     let mut world = World::new(11, 3, CALM, Durability::Volatile);

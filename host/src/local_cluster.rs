@@ -1,5 +1,9 @@
 //! Replicas as child processes on this machine: for the demo, the benchmarks and the tests.
 
+mod port;
+
+pub use port::Port;
+
 use crate::config::{Durability, Wait};
 use crate::inspect::Inspector;
 use crate::run::DIE_WITH_PARENT;
@@ -7,8 +11,7 @@ use consensus::NodeId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::ops::Range;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -87,31 +90,6 @@ fn refused(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-/// Ports that Linux gives to nobody by itself (it begins at 32,768): the port of a replica that was
-/// killed is still free when it starts again.
-const PORTS: Range<u16> = 10_000..32_000;
-/// How many ports are tried.
-const PORT_TRIES: usize = 100;
-
-/// Binds a port that is free, chosen at random so that clusters that start at once differ.
-fn take_port<T>(
-    ip: IpAddr,
-    bind: impl Fn(SocketAddr) -> io::Result<T>,
-) -> Result<(SocketAddr, T), Error> {
-    let doing = || format!("find a free port of {ip}");
-    let mut result = Err(io::ErrorKind::AddrInUse.into());
-    for _ in 0..PORT_TRIES {
-        let random = getrandom::u32().map_err(io::Error::other);
-        let random = random.map_err(refused(doing()))? % PORTS.len() as u32;
-        let address = SocketAddr::new(ip, PORTS.start + random as u16);
-        result = bind(address).map(|socket| (address, socket));
-        if result.is_ok() {
-            break;
-        }
-    }
-    result.map_err(refused(doing()))
-}
-
 /// One replica.
 #[derive(Debug)]
 pub struct Replica {
@@ -131,26 +109,29 @@ pub struct Replica {
 pub struct LocalCluster {
     options: Options,
     replicas: Vec<Replica>,
+    _ports: Vec<Port>,
 }
 
 impl LocalCluster {
-    /// Finds free ports and writes the configurations; starts nothing.
+    /// Claims ports and writes the configurations; starts nothing.
     ///
     /// # Errors
     /// The system refuses.
     pub fn prepare(options: Options) -> Result<Self, Error> {
         std::fs::create_dir_all(&options.directory)
             .map_err(refused(format!("make {}", options.directory.display())))?;
-        let mut held = Vec::new();
+        let mut ports = Vec::new();
         let mut replicas = Vec::new();
         for (index, ip) in options.addresses.iter().enumerate() {
             let node = index as u16 + 1;
             let (address, resp) = if ip.is_loopback() {
-                // Both kinds of port are held until all are found, so that no two are the same.
-                let (address, udp) = take_port(*ip, UdpSocket::bind)?;
-                let (resp, tcp) = take_port(*ip, TcpListener::bind)?;
-                held.push((udp, tcp));
-                (address, resp)
+                let mut claim = || {
+                    let port = Port::claim().map_err(refused("claim a port"))?;
+                    let address = SocketAddr::new(*ip, port.number());
+                    ports.push(port);
+                    Ok(address)
+                };
+                (claim()?, claim()?)
             } else {
                 // A namespace of its own: every port is free.
                 (
@@ -167,7 +148,11 @@ impl LocalCluster {
                 child: None,
             });
         }
-        let cluster = Self { options, replicas };
+        let cluster = Self {
+            options,
+            replicas,
+            _ports: ports,
+        };
         for replica in &cluster.replicas {
             std::fs::write(&replica.config, cluster.config_text(replica))
                 .map_err(refused(format!("write {}", replica.config.display())))?;

@@ -20,6 +20,8 @@ pub use resp::{Reply, Resp, Roaming, request};
 use consensus::auth::Key;
 use nearwire::inspect::Inspector;
 use nearwire::local_cluster::{LocalCluster, Options};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use std::fs::Permissions;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -28,7 +30,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -37,18 +38,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A machine that runs other tests delays heartbeats: elections are not what these settings test.
 pub const CALM: &str = "\n[timing]\nelection_ms = 300\n";
 
-/// A child holds copies of this process's sockets until it becomes another program: ports that are
-/// let go meanwhile are not free yet. So nobody forks while ports are looked for.
-static FORKS: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    FORKS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Starts a program.
 #[track_caller]
 pub fn spawn(command: &mut Command) -> Child {
-    let _alone = alone();
     command.spawn().expect("the program can be run")
 }
 
@@ -65,13 +57,23 @@ pub fn skip(name: &str, missing: &str) {
 /// # Panics
 /// If that takes longer than [`PATIENCE`].
 #[track_caller]
-pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, done: impl FnMut() -> Option<T>) -> T {
+    eventually_or_say(what, done, String::new)
+}
+
+#[track_caller]
+fn eventually_or_say<T>(
+    what: &str,
+    mut done: impl FnMut() -> Option<T>,
+    say: impl Fn() -> String,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(result) = done() {
             return result;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        let in_time = Instant::now() < deadline;
+        assert!(in_time, "not within {PATIENCE:?}: {what}{}", say());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -102,7 +104,6 @@ impl Cluster {
         let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), path);
         options.resp = true;
         options.settings = settings.to_owned();
-        let _alone = alone();
         Self {
             local: LocalCluster::prepare(options).expect("free ports"),
             key: None,
@@ -123,6 +124,7 @@ impl Cluster {
     }
 
     /// Three replicas with a leader.
+    #[track_caller]
     pub fn start() -> Self {
         let mut cluster = Self::prepare(CALM);
         cluster.start_all();
@@ -177,15 +179,43 @@ impl Cluster {
         self.report(node)?.get(field)?.as_u64()
     }
 
-    /// Waits for a leader among the replicas that `eligible` names.
+    /// Waits for a leader among the replicas that `eligible` names, none of which may end by itself.
     #[track_caller]
     pub fn leader_among(&self, eligible: &[u16]) -> u16 {
-        eventually("a leader", || {
-            eligible.iter().copied().find(|node| {
-                self.report(*node)
-                    .is_some_and(|report| report["role"] == "leader")
-            })
-        })
+        let leader = self.eventually("a leader", || {
+            if eligible.iter().any(|node| self.ending(*node).is_some()) {
+                return Some(None);
+            }
+            let leads = |node: &u16| {
+                let report = self.report(*node);
+                report.is_some_and(|report| report["role"] == "leader")
+            };
+            eligible.iter().copied().find(leads).map(Some)
+        });
+        let Some(leader) = leader else {
+            panic!("a replica ended by itself{}", self.describe());
+        };
+        leader
+    }
+
+    /// What became of each replica, what it reports, and its log.
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for node in 1..=3 {
+            let fate = match (self.process(node), self.ending(node)) {
+                (None, _) => "is not there".into(),
+                (Some(_), None) => "runs".into(),
+                (Some(_), Some(ending)) => format!("has ended: {ending:?}"),
+            };
+            let report = match self.report(node) {
+                None => "no report".into(),
+                Some(report) => report.to_string(),
+            };
+            let log = self.directory().join(format!("node-{node}.log"));
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            text += &format!("\nreplica {node} {fate}; {report}; its log:\n{log}");
+        }
+        text
     }
 
     /// Waits for a leader among all replicas.
@@ -214,20 +244,10 @@ impl Cluster {
         eventually("a connection", || Resp::connect(front).ok())
     }
 
-    /// As [`eventually`], and says what the replicas say.
+    /// As [`eventually`], and says what became of the replicas.
     #[track_caller]
-    pub fn eventually<T>(&self, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
-        eventually(what, || {
-            if Instant::now() + Duration::from_secs(1) > deadline {
-                for node in 1..=3 {
-                    let report = self.report(node).map(|report| report.to_string());
-                    let ended = self.has_ended(node);
-                    eprintln!("node {node}: ended {ended}: {report:?}\n{}", self.log(node));
-                }
-            }
-            done()
-        })
+    pub fn eventually<T>(&self, what: &str, done: impl FnMut() -> Option<T>) -> T {
+        eventually_or_say(what, done, || self.describe())
     }
 
     /// Waits until every one of `nodes` has applied what any of them has by now.
@@ -282,13 +302,15 @@ impl Cluster {
 
     /// Whether a replica's process has come to its end, without waiting.
     pub fn has_ended(&self, node: u16) -> bool {
-        let Some(process) = self.process(node) else {
-            return true;
-        };
-        // The zombie stays until it is waited for, so its number is not another's yet.
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-        state.is_none_or(|state| state.starts_with('Z'))
+        self.process(node).is_none() || self.ending(node).is_some()
+    }
+
+    /// How a replica's process came to its end, if it did and nobody has waited for it.
+    fn ending(&self, node: u16) -> Option<WaitStatus> {
+        let process = Pid::from_raw(self.process(node)? as i32);
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(process), look).expect("a child that nobody has waited for");
+        (status != WaitStatus::StillAlive).then_some(status)
     }
 }
 
