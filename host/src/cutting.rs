@@ -21,7 +21,7 @@ struct Mark {
 pub struct Cutting {
     marks: VecDeque<Mark>,
     /// The newest snapshot. The journal is cut behind the one before it: should the newest rot, the
-    /// other and the journal still give the same state.
+    /// other and the journal give all that a record says was chosen.
     newest: Slot,
     /// Cut below the first number once the second is flushed.
     waiting: Option<(u64, u64)>,

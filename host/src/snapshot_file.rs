@@ -14,7 +14,7 @@
 //!
 //! Integers are little-endian. A file is written under a name that ends in `.tmp`, flushed,
 //! renamed, and the directory flushed. The last two are kept: if the newer one rots, the older one
-//! with a longer stretch of the log still gives the same state.
+//! is there; `docs/journal.md` says how far it and the journal lead.
 
 use crate::kill_point::kill_point;
 use consensus::simulation::{Mutation, mutated};
