@@ -81,11 +81,11 @@ impl Election {
             + self.random.below(self.timing.spread_ns);
     }
 
-    /// A live leader is about: the next silence counts from its last heartbeat with full patience.
-    pub fn led(&mut self) {
-        self.pre_vote = None;
-        if self.patience_ns < self.timing.timeout_ns {
-            self.wait(self.since_ns);
+    /// A live leader is about: the next silence counts from here with full patience. An acceptor
+    /// that has no room has not noted the heartbeat.
+    pub fn led(&mut self, now_ns: u64) {
+        if self.pre_vote.is_some() || self.patience_ns < self.timing.timeout_ns {
+            self.wait(now_ns);
         }
     }
 

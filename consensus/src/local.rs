@@ -179,7 +179,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 Effect::Promised if mutated(Mutation::PromiseNotJournalled) => true,
                 Effect::Decided if mutated(Mutation::DecideNotJournalled) => true,
                 Effect::Promised | Effect::Voted => {
-                    self.append_decides() && self.append(request, value)
+                    self.journal_decides() && self.append(request, value)
                 }
                 Effect::Decided => self.note_decide(now_ns, request),
             };
@@ -243,7 +243,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 };
                 true
             }
-            Some(_) => self.append_decides() && self.note_decide(now_ns, request),
+            Some(_) => self.journal_decides() && self.note_decide(now_ns, request),
             None => {
                 self.decides.push((*request, now_ns));
                 true
@@ -251,7 +251,8 @@ impl<M: Memory, J: Journal> Local<M, J> {
         }
     }
 
-    fn append_decides(&mut self) -> bool {
+    /// Journals the decided records that wait for company. False if there is no room.
+    pub fn journal_decides(&mut self) -> bool {
         while let Some((header, since_ns)) = self.decides.pop() {
             if !self.append(&header, &[]) {
                 self.decides.push((header, since_ns));
@@ -270,7 +271,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 since_ns.saturating_add(DECIDE_PATIENCE_NS)
             })
         };
-        if due(&self.decides) <= now_ns && !self.append_decides() {
+        if due(&self.decides) <= now_ns && !self.journal_decides() {
             // A full journal says when it has room again; until then there is nothing to do.
             return now_ns.saturating_add(DECIDE_PATIENCE_NS);
         }
@@ -310,7 +311,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
             ..record(Kind::Decide, view.decided.ballot)
         };
         let promised = record(Kind::Prepare, view.promised);
-        (self.append_decides() && self.append(&decided, &[]) && self.append(&promised, &[]))
+        (self.journal_decides() && self.append(&decided, &[]) && self.append(&promised, &[]))
             .then_some(self.appended)
     }
 
@@ -366,6 +367,12 @@ impl<M: Memory, J: Journal> Local<M, J> {
             Ballot::NONE => Ok(()),
             _ => self.checkpoint(group).map(drop).ok_or(from),
         }
+    }
+
+    /// The highest slot that any record so far may be about, beside what was learned from others.
+    pub fn highest_journalled(&self, group: GroupId) -> Slot {
+        let highest = |view: GroupView| view.highest.max(view.decided.upto);
+        self.view(group).map_or(Slot::NONE, highest)
     }
 
     /// The number of the last record appended, and of the last one flushed; `None` while a decided

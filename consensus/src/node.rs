@@ -13,9 +13,10 @@ use crate::local::{Asker, Counters, Durability, Journal, Local};
 use crate::memory::Memory;
 use crate::quorum::{Member, Membership, QuorumError, Quorums};
 use crate::replica::{Config as ReplicaConfig, Io, Replica, Turn};
-use crate::state_machine::StateMachine;
+use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{self, Header, Kind, Malformed, Parsed};
-use crate::{Epoch, GroupId, Incarnation, NodeId};
+use crate::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -149,7 +150,7 @@ impl<I: Io> Io for Signing<'_, I> {
         group: GroupId,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(crate::Slot, u64, usize)> {
+    ) -> Option<(Slot, u64, usize)> {
         self.io.read_snapshot(group, offset, out)
     }
 }
@@ -334,6 +335,13 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             }
             .send(from, &header, &value);
         }
+    }
+
+    /// A frozen snapshot of a group's state, for another thread to write; `None` if the cluster has
+    /// not formed or nobody replicates the group here. See [`Replica::freeze`].
+    pub fn freeze(&mut self, group: GroupId) -> Option<(Slot, Box<dyn Frozen>)> {
+        let replica = self.replicas.get(usize::from(group.0))?;
+        Some(replica.freeze(&mut self.local))
     }
 
     /// Does what is due after a batch of packets. Returns when it should be called again at the

@@ -310,8 +310,16 @@ impl<S: StateMachine> Replica<S> {
         core::mem::replace(&mut self.snapshot_wanted, false)
     }
 
-    /// A frozen snapshot of the state, for another thread to write.
-    pub fn freeze(&self) -> (Slot, Box<dyn Frozen>) {
+    /// A frozen snapshot of the state, for another thread to write. What it holds is journalled
+    /// first as far as there is room: should it rot, the one before it and the journal lead as far.
+    pub fn freeze<M: Memory, J: Journal>(
+        &self,
+        local: &mut Local<M, J>,
+    ) -> (Slot, Box<dyn Frozen>) {
+        let _ = local.journal_decides();
+        if let Some(record) = self.decided_record() {
+            let _ = local.record(&record, &[]);
+        }
         (self.applied.slot(), self.applied.freeze())
     }
 
@@ -394,7 +402,7 @@ impl<S: StateMachine> Replica<S> {
                 self.check_superseded(turn);
                 let view = turn.local.view(self.config.group);
                 if view.is_some_and(|view| view.decided.ballot == request.ballot) {
-                    self.election.led();
+                    self.election.led(turn.now_ns);
                 }
                 self.learn(turn);
             }

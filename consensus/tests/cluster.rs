@@ -418,10 +418,11 @@ impl World {
         if let Some(replica) = node.replica_mut(GroupId(0))
             && replica.take_snapshot_wanted()
         {
-            let (slot, mut frozen) = replica.freeze();
+            let (slot, mut frozen) = node.freeze(GroupId(0)).expect("it replicates the group");
             let mut bytes = Vec::new();
             while frozen.next_chunk(&mut bytes) {}
             host.stable.snapshot = Some((slot, bytes));
+            let replica = node.replica_mut(GroupId(0)).expect("as before");
             replica.snapshot_saved(slot);
         }
         self.throw(sent);
@@ -1086,6 +1087,19 @@ fn a_minority_waits_without_spinning() {
 }
 
 #[test]
+fn a_follower_that_has_no_room_does_not_ask_again_and_again() {
+    let mut world = World::new(13, 3, CALM, Durability::Async);
+    world.commit(10, 1);
+    let leader = world.leader().expect("somebody leads");
+    world.hosts[(leader + 1) % 3].disk.0.borrow_mut().full = true;
+    let before = world.number;
+    world.run_ms(1_000);
+    let packets = world.number - before;
+    assert!(packets < 2_000, "{packets} packets in an idle second");
+    assert_eq!(world.leader(), Some(leader));
+}
+
+#[test]
 fn nodes_that_never_led_elect_above_what_they_promised() {
     let mut world = World::new(10, 3, CALM, Durability::Async);
     // Rounds rise while node 3 leads again and again.
@@ -1226,5 +1240,31 @@ fn a_replica_promises_no_more_than_its_journal_gives_back() {
         }
         settle(&mut world, 3_000);
         world.check();
+    }
+}
+
+#[test]
+fn a_snapshot_holds_nothing_that_the_journal_does_not() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, 3, CALM, Durability::Async);
+        world.commit(10, 8);
+        for turn in 0..2_000u64 {
+            world.submit(8);
+            world.step();
+            for index in 0..3 {
+                if turn % 50 != 0 {
+                    break;
+                }
+                let node = world.hosts[index].node.as_mut().expect("up");
+                let (slot, _) = node.freeze(GroupId(0)).expect("it replicates the group");
+                world.flush(index);
+                // No snapshot was ever written here.
+                let reached = recovered(&world.hosts[index]);
+                assert!(
+                    reached >= slot,
+                    "seed {seed}, turn {turn}: {reached}, not {slot}"
+                );
+            }
+        }
     }
 }

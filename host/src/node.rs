@@ -291,11 +291,10 @@ impl<S: StateMachine> NodeService<S> {
     /// # Errors
     /// The snapshot cannot be written.
     pub fn close(mut self) -> Result<(), crate::snapshot_file::SnapshotError> {
-        let Some(replica) = self.node.replica_mut(GROUP) else {
-            return Ok(());
-        };
-        let (slot, frozen) = replica.freeze();
-        self.host.snapshots.finish(slot, frozen)
+        match self.node.freeze(GROUP) {
+            Some((slot, frozen)) => self.host.snapshots.finish(slot, frozen),
+            None => Ok(()),
+        }
     }
 
     fn unix_ms(&mut self, now_ns: u64) -> u64 {
@@ -424,11 +423,7 @@ impl<S: StateMachine> NodeService<S> {
         if let Some(below) = self.cutting.due(flushed) {
             self.node.local_mut().journal_mut().cut(below);
         }
-        let highest = self
-            .node
-            .local()
-            .view(GROUP)
-            .map_or(Slot::NONE, |view| view.highest);
+        let highest = self.node.local().highest_journalled(GROUP);
         let Some(replica) = self.node.replica_mut(GROUP) else {
             return;
         };
@@ -438,14 +433,14 @@ impl<S: StateMachine> NodeService<S> {
         let newest = self.host.snapshots.slot();
         let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
         let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
-        if idle && (due || self.snapshot_failed || replica.take_snapshot_wanted()) {
-            self.snapshot_failed = false;
-            let (slot, frozen) = replica.freeze();
-            if slot > newest {
-                self.host.snapshots.write(slot, frozen);
-            } else {
-                replica.snapshot_saved(newest);
-            }
+        if !idle || !(due || self.snapshot_failed || replica.take_snapshot_wanted()) {
+            return;
+        }
+        self.snapshot_failed = false;
+        if replica.applied().slot() <= newest {
+            replica.snapshot_saved(newest);
+        } else if let Some((slot, frozen)) = self.node.freeze(GROUP) {
+            self.host.snapshots.write(slot, frozen);
         }
     }
 

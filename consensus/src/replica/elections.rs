@@ -267,24 +267,28 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    /// What this node has decided as the leader.
+    pub(super) fn decided_record(&self) -> Option<Header> {
+        let leader = &self.lead.as_ref()?.leader;
+        (leader.decided() >= leader.from()).then(|| Header {
+            slot: leader.decided(),
+            ballot: leader.ballot(),
+            vote_ballot: Ballot(leader.from().0),
+            watermark: leader.trim().0,
+            epoch: self.config.membership.epoch,
+            ..Header::new(Kind::Decide, self.config.group, self.config.node)
+        })
+    }
+
     pub(super) fn step_down<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        if let Some(lead) = self.lead.take()
-            && lead.leader.decided() >= lead.leader.from()
+        // What was decided last may never have been announced, and the next leader's Decide begins
+        // above it.
+        if let Some(record) = self.decided_record()
+            && !turn.local.record(&record, &[])
         {
-            // What was decided last may never have been announced, and the next leader's Decide
-            // begins above it.
-            let record = Header {
-                slot: lead.leader.decided(),
-                ballot: lead.leader.ballot(),
-                vote_ballot: Ballot(lead.leader.from().0),
-                watermark: lead.leader.trim().0,
-                epoch: self.config.membership.epoch,
-                ..Header::new(Kind::Decide, self.config.group, self.config.node)
-            };
-            if !turn.local.record(&record, &[]) {
-                self.miss_record(turn.local);
-            }
+            self.miss_record(turn.local);
         }
+        self.lead = None;
         self.own_replies.clear();
         self.election.wait(turn.now_ns);
     }

@@ -37,7 +37,9 @@ impl World {
                 replica.snapshot_saved(newest);
                 continue;
             }
-            let (slot, mut frozen) = replica.freeze();
+            let Some((slot, mut frozen)) = node.freeze(GroupId(group as u16)) else {
+                continue;
+            };
             let mut bytes = Vec::new();
             while frozen.next_chunk(&mut bytes) {}
             let bytes = bytes.into();
@@ -90,7 +92,7 @@ impl Machine {
             if let Some(below) = cutting.due(flushed) {
                 self.below[group] = below;
             }
-            let highest = local.view(id).map_or(Slot::NONE, |view| view.highest);
+            let highest = local.highest_journalled(id);
             // What was learned from others is journalled too, and may lie above every own vote.
             let highest = highest.max(replica.applied().slot());
             cutting.mark(highest, appended, snapshot_slots);

@@ -782,7 +782,7 @@ impl World {
                 let Some(node) = &self.machines[place].process else {
                     continue;
                 };
-                let (_, mut frozen) = node.replicas()[group].freeze();
+                let mut frozen = node.replicas()[group].applied().freeze();
                 let mut bytes = Vec::new();
                 while frozen.next_chunk(&mut bytes) {}
                 let digest = super::invariants::digest(&bytes);
