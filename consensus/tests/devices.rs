@@ -17,6 +17,8 @@ use nearwire_consensus::wire::{self, Parsed};
 enum Bend {
     /// Rounds of 16 bits and slots of 32, as the hardware profile has it.
     Narrow,
+    /// Does not answer Read, which is optional.
+    Reticent,
     /// Answers nothing, and does not say why.
     Mute,
     /// Refuses everything for one reason.
@@ -67,6 +69,10 @@ impl Device for Bent {
         match self.bend {
             Bend::Narrow => Target {
                 is_narrow: true,
+                ..target
+            },
+            Bend::Reticent => Target {
+                answers_read: false,
                 ..target
             },
             Bend::Elsewhere => Target {
@@ -176,6 +182,17 @@ fn a_device_of_the_hardware_profile_passes_what_is_meant_for_it() {
     assert_eq!(played(Bend::Narrow, widest), Verdict::Passed);
     let wider = "send Prepare ballot=1.1 slot=MAX_SLOT+1\ndropped inconsistent";
     assert_eq!(played(Bend::Narrow, wider), Verdict::Passed);
+}
+
+#[test]
+fn a_device_that_does_not_answer_read_is_looked_at_by_fetch() {
+    let mut passed = 0;
+    for case in corpus().unwrap_or_else(|error| panic!("{error}")) {
+        let verdict = play(&case, &mut Bent::new(Bend::Reticent)).expect("it is here");
+        assert!(!matches!(verdict, Verdict::Failed(_)), "{verdict:#?}");
+        passed += usize::from(verdict == Verdict::Passed);
+    }
+    assert!(passed > 200, "{passed}");
 }
 
 #[test]
