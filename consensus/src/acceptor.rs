@@ -41,7 +41,7 @@ pub enum Effect {
 }
 
 /// What came of a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Answer with this header; if its length is not zero, the value was put into the payload.
     Reply(Header, Effect),
@@ -49,12 +49,6 @@ pub enum Step {
     Silent(Effect),
     /// Dropped and to be counted: the sender asks again, or should not have asked.
     Dropped(Drop),
-}
-
-impl core::hash::Hash for Header {
-    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
-        self.to_bytes().hash(state);
-    }
 }
 
 /// Why a request was dropped. The discriminant indexes counters.

@@ -145,3 +145,72 @@ fn no_two_cases_have_one_name() {
     let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names.len(), cases.len());
 }
+
+#[test]
+fn what_is_written_of_a_case_is_read_as_the_same_case() {
+    for case in cases() {
+        let text = case.to_string();
+        let again = parse("again.txt", &text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let [again] = &again[..] else {
+            panic!("{text}");
+        };
+        assert_eq!(
+            (again.name.as_str(), again.to_string()),
+            (case.name.as_str(), text)
+        );
+        let actions =
+            |case: &Case| -> Vec<_> { case.steps.iter().map(|step| step.action.clone()).collect() };
+        assert_eq!(
+            (actions(again), &again.needs),
+            (actions(&case), &case.needs)
+        );
+    }
+}
+
+#[test]
+fn every_error_names_the_line_and_what_would_be_right() {
+    for (text, line, part) in [
+        ("send Prepare", 1, "before the first `case NAME`"),
+        ("case A", 1, "lower-case"),
+        ("case a\ncase a", 2, "line 1 too"),
+        ("case a\nsend Prepare", 2, "wants answer KIND"),
+        ("case a\nsilent", 2, "follows a `send`"),
+        ("case a\nsend Prepare\nsend Prepare", 3, "of line 2 wants"),
+        ("case a\nsend Propose", 2, "is no kind"),
+        ("case a\nsend Prepare balot=1.1", 2, "write value, magic"),
+        ("case a\nsend Prepare ballot", 2, "FIELD=…"),
+        ("case a\nsend Prepare ballot=x", 2, "is no number"),
+        ("case a\nsend Decide flags=ACK", 2, "write ACK_WANTED"),
+        (
+            "case a\nsend Prepare\ndropped why",
+            3,
+            "write not_a_request",
+        ),
+        ("case a\nsend Accept value=x", 2, "write \"text\""),
+        ("case a\nsend Accept value=hex:0", 2, "pairs"),
+        ("case a\nneeds luck", 2, "write window N, key"),
+        ("case a\nvote slot=1", 2, "wants ballot=…"),
+        ("case a\nempty slot=1 ballot=1.1", 2, "takes no ballot"),
+        ("case a\nshow me", 2, "no line begins with `show`"),
+        ("case a\nsend Prepare\nsilent now", 3, "nothing follows"),
+        ("case a\noverlap Prepare ballot=1.1", 2, "with KIND"),
+        ("case a\nset LUCK=1", 2, "write slot, LOCK"),
+        ("case a\nset slot=W+", 2, "is no number"),
+        ("case a\nsend Accept value=\"v", 2, "end with its quote"),
+        ("case a\nsend raw 00", 2, "raw hex:"),
+        ("case a\nneeds window wide", 2, "needs window N"),
+        (
+            "case a\nsend Prepare\nanswer Nack cut=1",
+            3,
+            "no field is named",
+        ),
+    ] {
+        let error = parse("x.txt", text).expect_err(text);
+        assert_eq!(
+            (error.line, error.file.as_str()),
+            (line, "x.txt"),
+            "{error}"
+        );
+        assert!(error.problem.contains(part), "{error}");
+    }
+}

@@ -5,9 +5,12 @@
 mod build_graph;
 mod command;
 mod corpus;
+mod coverage;
+mod executables;
 mod libtest;
 mod mutants;
 mod packages;
+mod parallel;
 mod plain_build;
 mod scratch;
 mod stage;
@@ -36,6 +39,8 @@ enum Task {
     Test(test::Arguments),
     /// Commit each deliberate defect, and see what notices it.
     Mutants(mutants::Arguments),
+    /// Say which lines of the core simulator, model and corpus run.
+    Coverage(coverage::Arguments),
     /// Write the generated part of the conformance corpus.
     Corpus(corpus::Arguments),
 }
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
     let result = match task {
         Task::Test(arguments) => test::run(&arguments),
         Task::Mutants(arguments) => mutants::run(&arguments),
+        Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Corpus(arguments) => corpus::run(&arguments),
     };
     match result {

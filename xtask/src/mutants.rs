@@ -9,9 +9,8 @@ mod catcher;
 mod table;
 
 use std::num::NonZero;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -20,6 +19,7 @@ use clap::builder::PossibleValuesParser;
 use consensus::simulation::Mutation;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::parallel::{cores, each};
 use crate::stage::{Display, Stage};
 use crate::step::{Bench, Verdict};
 use crate::workspace::Workspace;
@@ -143,10 +143,6 @@ pub(crate) fn quick(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Res
     Ok(Verdict::DoneWith(format!("{} defects caught", rows.len())))
 }
 
-fn cores() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get)
-}
-
 /// What is tried, and with what.
 struct Trial<'a> {
     kit: &'a Kit,
@@ -209,30 +205,4 @@ impl Trial<'_> {
             elapsed: begun.elapsed(),
         })
     }
-}
-
-/// Does `work` for every item, `jobs` at once, and keeps the order.
-fn each<T: Sync, R: Send>(
-    items: &[T],
-    jobs: usize,
-    work: impl Fn(&T) -> anyhow::Result<R> + Sync,
-) -> anyhow::Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::with_capacity(items.len()));
-    thread::scope(|scope| {
-        for _ in 0..jobs.min(items.len()) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(index) else { return };
-                    let result = work(item);
-                    let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                    results.push((index, result));
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
 }

@@ -150,12 +150,9 @@ impl Expression {
         let mut terms = Vec::new();
         let mut rest = text;
         while !rest.is_empty() || terms.is_empty() {
+            // Every term but the first begins where the one before it ended: at its sign.
             let is_minus = rest.starts_with('-');
-            if let Some(signed) = rest.strip_prefix(['+', '-']) {
-                rest = signed;
-            } else if !terms.is_empty() {
-                return Err(wrong());
-            }
+            rest = rest.strip_prefix(['+', '-']).unwrap_or(rest);
             let end = rest.find(['+', '-']).unwrap_or(rest.len());
             let (term, tail) = rest.split_at(end);
             terms.push(Self::term(term, is_minus).ok_or_else(wrong)?);

@@ -462,40 +462,4 @@ overlap Prepare ballot=1.1 with Accept ballot=2.2 slot=1 value=\"a b\"
         assert_eq!(cases.len(), 1);
         assert_eq!(cases[0].to_string(), STORY);
     }
-
-    #[test]
-    fn every_error_names_the_line_and_what_would_be_right() {
-        for (text, line, part) in [
-            ("send Prepare", 1, "before the first `case NAME`"),
-            ("case A", 1, "lower-case"),
-            ("case a\ncase a", 2, "line 1 too"),
-            ("case a\nsend Prepare", 2, "wants answer KIND"),
-            ("case a\nsilent", 2, "follows a `send`"),
-            ("case a\nsend Prepare\nsend Prepare", 3, "of line 2 wants"),
-            ("case a\nsend Propose", 2, "is no kind"),
-            ("case a\nsend Prepare balot=1.1", 2, "write value, magic"),
-            ("case a\nsend Prepare ballot", 2, "FIELD=…"),
-            ("case a\nsend Prepare ballot=x", 2, "is no number"),
-            ("case a\nsend Decide flags=ACK", 2, "write ACK_WANTED"),
-            (
-                "case a\nsend Prepare\ndropped why",
-                3,
-                "write not_a_request",
-            ),
-            ("case a\nsend Accept value=x", 2, "write \"text\""),
-            ("case a\nsend Accept value=hex:0", 2, "pairs"),
-            ("case a\nneeds luck", 2, "write window N, key"),
-            ("case a\nvote slot=1", 2, "wants ballot=…"),
-            ("case a\nempty slot=1 ballot=1.1", 2, "takes no ballot"),
-            ("case a\nshow me", 2, "no line begins with `show`"),
-        ] {
-            let error = parse("x.txt", text).expect_err(text);
-            assert_eq!(
-                (error.line, error.file.as_str()),
-                (line, "x.txt"),
-                "{error}"
-            );
-            assert!(error.problem.contains(part), "{error}");
-        }
-    }
 }

@@ -10,6 +10,7 @@ use consensus::simulation::Mutation;
 use serde_json::Value;
 
 use crate::command::{self, Ending, Event, Stream};
+use crate::executables::{Executable, MESSAGES, executables};
 use crate::libtest::Tally;
 use crate::stage::Stage;
 use crate::workspace::Workspace;
@@ -130,17 +131,9 @@ pub(super) struct Catch {
 /// The executables.
 pub(super) struct Kit {
     root: PathBuf,
-    /// Test executables by package, target and whether it is the library's.
-    tests: Vec<TestExecutable>,
+    tests: Vec<Executable>,
     /// `nearwire` with defects to switch on, and the subcommands that it has.
     program: Option<(PathBuf, Vec<String>)>,
-}
-
-struct TestExecutable {
-    package: String,
-    target: String,
-    is_library: bool,
-    path: PathBuf,
 }
 
 impl Kit {
@@ -151,7 +144,7 @@ impl Kit {
             "test",
             "--locked",
             "--no-run",
-            "--message-format=json-render-diagnostics",
+            MESSAGES,
             "--features=simulation",
             "--package",
             CORE,
@@ -167,7 +160,7 @@ impl Kit {
                 command.args(["--test", target]);
             }
         }
-        let tests = test_executables(&stage.read(&mut command)?)?;
+        let tests = executables(&stage.read(&mut command)?)?;
         let mut command = workspace.cargo([
             "build",
             "--locked",
@@ -200,7 +193,7 @@ impl Kit {
             "test",
             "--locked",
             "--no-run",
-            "--message-format=json-render-diagnostics",
+            MESSAGES,
             "--workspace",
             "--lib",
         ]);
@@ -211,7 +204,7 @@ impl Kit {
         }
         Ok(Self {
             root: workspace.root.clone(),
-            tests: test_executables(&stage.read(&mut command)?)?,
+            tests: executables(&stage.read(&mut command)?)?,
             program: None,
         })
     }
@@ -233,8 +226,10 @@ impl Kit {
 
     fn executable(&self, catcher: &Catcher) -> Option<&Path> {
         let found = self.tests.iter().find(|one| match catcher {
-            Catcher::Unit { package, .. } => one.is_library && one.package == *package,
-            Catcher::Test { target, .. } => !one.is_library && one.target == *target,
+            Catcher::Unit { package, .. } => {
+                one.is_test && one.is_library && one.package == *package
+            }
+            Catcher::Test { target, .. } => one.is_test && !one.is_library && one.target == *target,
             Catcher::Corpus | Catcher::Simulator { .. } => false,
         });
         found.map(|one| one.path.as_path())
@@ -273,37 +268,6 @@ impl Kit {
             },
         }
     }
-}
-
-/// The executables that cargo says it has built.
-fn test_executables(messages: &str) -> anyhow::Result<Vec<TestExecutable>> {
-    let mut tests = Vec::new();
-    for line in messages.lines().filter(|line| line.starts_with('{')) {
-        let message: Value = serde_json::from_str(line).context("read cargo's messages")?;
-        let Some(path) = message["executable"].as_str() else {
-            continue;
-        };
-        if message["profile"]["test"] != Value::Bool(true) {
-            continue;
-        }
-        // `path+file:///w/consensus#nearwire-consensus@0.1.0`, or without the name if that is the
-        // directory's.
-        let id = message["package_id"].as_str().unwrap_or_default();
-        let library = message["target"]["kind"] == serde_json::json!(["lib"]);
-        let target = message["target"]["name"].as_str().unwrap_or_default();
-        let package = match id.rsplit_once('#') {
-            Some((_, named)) if named.contains('@') => named.split('@').next().unwrap_or_default(),
-            _ => target,
-        };
-        tests.push(TestExecutable {
-            package: package.to_owned(),
-            target: target.to_owned(),
-            is_library: library,
-            path: PathBuf::from(path),
-        });
-    }
-    ensure!(!tests.is_empty(), "cargo named no test executable");
-    Ok(tests)
 }
 
 /// One question to a catcher.
@@ -450,42 +414,6 @@ impl Catch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn executables_are_known_by_package_and_target() {
-        let message = |id: &str, kind: &str, name: &str| {
-            serde_json::json!({
-                "reason": "compiler-artifact",
-                "package_id": id,
-                "target": {"kind": [kind], "name": name},
-                "profile": {"test": true},
-                "executable": format!("/w/{name}"),
-            })
-            .to_string()
-        };
-        let core = "path+file:///w/consensus#nearwire-consensus@0.1.0";
-        let messages = [
-            message(core, "lib", "nearwire_consensus"),
-            message(core, "test", "region"),
-            message("path+file:///w/nearwire#0.1.0", "lib", "nearwire"),
-            "   Compiling nothing".to_owned(),
-        ];
-        let kit = Kit {
-            root: PathBuf::from("/w"),
-            tests: test_executables(&messages.join("\n")).expect("three executables"),
-            program: None,
-        };
-        let found: Vec<_> = CATCHERS
-            .iter()
-            .filter_map(|catcher| Some((catcher.name(), kit.executable(catcher)?.to_str()?)))
-            .collect();
-        let expected = [
-            ("unit", "/w/nearwire_consensus"),
-            ("region", "/w/region"),
-            ("host", "/w/nearwire"),
-        ];
-        assert_eq!(found, expected);
-    }
 
     #[test]
     fn every_catcher_has_a_name_of_its_own() {
