@@ -586,6 +586,8 @@ impl World {
             let election_ns = self.scenario.election.timeout_ns;
             let kinds = self.scenario.kinds;
             let mut phase = Phase::draw(&mut self.random, kinds, election_ns);
+            // Worlds that have not seen enough by now get the time to elect and to commit.
+            phase.fault_ns = phase.fault_ns.max(election_ns);
             phase.leave_out(self.without);
             self.scenario.phases.push(phase);
         }
