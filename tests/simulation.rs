@@ -21,7 +21,11 @@ fn seeds(first: u64, seeds: u64, options: Options) -> Seeds {
 
 #[test]
 fn no_seed_violates_an_invariant() {
-    let tally = run_seeds(&seeds(0, SEEDS, Options::default()), &mut |_| {}).expect("threads");
+    let options = Options {
+        fault_points: true,
+        ..Options::default()
+    };
+    let tally = run_seeds(&seeds(0, SEEDS, options), &mut |_| {}).expect("threads");
     let failures = tally.first_failures.iter();
     let failures: Vec<_> = failures
         .map(|failure| (failure.seed, failure.events, &failure.violation))

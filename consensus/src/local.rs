@@ -7,7 +7,7 @@
 use crate::acceptor::{Acceptor, Drop, Effect, Step};
 use crate::memory::{Buffers, Memory};
 use crate::region::{self, GroupView};
-use crate::simulation::{Mutation, mutated};
+use crate::simulation::{Fault, Mutation, mutated, strikes};
 use crate::wire::{HEADER_BYTES, Header, Kind};
 use crate::{Ballot, GroupId, Slot};
 use alloc::collections::VecDeque;
@@ -145,8 +145,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
     ) -> Option<(Header, &[u8])> {
         let journals = self.durability != Durability::Volatile;
         let bytes = (HEADER_BYTES + RECORD_BYTES) * (1 + self.decides.len()) + value.len();
-        if journals && (self.failed || !self.journal.has_room(bytes) || self.held.len() >= MAX_HELD)
-        {
+        if journals && (self.failed || !self.has_room(bytes) || self.held.len() >= MAX_HELD) {
             self.counters.no_room += 1;
             return None;
         }
@@ -319,10 +318,12 @@ impl<M: Memory, J: Journal> Local<M, J> {
     /// is no room.
     pub fn record(&mut self, header: &Header, value: &[u8]) -> bool {
         self.durability == Durability::Volatile
-            || self
-                .journal
-                .has_room(HEADER_BYTES + RECORD_BYTES + value.len())
+            || self.has_room(HEADER_BYTES + RECORD_BYTES + value.len())
                 && self.append(header, value)
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.journal.has_room(bytes) && !strikes(Fault::JournalFull)
     }
 
     /// Journals the votes for the slots after `from` that the region holds, and what a cut would

@@ -18,9 +18,10 @@ use crate::leader::{Heard, Leader, LeaderTiming, Sending, To};
 use crate::local::{Asker, Durability, Journal, Local};
 use crate::memory::Memory;
 use crate::quorum::{Membership, Voters};
+use crate::region::GroupView;
 use crate::responses::{Responses, Route};
 use crate::session::Sessions;
-use crate::simulation::{Mutation, mutated};
+use crate::simulation::{Fault, Mutation, mutated, strikes};
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Sequence, SessionId, Slot};
@@ -280,10 +281,8 @@ impl<S: StateMachine> Replica<S> {
         let node = view.decided.ballot.node();
         let silence_ns = now_ns.saturating_sub(local.seen_ns(node));
         // A forged Decide may name anybody, and nobody reports to a stranger.
-        (node != self.config.node
+        (self.may_be_led(&view)
             && self.config.membership.place(node).is_some()
-            && view.decided.ballot >= view.promised
-            && view.decided.ballot != self.election.ceased
             && silence_ns < self.config.election.timeout_ns * 2)
             .then_some(node)
     }
@@ -401,7 +400,9 @@ impl<S: StateMachine> Replica<S> {
             Kind::Decide => {
                 self.check_superseded(turn);
                 let view = turn.local.view(self.config.group);
-                if view.is_some_and(|view| view.decided.ballot == request.ballot) {
+                if view.is_some_and(|view| {
+                    view.decided.ballot == request.ballot && self.may_be_led(&view)
+                }) {
                     self.election.led(turn.now_ns);
                 }
                 self.learn(turn);

@@ -224,17 +224,28 @@ pub enum Fault {
     RecordBusy,
     /// A word that must rise is raised by others on every try.
     RaiseContended,
+    /// The journal has no room for a record.
+    JournalFull,
+    /// A leader forgets that it knows a command, and proposes it again.
+    CommandProposedAgain,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: &[Self] = &[Self::RecordBusy, Self::RaiseContended];
+    pub const ALL: &[Self] = &[
+        Self::RecordBusy,
+        Self::RaiseContended,
+        Self::JournalFull,
+        Self::CommandProposedAgain,
+    ];
 
     /// Its name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::RecordBusy => "record-busy",
             Self::RaiseContended => "raise-contended",
+            Self::JournalFull => "journal-full",
+            Self::CommandProposedAgain => "command-proposed-again",
         }
     }
 }

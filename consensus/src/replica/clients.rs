@@ -88,7 +88,10 @@ impl<S: StateMachine> Replica<S> {
                         refuse(Status::OutOfOrder, Sequence(*admitted));
                         return;
                     }
-                    if sequence.0 < applied {
+                    let is_known = sequence.0 < *admitted;
+                    if is_known && strikes(Fault::CommandProposedAgain) {
+                        // The log may hold a command twice; it is applied once.
+                    } else if sequence.0 < applied {
                         match self.applied.sessions().reply(id, sequence) {
                             Some(body) => {
                                 let outcome = Outcome {
@@ -101,11 +104,11 @@ impl<S: StateMachine> Replica<S> {
                             None => refuse(Status::ReplyForgotten, sequence),
                         }
                         continue;
-                    }
-                    if sequence.0 < *admitted {
+                    } else if is_known {
                         continue;
+                    } else {
+                        *admitted += 1;
                     }
-                    *admitted += 1;
                 }
                 EntryKind::Clock | EntryKind::Query => continue,
             }

@@ -238,19 +238,23 @@ impl<S: StateMachine> Replica<S> {
         self.election.due_ns(seen_ns)
     }
 
-    /// When the leader of this group was last heard of, if it may still lead: nobody leads with a
-    /// ballot below the one promised, and what this node has decided itself, here before or in
-    /// another group now, says nothing of a leader to follow.
+    /// Whether who decided last may still lead: nobody leads with a ballot below the one promised,
+    /// and what this node has decided itself, here before or in another group now, says nothing of a
+    /// leader to follow.
+    pub(super) fn may_be_led(&self, view: &GroupView) -> bool {
+        let ballot = view.decided.ballot;
+        ballot >= view.promised
+            && ballot != self.election.ceased
+            && ballot.node() != self.config.node
+    }
+
+    /// When the leader of this group was last heard of, if it may still lead.
     fn leader_seen_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
         let Some(view) = local.view(self.config.group) else {
             return 0;
         };
-        let ballot = view.decided.ballot;
-        let may_lead = ballot >= view.promised
-            && ballot != self.election.ceased
-            && ballot.node() != self.config.node;
-        if may_lead {
-            local.seen_ns(ballot.node())
+        if self.may_be_led(&view) {
+            local.seen_ns(view.decided.ballot.node())
         } else {
             0
         }

@@ -66,11 +66,13 @@ impl<S: StateMachine> Replica<S> {
         turn: &mut Turn<'_, M, J, I>,
         header: &Header,
     ) {
+        let Some(place) = self.config.membership.voter(header) else {
+            return;
+        };
         let Some(lead) = &mut self.lead else {
             return self.disclaim(turn, header);
         };
-        let place = self.config.membership.voter(header);
-        if let Some(progress) = place.and_then(|place| lead.progress.get_mut(place)) {
+        if let Some(progress) = lead.progress.get_mut(place) {
             *progress = Progress {
                 applied: Slot(header.watermark),
                 heard_ns: turn.now_ns,

@@ -35,7 +35,12 @@ Exit code 1 means that an invariant was violated; the command that replays it is
 3 means that this build has no deliberate defects to switch on.")]
 pub(crate) struct Args {
     /// How many seeds are run.
-    #[arg(long, env = "NEARWIRE_SEEDS", value_name = "N")]
+    #[arg(
+        long,
+        env = "NEARWIRE_SEEDS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     seeds: Option<u64>,
     /// Run this seed alone, or begin with it if --seeds is given, too.
     #[arg(long, env = "NEARWIRE_SEED", value_name = "S")]
@@ -64,6 +69,10 @@ pub(crate) struct Args {
         value_parser = kind
     )]
     without: Vec<FaultKind>,
+    /// Have the fault points inside the code strike, too; it takes a build with --features
+    /// simulation.
+    #[arg(long, env = "NEARWIRE_FAULT_POINTS")]
+    fault_points: bool,
     /// Print what happens in the world, line by line.
     #[arg(
         long,
@@ -76,8 +85,8 @@ pub(crate) struct Args {
 
 fn minutes(text: &str) -> Result<Duration, String> {
     let minutes: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if !(0.0..=1e6).contains(&minutes) {
-        return Err("it takes 0 to 1000000 minutes".into());
+    if !(minutes > 0.0 && minutes <= 1e6) {
+        return Err("it takes more than 0 and at most 1000000 minutes".into());
     }
     Ok(Duration::from_secs_f64(minutes * 60.0))
 }
@@ -104,20 +113,32 @@ fn mutation(name: &str) -> Result<Mutation, Failure> {
     if IS_COMPILED_IN {
         Ok(mutation)
     } else {
-        Err(Failure::unsupported(format!(
-            "this build cannot commit {name}: it has no defects"
-        ))
-        .remedy("cargo build --release --features simulation"))
+        Err(lacks(&format!("cannot commit {name}: it has no defects")))
     }
+}
+
+/// What this build has not.
+fn lacks(what: &str) -> Failure {
+    Failure::unsupported(format!("this build {what}"))
+        .remedy("cargo build --profile simulation --features simulation")
 }
 
 pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let mutation = args.mutation.as_deref().map(mutation).transpose()?;
+    if args.fault_points && !IS_COMPILED_IN {
+        return Err(lacks("has no fault points").into());
+    }
+    if args.trace && matches!(output, Output::Json) {
+        return Err(Failure::usage("--trace is a story for people, not JSON")
+            .remedy("leave out --trace or --output json")
+            .into());
+    }
     let without = args.without.iter();
     let options = Options {
         only: args.only,
         mutation,
         without: without.fold(FaultKinds::NONE, |set, one| set.with(*one)),
+        fault_points: args.fault_points,
         trace: args.trace,
         max_events: None,
     };
@@ -194,6 +215,9 @@ fn replay(failure: &Outcome, options: &Options) -> String {
     if let Some(mutation) = options.mutation {
         let _ = write!(command, " --mutation {}", mutation.name());
     }
+    if options.fault_points {
+        command.push_str(" --fault-points");
+    }
     for kind in options.without.iter() {
         let _ = write!(command, " --without {}", kind.name());
     }
@@ -225,6 +249,7 @@ fn report(tally: &Tally, options: &Options, shrunk: Option<&Shrunk>) -> Value {
         "events_per_s_per_core": tally.events_per_s_per_core(),
         "mutation": options.mutation.map(Mutation::name),
         "only": options.only.map(Invariant::name),
+        "fault_points": options.fault_points,
         "coverage": coverage(&tally.coverage),
         "first_failures": failures.collect::<Vec<_>>(),
         "shrunk": shrunk.map(|shrunk| json!({
@@ -257,7 +282,6 @@ fn coverage(coverage: &Coverage) -> Value {
         "features": coverage.features(),
         "delivered": packets,
         "fault_points": points,
-        "fault_points_compiled_in": IS_COMPILED_IN,
     })
 }
 
@@ -291,9 +315,9 @@ fn text(tally: &Tally, options: &Options, shrunk: Option<&Shrunk>) -> String {
         rows.push(row(kind.name(), count.to_string()));
     }
     for (fault, count) in tally.coverage.faults() {
-        let text = match IS_COMPILED_IN {
+        let text = match options.fault_points {
             true => format!("{} of {} passes", count.struck, count.passed),
-            false => "not compiled in".into(),
+            false => "left out".into(),
         };
         rows.push(row(&format!("point {}", fault.name()), text));
     }

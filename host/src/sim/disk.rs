@@ -32,8 +32,8 @@ impl Log {
         self.cut + self.ends.len() as u64
     }
 
-    pub(super) const fn flushed(&self) -> u64 {
-        self.flushed
+    pub(super) fn has_unflushed(&self) -> bool {
+        self.flushed < self.appended()
     }
 
     /// Whether small files beside the journal can be written.
@@ -69,9 +69,13 @@ impl Log {
         begins
     }
 
-    /// The flush is done: the numbers of the records that it covered.
+    /// The flush is done: the numbers of the records that it covered. None if it failed.
     pub(super) fn end_flush(&mut self) -> std::ops::RangeInclusive<u64> {
         let first = self.flushed + 1;
+        if self.is_failing {
+            self.has_failed = true;
+            self.flushing = self.flushed;
+        }
         self.flushed = self.flushing;
         first..=self.flushed
     }

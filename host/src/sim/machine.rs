@@ -110,6 +110,8 @@ pub(super) struct Machine {
     rounds_ahead: u64,
     /// Snapshots that are being written, by group.
     pub(super) writing: Vec<(usize, Snapshot)>,
+    /// Groups whose last snapshot could not be written.
+    pub(super) unwritten: Vec<bool>,
     /// Where each group would have the journal cut.
     pub(super) cuttings: Vec<Cutting>,
     /// What each group no longer needs. The groups share one journal.
@@ -230,6 +232,7 @@ impl Machine {
             flush_ns: scenario.flush_ns,
             rounds_ahead: scenario.rounds_ahead,
             writing: Vec::new(),
+            unwritten: vec![false; usize::from(scenario.groups)],
             cuttings: Vec::new(),
             below: vec![0; usize::from(scenario.groups)],
         }

@@ -40,6 +40,8 @@ pub struct Options {
     pub mutation: Option<Mutation>,
     /// Kinds of faults that are left out.
     pub without: FaultKinds,
+    /// Have the fault points inside the code strike; it takes the feature `simulation`.
+    pub fault_points: bool,
     /// Print what happens.
     pub trace: bool,
     /// Stop after so many events.

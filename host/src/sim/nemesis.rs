@@ -24,8 +24,6 @@ pub(super) enum Action {
     Start(usize),
     /// The process goes on.
     Resume(usize),
-    /// Links work again.
-    Heal,
     /// The disk is as it was.
     MendDisk(usize),
     /// A follower is made to take over a group.
@@ -258,7 +256,7 @@ impl World {
 
     fn die(&mut self, place: usize) {
         let keeps_some = self.keeps_some();
-        if keeps_some && self.machines[place].log.borrow().flushed() > 0 {
+        if keeps_some && self.machines[place].log.borrow().has_unflushed() {
             self.ether.coverage.struck(FaultKind::TornTail);
         }
         self.end_process(place, keeps_some);
@@ -347,29 +345,31 @@ impl World {
     fn part(&mut self, place: usize) {
         let places = self.machines.len() + self.clients.len();
         let shape = self.random.below(4);
+        let election_ns = self.scenario.election.timeout_ns;
+        let cut_ns = exponential(&mut self.random, 2 * election_ns) + MS;
+        let until_ns = self.now_ns() + cut_ns;
         let side: Vec<bool> = (0..places).map(|_| self.random.below(2) == 0).collect();
         for other in (0..places).filter(|other| *other != place) {
             match shape {
                 // Mute, deaf, or both.
-                0 => self.ether.network.cut(place, other, true),
-                1 => self.ether.network.cut(other, place, true),
+                0 => self.ether.network.cut(place, other, until_ns),
+                1 => self.ether.network.cut(other, place, until_ns),
                 2 => {
-                    self.ether.network.cut(place, other, true);
-                    self.ether.network.cut(other, place, true);
+                    self.ether.network.cut(place, other, until_ns);
+                    self.ether.network.cut(other, place, until_ns);
                 }
                 _ => {
                     for third in (0..places).filter(|third| side[*third] != side[other]) {
-                        self.ether.network.cut(other, third, true);
-                        self.ether.network.cut(third, other, true);
+                        self.ether.network.cut(other, third, until_ns);
+                        self.ether.network.cut(third, other, until_ns);
                     }
                 }
             }
         }
         let name = ["mute", "deaf", "cut off", "on one of two sides"][shape as usize];
-        self.say(FaultKind::Partition, place, || format!("is {name}"));
-        let election_ns = self.scenario.election.timeout_ns;
-        let cut_ns = exponential(&mut self.random, 2 * election_ns) + MS;
-        self.plan(self.now_ns() + cut_ns, Action::Heal);
+        self.say(FaultKind::Partition, place, || {
+            format!("is {name} for {} ms", cut_ns / MS)
+        });
     }
 
     fn transfer(&mut self, place: usize, group: u16) {
@@ -445,13 +445,6 @@ impl World {
             }
             Action::Start(place) => self.start(place),
             Action::Resume(place) => self.resume(place),
-            Action::Heal => {
-                let now_ns = self.now_ns();
-                self.ether
-                    .trace
-                    .tell(now_ns, "world", || "all links work".into());
-                self.ether.network.heal();
-            }
             Action::MendDisk(place) => self.mend_disk(place),
             Action::Usurp(place, group) => self.usurp(place, group),
         }

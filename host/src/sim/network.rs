@@ -99,8 +99,8 @@ pub(super) struct Network {
     air: BinaryHeap<Reverse<(u64, u64, usize)>>,
     packets: Vec<Packet>,
     free: Vec<usize>,
-    /// Whether packets from one place to another get through.
-    cut: Vec<bool>,
+    /// Until when packets from one place to another do not get through.
+    cut_until_ns: Vec<u64>,
     /// When the last packet of each link arrives, for weather without reordering.
     last_ns: Vec<u64>,
 }
@@ -115,17 +115,18 @@ impl Network {
             air: BinaryHeap::new(),
             packets: Vec::new(),
             free: Vec::new(),
-            cut: vec![false; places * places],
+            cut_until_ns: vec![0; places * places],
             last_ns: vec![0; places * places],
         }
     }
 
-    pub(super) fn cut(&mut self, from: Place, to: Place, is_cut: bool) {
-        self.cut[from * self.places + to] = is_cut;
+    pub(super) fn cut(&mut self, from: Place, to: Place, until_ns: u64) {
+        let cut = &mut self.cut_until_ns[from * self.places + to];
+        *cut = until_ns.max(*cut);
     }
 
     pub(super) fn heal(&mut self) {
-        self.cut.fill(false);
+        self.cut_until_ns.fill(0);
     }
 
     /// An empty buffer for a packet.
@@ -160,7 +161,7 @@ impl Network {
     pub(super) fn send(&mut self, now_ns: u64, index: usize) -> Fate {
         let Packet { from, to, .. } = self.packets[index];
         let link = from * self.places + to;
-        if self.cut[link] {
+        if now_ns < self.cut_until_ns[link] {
             self.discard(index);
             return Fate::CutOff;
         }

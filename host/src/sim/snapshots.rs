@@ -30,7 +30,9 @@ impl World {
             };
             let due =
                 journals && replica.applied().slot().0 >= newest.0 + self.scenario.snapshot_slots;
-            if !due && !replica.take_snapshot_wanted() {
+            // A snapshot that could not be written is tried again.
+            let wanted = std::mem::take(&mut machine.unwritten[group]);
+            if !due && !wanted && !replica.take_snapshot_wanted() {
                 continue;
             }
             if replica.applied().slot() <= newest {
@@ -57,7 +59,12 @@ impl World {
         let Some(node) = &mut machine.process else {
             return;
         };
+        let is_written = machine.log.borrow().takes_files();
         for (group, snapshot) in machine.writing.drain(..) {
+            if !is_written {
+                machine.unwritten[group] = true;
+                continue;
+            }
             let slot: Slot = snapshot.slot;
             let shelf = &mut machine.shelves[group];
             shelf.kept.push_back(snapshot);

@@ -3,29 +3,35 @@
 use super::network::Packet;
 use super::world::place_name;
 use consensus::wire::{Header, Kind, Parsed, parse};
+use std::cell::Cell;
+use std::io::{self, Write as _};
 
 /// Prints, or does not.
 #[derive(Debug)]
 pub(super) struct Trace {
-    is_told: bool,
+    is_told: Cell<bool>,
 }
 
 impl Trace {
     pub(super) const fn new(is_told: bool) -> Self {
-        Self { is_told }
+        Self {
+            is_told: Cell::new(is_told),
+        }
     }
 
     /// Tells that `who` does what `what` says.
     pub(super) fn tell(&self, now_ns: u64, who: &str, what: impl FnOnce() -> String) {
-        if self.is_told {
+        if self.is_told.get() {
             let (ms, ns) = (now_ns / 1_000_000, now_ns % 1_000_000);
-            println!("{ms:>8}.{ns:06} ms  {who:<7} {}", what());
+            let told = writeln!(io::stdout(), "{ms:>8}.{ns:06} ms  {who:<7} {}", what());
+            // Whoever reads has had enough.
+            self.is_told.set(told.is_ok());
         }
     }
 
     /// Tells of a packet that arrives.
     pub(super) fn arrival(&self, now_ns: u64, packet: &Packet, nodes: usize) {
-        if !self.is_told {
+        if !self.is_told.get() {
             return;
         }
         let name = |place: usize| {

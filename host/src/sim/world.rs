@@ -66,6 +66,14 @@ pub(super) struct Ether {
     /// Machines; whoever is beyond them is no node.
     nodes: usize,
     touched: Vec<usize>,
+    /// Stands for everything that was sent, and when.
+    hash: u64,
+}
+
+impl Ether {
+    fn note(&mut self, what: u64) {
+        self.hash = (self.hash.rotate_left(9) ^ what).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 impl Post for Ether {
@@ -87,6 +95,8 @@ impl Post for Ether {
         let packet = self.network.packet_mut(index);
         (packet.from, packet.to) = (from, place_of(to));
         write_packet(header, value, &mut packet.bytes);
+        let digest = super::invariants::digest(&packet.bytes);
+        self.note(digest);
         let fate = self.network.send(self.now_ns, index);
         self.coverage.fate(fate);
     }
@@ -111,6 +121,8 @@ pub(super) struct World {
     phase_until_ns: u64,
     pub(super) fault_ns: u64,
     pub(super) without: FaultKinds,
+    /// Whether the fault points inside the code strike.
+    has_fault_points: bool,
     faults: Faults,
     /// The machine whose snapshots were damaged.
     pub(super) rotten: Option<usize>,
@@ -118,7 +130,6 @@ pub(super) struct World {
     deliveries: u64,
     /// Slots that a `volatile` node must have applied to count as whole again.
     pub(super) wanted: Vec<Vec<Slot>>,
-    hash: u64,
 }
 
 impl World {
@@ -153,6 +164,7 @@ impl World {
                 now_ns: 0,
                 nodes,
                 touched: Vec::new(),
+                hash: seed,
             },
             timers: vec![u64::MAX; 3 * nodes + count + 1],
             agenda: BinaryHeap::new(),
@@ -162,12 +174,12 @@ impl World {
             phase_until_ns: 0,
             fault_ns: 0,
             without: options.without,
+            has_fault_points: options.fault_points,
             faults: Faults::default(),
             rotten: None,
             events: 0,
             deliveries: 0,
             wanted: vec![vec![Slot::NONE; groups]; nodes],
-            hash: seed,
             machines,
             clients,
             random,
@@ -265,7 +277,7 @@ impl World {
             commits: self.commits(),
             leader_changes: self.leader_changes(),
             simulated_ns: self.ether.now_ns,
-            hash: self.hash,
+            hash: self.ether.hash,
             violation,
             coverage: self.ether.coverage,
         }
@@ -278,7 +290,7 @@ impl World {
 
     fn leader_changes(&self) -> u64 {
         let groups = self.ether.checker.chronicle.groups.iter();
-        groups.map(|group| group.leaders().saturating_sub(1)).sum()
+        groups.map(|group| group.leader_changes).sum()
     }
 
     /// One event: the earliest.
@@ -295,7 +307,7 @@ impl World {
         debug_assert!(next_ns >= self.ether.now_ns);
         self.ether.now_ns = next_ns.max(self.ether.now_ns);
         self.events += 1;
-        self.hash = (self.hash.rotate_left(9) ^ next_ns).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.ether.note(next_ns);
         if air_ns == next_ns {
             self.arrive();
         } else if agenda_ns == next_ns {
@@ -439,11 +451,15 @@ impl World {
         if failed {
             return self.died_of_its_disk(place);
         }
-        if let Some(node) = &machine.process
-            && let Some(Conflict::Disowned { .. }) = node.conflict()
-            && !node.formation().is_formed()
-        {
-            return self.refused(place, "the others know it as another");
+        if let Some(node) = &machine.process {
+            if node.formation().is_formed() {
+                if machine.standing == Standing::Doomed {
+                    let what = format!("node {} has lost its memory, and is a member", place + 1);
+                    self.ether.checker.judge(Invariant::Durability, Err(what));
+                }
+            } else if let Some(Conflict::Disowned { .. }) = node.conflict() {
+                return self.refuse(place, "the others know it as another");
+            }
         }
         self.keep_state(place);
     }
@@ -485,7 +501,7 @@ impl World {
                 // What a start wrote to the region and the journal.
                 self.after(place);
             }
-            Err(NoStart::LostMemory(why)) => self.refused(place, &why),
+            Err(NoStart::LostMemory(why)) => self.refuse(place, &why),
             Err(NoStart::Damaged(why) | NoStart::Config(why)) => {
                 let node = place + 1;
                 let what = format!("node {node} cannot start from what it wrote itself: {why}");
@@ -528,7 +544,15 @@ impl World {
     }
 
     /// The node must stay out under its old name.
-    pub(super) fn refused(&mut self, place: usize, why: &str) {
+    fn refuse(&mut self, place: usize, why: &str) {
+        let verdict = match self.machines[place].standing {
+            Standing::Member => Err(format!(
+                "node {} has lost nothing, and is refused: {why}",
+                place + 1
+            )),
+            Standing::Doomed | Standing::Refused => Ok(()),
+        };
+        self.ether.checker.judge(Invariant::Durability, verdict);
         self.end_process(place, false);
         self.machines[place].standing = Standing::Refused;
         self.ether.coverage.feature("nodes refused");
@@ -619,8 +643,10 @@ impl World {
     fn inject(&mut self, per_mille: u16) {
         self.end_faults();
         let mut faults = Faults::new(self.random.next());
-        for fault in Fault::ALL {
-            faults = faults.with(*fault, per_mille);
+        if self.has_fault_points {
+            for fault in Fault::ALL {
+                faults = faults.with(*fault, per_mille);
+            }
         }
         simulation::inject(&faults);
     }
@@ -788,9 +814,13 @@ impl World {
                 let mut bytes = Vec::new();
                 while frozen.next_chunk(&mut bytes) {}
                 let digest = super::invariants::digest(&bytes);
-                self.hash = (self.hash.rotate_left(9) ^ digest).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                self.ether.note(digest);
                 match &first {
-                    None => first = Some((place, bytes)),
+                    None => {
+                        let machine = node.replicas()[group].applied().machine();
+                        self.ether.checker.ended(place, group, machine);
+                        first = Some((place, bytes));
+                    }
                     Some((other, theirs)) => {
                         let verdict = if *theirs == bytes {
                             Ok(())

@@ -2,7 +2,7 @@
 //! consistency; "Paxos Made Simple", section 2.1).
 //!
 //! A value is chosen when a phase-2 quorum has voted for it in one ballot. Whatever a leader calls
-//! decided must have been chosen, and whatever is proposed above a chosen ballot must be the chosen
+//! decided must have been chosen in its ballot, and whatever is proposed above a chosen ballot must be the chosen
 //! value (P2b).
 
 use super::Verdict;
@@ -75,20 +75,21 @@ pub(super) fn proposed(
 
 /// A leader says that slots are decided. Returns the first of them that it had not yet announced.
 pub(super) fn decided(chronicle: &mut Chronicle, group: usize, header: &Header) -> (u64, Verdict) {
+    let (_, quorum) = chronicle.quorums;
     let facts = &mut chronicle.groups[group];
     let ballot = facts.ballot_mut(header.ballot.0);
     let first = header.vote_ballot.0.max(ballot.announced + 1);
-    ballot.led = true;
+    let is_first = !std::mem::replace(&mut ballot.led, true);
     ballot.announced = ballot.announced.max(header.slot.0);
+    if is_first {
+        facts.note_leader(header.ballot.node());
+    }
     for slot in first..=header.slot.0 {
-        if facts.slot(slot).is_none_or(|slot| slot.chosen.is_none()) {
-            let votes = facts.slot(slot).map_or(0, |slot| {
-                let counts = slot.votes.iter().map(|vote| vote.voters.count_ones());
-                counts.max().unwrap_or(0)
-            });
+        let known = facts.slot(slot);
+        if known.is_none_or(|slot| !slot.is_chosen_in(header.ballot.0, quorum)) {
             let what = format!(
-                "slot {slot} of group {group}: ballot {} says that it is decided, but no value has \
-                 more than {votes} votes in one ballot",
+                "slot {slot} of group {group}: ballot {} says that it is decided, but no quorum has \
+                 voted for it in that ballot",
                 header.ballot
             );
             return (first, Err(what));

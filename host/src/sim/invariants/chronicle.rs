@@ -5,7 +5,7 @@ use crate::sim::scenario::Scenario;
 use consensus::region::{Layout, entry, group};
 use consensus::sync::Ordering;
 use consensus::wire::{Header, Kind};
-use consensus::{Ballot, GroupId, Incarnation};
+use consensus::{Ballot, GroupId, Incarnation, NodeId};
 
 /// A value, as far as telling values apart needs it.
 pub(in crate::sim) type Digest = u64;
@@ -85,7 +85,7 @@ pub(in crate::sim) struct BallotFacts {
     pub(in crate::sim) ballot: u64,
     /// The newest slot announced as decided.
     pub(in crate::sim) announced: u64,
-    /// Its leader has proposed and said so.
+    /// Its leader has said that something is decided.
     pub(in crate::sim) led: bool,
     /// Who has promised it.
     pub(in crate::sim) promised: u32,
@@ -94,6 +94,13 @@ pub(in crate::sim) struct BallotFacts {
 }
 
 impl SlotFacts {
+    /// Whether a quorum has voted for one value in this very ballot.
+    pub(in crate::sim) fn is_chosen_in(&self, ballot: u64, quorum: usize) -> bool {
+        self.votes
+            .iter()
+            .any(|vote| vote.ballot == ballot && vote.voters.count_ones() as usize >= quorum)
+    }
+
     pub(in crate::sim) fn value_in(&self, ballot: u64) -> Option<Digest> {
         let mut values = self.values.iter();
         values
@@ -108,6 +115,10 @@ pub(in crate::sim) struct GroupFacts {
     slots: Vec<SlotFacts>,
     pub(in crate::sim) ballots: Vec<BallotFacts>,
     pub(in crate::sim) chosen: u64,
+    /// Who was last seen to lead.
+    leader: Option<NodeId>,
+    /// Times that another node came to lead.
+    pub(in crate::sim) leader_changes: u64,
 }
 
 impl GroupFacts {
@@ -123,9 +134,10 @@ impl GroupFacts {
         &mut self.slots[at]
     }
 
-    /// Ballots in which somebody came to lead.
-    pub(in crate::sim) fn leaders(&self) -> u64 {
-        self.ballots.iter().filter(|ballot| ballot.led).count() as u64
+    /// Somebody leads in a ballot in which nobody had decided anything.
+    pub(super) fn note_leader(&mut self, node: NodeId) {
+        let before = self.leader.replace(node);
+        self.leader_changes += u64::from(before.is_some_and(|before| before != node));
     }
 
     /// The facts about a ballot, the newest of which is usually asked for.
@@ -285,9 +297,9 @@ impl Chronicle {
         self.groups[group].ballot_mut(ballot).promised |= 1 << place;
     }
 
-    /// No packet tells a candidate of its own acceptor's promise.
-    pub(super) fn note_own_promise(&mut self, place: usize, group: usize) {
-        let promised = self.shadows[place].groups[group].promised;
+    /// No packet tells a candidate of its own acceptor's promise: it stands once it is in memory or,
+    /// under `sync`, on the disk.
+    pub(super) fn note_own_promise(&mut self, place: usize, group: usize, promised: u64) {
         if usize::from(Ballot(promised).node().0) == place + 1 && self.counts[place] {
             self.note_promise(place, group, promised);
         }

@@ -35,11 +35,7 @@ pub(super) fn written(
     let (_, quorum) = chronicle.quorums;
     for slot in now.from.max(known)..=now.upto {
         let facts = chronicle.groups[group].slot(slot);
-        let is_chosen = facts.is_some_and(|facts| {
-            facts.votes.iter().any(|vote| {
-                vote.ballot == now.decided && vote.voters.count_ones() as usize >= quorum
-            })
-        });
+        let is_chosen = facts.is_some_and(|facts| facts.is_chosen_in(now.decided, quorum));
         if !is_chosen {
             return Err(format!(
                 "slot {slot} of group {group}: node {node} holds it decided in ballot {}, in which \

@@ -1,14 +1,16 @@
 //! Exactly once: a command takes effect once however often it was sent, in its session's order, and
 //! every answer to it is the same (Lee et al. 2015, "RIFL").
 //!
-//! A second machine, as simple as can be, applies the chosen log by those rules alone. Each answer
-//! that leaves a replica must be the one that it gave.
+//! A second machine, as simple as can be, applies the chosen log by those rules alone. Each reply
+//! that leaves a replica must be the one that it gave, and the state in the end the one that it
+//! has.
 
 use super::Verdict;
 use super::chronicle::{Digest, digest};
-use crate::kv::{Body, Op};
+use crate::kv::{Body, Call, Kv, Op};
 use consensus::envelope::{EntryKind, Status, entries, outcomes};
 use consensus::session::SESSION_TTL_MS;
+use consensus::state_machine::StateMachine;
 use consensus::wire::Header;
 use consensus::{SessionId, Slot};
 use std::collections::HashMap;
@@ -73,6 +75,29 @@ impl Reference {
                 EntryKind::Query => {}
             }
         }
+    }
+}
+
+impl Reference {
+    /// Holds what a replica says of each key against what it must be in the end.
+    pub(super) fn compare(&self, node: usize, group: usize, machine: &Kv) -> Verdict {
+        for (key, value) in &self.values {
+            let call = Call {
+                op: Op::Get,
+                arguments: std::iter::once(&key[..]).collect(),
+            };
+            let mut reply = Vec::new();
+            machine.query(self.clock_ms, &call.to_body(), &mut reply);
+            let bulk = [format!("${}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat();
+            if reply != bulk {
+                return Err(format!(
+                    "group {group}: in the end node {node} has another value of {:?} than the log \
+                     gives",
+                    String::from_utf8_lossy(key)
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

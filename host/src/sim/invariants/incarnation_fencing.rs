@@ -36,7 +36,7 @@ pub(super) fn decided(chronicle: &Chronicle, group: usize, header: &Header, firs
         for vote in votes {
             let own = vote.voters.count_ones() as usize;
             let foreign = vote.foreign_voters.count_ones() as usize;
-            if own < quorum && foreign > 0 && facts.chosen.is_none() {
+            if own < quorum && foreign > 0 {
                 return Err(format!(
                     "slot {slot} of group {group}: ballot {} decides with {own} votes and {foreign} \
                      of other lives of memory; phase 2 takes {quorum}",

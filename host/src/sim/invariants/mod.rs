@@ -176,7 +176,10 @@ impl Checker {
                 Touched::Group { group, before } => {
                     let verdict = self.promises.raised(place, group, before, &self.chronicle);
                     self.judge(Invariant::PromiseMonotonicity, verdict);
-                    self.chronicle.note_own_promise(place, group);
+                    if !self.chronicle.votes_count_when_flushed {
+                        let promised = self.chronicle.shadows[place].groups[group].promised;
+                        self.chronicle.note_own_promise(place, group, promised);
+                    }
                     if self.chronicle.counts[place] {
                         let verdict =
                             decided_record::written(&self.chronicle, place, group, &before);
@@ -225,13 +228,19 @@ impl Checker {
         };
         let group = usize::from(header.group.0);
         self.disks.flushed(place, group, &header);
-        if header.kind == Kind::Accept {
-            let vote = Vote {
-                slot: header.slot.0,
-                ballot: header.ballot.0,
-                digest: digest(value),
-            };
-            self.cast(place, group, &vote);
+        match header.kind {
+            Kind::Prepare => self
+                .chronicle
+                .note_own_promise(place, group, header.ballot.0),
+            Kind::Accept => {
+                let vote = Vote {
+                    slot: header.slot.0,
+                    ballot: header.ballot.0,
+                    digest: digest(value),
+                };
+                self.cast(place, group, &vote);
+            }
+            _ => {}
         }
     }
 
@@ -296,6 +305,7 @@ impl Checker {
         self.judge(Invariant::IncarnationFencing, verdict);
         let verdict = quorum_intersection::proposed(&mut self.chronicle, group, header);
         self.judge(Invariant::QuorumIntersection, verdict);
+        self.promises.proposed(group, header, &mut self.chronicle);
     }
 
     /// A replica may have applied something.
@@ -338,6 +348,12 @@ impl Checker {
             );
             self.judge(Invariant::Durability, Err(what));
         }
+    }
+
+    /// The state in which a replica has ended.
+    pub(super) fn ended(&mut self, place: usize, group: usize, machine: &Kv) {
+        let verdict = self.references[group].compare(place + 1, group, machine);
+        self.judge(Invariant::ExactlyOnce, verdict);
     }
 
     /// What the clients of a group saw.

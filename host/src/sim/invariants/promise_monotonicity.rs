@@ -80,6 +80,16 @@ impl Promises {
         Ok(())
     }
 
+    /// A leader proposes: its own acceptor's promise may be one of the quorum's.
+    pub(super) fn proposed(&mut self, group: usize, header: &Header, chronicle: &mut Chronicle) {
+        let ballot = chronicle.groups[group].ballot_mut(header.ballot.0);
+        let place = usize::from(header.ballot.node().0).wrapping_sub(1);
+        if ballot.promised >> place & 1 == 1 {
+            let given = &mut self.given[place * self.groups + group];
+            *given = header.ballot.0.max(*given);
+        }
+    }
+
     /// A process has opened what an earlier one left.
     pub(super) fn opened(&mut self, place: usize, counts: bool, chronicle: &Chronicle) -> Verdict {
         self.note(place, chronicle);

@@ -18,15 +18,22 @@ pub(super) fn configured(members: usize, sizes: (usize, usize)) -> Verdict {
     }
 }
 
-/// A ballot proposes in a slot for the first time: whoever promised it must have met every quorum
+/// A ballot proposes in a slot for the first time: a quorum has promised it, which met every quorum
 /// that had chosen there in a lower ballot.
 pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header) -> Verdict {
     let facts = &mut chronicle.groups[group];
     let promised = facts.ballot_mut(header.ballot.0).promised;
+    let (phase1, quorum) = chronicle.quorums;
+    if (promised.count_ones() as usize) < phase1 {
+        return Err(format!(
+            "group {group}: ballot {} proposes after {} promises, phase 1 takes {phase1}",
+            header.ballot,
+            promised.count_ones()
+        ));
+    }
     let Some(slot) = facts.slot(header.slot.0) else {
         return Ok(());
     };
-    let (_, quorum) = chronicle.quorums;
     for vote in &slot.votes {
         let is_quorum = vote.voters.count_ones() as usize >= quorum;
         if is_quorum && vote.ballot < header.ballot.0 && vote.voters & promised == 0 {
