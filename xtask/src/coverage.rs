@@ -205,7 +205,15 @@ impl Kit {
         let part = seeds.div_ceil(4 * jobs as u64).max(1);
         for first in (0..seeds).step_by(part as usize) {
             let count = part.min(seeds - first).to_string();
-            let arguments = ["sim", "--jobs", "1", "--seeds", &count, "--seed"];
+            let arguments = [
+                "sim",
+                "--fault-points",
+                "--jobs",
+                "1",
+                "--seeds",
+                &count,
+                "--seed",
+            ];
             let mut run = run_of(Part::Simulator, &self.nearwire, &arguments);
             run.arguments.push(first.to_string());
             runs.push(run);
