@@ -371,9 +371,14 @@ impl Machine {
         if durability == Durability::Async && self.identity.formed {
             for (group, applied) in applied.into_iter().enumerate() {
                 let local = node.local_mut();
-                // The host waits for room, which a world's disk has when a process starts.
-                let journalled = local.journal_again(GroupId(group as u16), applied);
-                debug_assert_eq!(journalled, Ok(()), "a disk that is full starts no process");
+                let mut from = applied;
+                while let Err(reached) = local.journal_again(GroupId(group as u16), from) {
+                    // As the host does, it waits for room.
+                    from = reached;
+                    let mut log = self.log.borrow_mut();
+                    log.begin_flush();
+                    log.end_flush();
+                }
             }
         }
         self.process = Some(node);
