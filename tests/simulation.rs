@@ -1,5 +1,8 @@
 //! The simulator finds nothing in this build, the same thing twice, and deliberate defects.
 
+mod alone;
+
+use alone::{ALONE, Alone};
 use consensus::simulation::{IS_COMPILED_IN, Mutation};
 use nearwire::sim::{Invariant, Options, Seeds, run, run_seeds};
 
@@ -65,10 +68,9 @@ fn seeds_that_found_something_find_it_no_more() {
 // Tests are built with the feature `simulation`, by a development dependency.
 const _: () = assert!(IS_COMPILED_IN);
 
-fn is_caught(mutation: Mutation, only: Option<Invariant>) -> bool {
+fn is_caught(mutation: Mutation) -> bool {
     let options = Options {
         mutation: Some(mutation),
-        only,
         ..Options::default()
     };
     let seeds = Seeds {
@@ -78,10 +80,38 @@ fn is_caught(mutation: Mutation, only: Option<Invariant>) -> bool {
     run_seeds(&seeds, &mut |_| {}).expect("threads").failures > 0
 }
 
+/// What else panics in a world is no merit of the invariant.
+fn is_caught_by_it_alone(alone: &Alone) -> bool {
+    let invariant = Invariant::from_name(alone.invariant).expect("known");
+    let options = Options {
+        mutation: Some(alone.mutation),
+        only: Some(invariant),
+        ..Options::default()
+    };
+    (0..alone.seeds).any(|seed| {
+        let violation = run(seed, &options).violation;
+        violation.is_some_and(|violation| violation.invariant == invariant)
+    })
+}
+
+#[test]
+fn each_invariant_catches_a_defect_alone() {
+    let named = ALONE.iter().map(|alone| alone.invariant);
+    let all = Invariant::ALL.iter().map(|one| one.name());
+    assert_eq!(named.collect::<Vec<_>>(), all.collect::<Vec<_>>());
+    for alone in ALONE {
+        let (invariant, name, seeds) = (alone.invariant, alone.mutation.name(), alone.seeds);
+        assert!(
+            is_caught_by_it_alone(alone),
+            "{invariant} alone does not notice {name} in {seeds} seeds"
+        );
+    }
+}
+
 fn assert_caught(names: &[&str]) {
     for name in names {
         let mutation = Mutation::from_name(name).expect("known");
-        assert!(is_caught(mutation, None), "{name} went unnoticed");
+        assert!(is_caught(mutation), "{name} went unnoticed");
     }
 }
 

@@ -370,7 +370,8 @@ impl<M: Memory> Call<'_, M> {
         watermark: u64,
     ) -> Step {
         let slot = self.request.slot.0;
-        if (slot < trim || held.slot > slot) && !mutated(Mutation::OverwrittenIsEmpty) {
+        let is_trimmed = slot < trim && !(slot != 0 && mutated(Mutation::TrimmedIsServed));
+        if is_trimmed || held.slot > slot && !mutated(Mutation::OverwrittenIsEmpty) {
             return self.outside(trim);
         }
         if held.slot != slot || slot == 0 {
@@ -530,7 +531,8 @@ impl<M: Memory> Call<'_, M> {
         let old = group::BODIES + published(sequence) * group::BODY_WORDS;
         let new = group::BODIES + spare(sequence) * group::BODY_WORDS;
         let (mut from, mut last) = (self.request.vote_ballot.0, upto);
-        if self.load(old + group::BALLOT) == ballot.0 || mutated(Mutation::DecidedMixed) {
+        let recorded = self.load(old + group::BALLOT);
+        if recorded == ballot.0 || recorded != Ballot::NONE.0 && mutated(Mutation::DecidedMixed) {
             from = self.load(old + group::FROM);
             last = last.max(self.load(old + group::UPTO));
         }
@@ -713,11 +715,27 @@ mod tests {
         }
         assert_eq!(w.reply(Kind::Accept, b, 5, b"v").kind, Kind::Outside);
         w.decide(b, 1, 4, 2, Flags(0));
+        assert_eq!(w.reply(Kind::Fetch, b, 1, b"").kind, Kind::Outside);
         assert_eq!(w.reply(Kind::Accept, b, 5, b"v").kind, Kind::Accepted);
         assert_eq!(w.reply(Kind::Accept, b, 1, b"v").kind, Kind::Outside);
         assert_eq!(w.reply(Kind::Fetch, b, 1, b"").kind, Kind::Outside);
         assert_eq!(w.reply(Kind::Fetch, b, 2, b"").kind, Kind::Vote);
         assert_eq!(w.reply(Kind::Fetch, b, 6, b"").kind, Kind::Empty);
+    }
+
+    #[test]
+    fn an_entry_that_holds_a_later_slot_is_outside_whatever_the_trim_says() {
+        let mut w = world();
+        let b = ballot(1, 1);
+        w.reply(Kind::Accept, b, 1, b"v");
+        let at = w.region.entry(1).expect("entry 1");
+        let body = w
+            .acceptor
+            .layout
+            .body(published(w.region.load(at, entry::LOCK)));
+        w.region.exchange(at, body + entry::SLOT, 5);
+        let outside = w.reply(Kind::Fetch, b, 1, b"");
+        assert_eq!((outside.kind, outside.watermark), (Kind::Outside, 1));
     }
 
     #[test]

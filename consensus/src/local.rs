@@ -190,9 +190,11 @@ impl<M: Memory, J: Journal> Local<M, J> {
             }
         }
         let reply = reply?;
+        let is_own_promise = asker == Asker::Own && reply.kind == Kind::Promise;
         let awaits_flush = self.durability == Durability::Sync
             && self.journal.flushed() < self.appended
-            && !mutated(Mutation::ReplyBeforeFlush);
+            && !mutated(Mutation::ReplyBeforeFlush)
+            && !(is_own_promise && mutated(Mutation::OwnPromiseUnflushed));
         if awaits_flush {
             match reply.kind {
                 // A vote that is re-answered may still be on its way to the disk, so it waits as
@@ -341,6 +343,10 @@ impl<M: Memory, J: Journal> Local<M, J> {
         let value_bytes = self.acceptor.layout.value_bytes();
         let mut value = core::mem::take(&mut self.scratch);
         let mut from = from;
+        if mutated(Mutation::RingHalfJournalled) {
+            let window = self.acceptor.layout.window();
+            from = from.max(Slot(view.highest.0.saturating_sub(window)));
+        }
         // An entry keeps its vote until its acceptor votes for a slot a window later, which it may
         // have missed: the ring can hold more than the last window.
         while from < view.highest {

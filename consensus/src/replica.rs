@@ -315,9 +315,11 @@ impl<S: StateMachine> Replica<S> {
         &self,
         local: &mut Local<M, J>,
     ) -> (Slot, Box<dyn Frozen>) {
-        let _ = local.journal_decides();
-        if let Some(record) = self.decided_record() {
-            let _ = local.record(&record, &[]);
+        if !mutated(Mutation::SnapshotAheadOfJournal) {
+            let _ = local.journal_decides();
+            if let Some(record) = self.decided_record() {
+                let _ = local.record(&record, &[]);
+            }
         }
         (self.applied.slot(), self.applied.freeze())
     }

@@ -87,6 +87,8 @@ mutations! {
     TornIsEmpty = "torn-is-empty",
     /// Fetch answers Empty for an entry that holds a later slot.
     OverwrittenIsEmpty = "overwritten-is-empty",
+    /// Fetch answers for a slot that is trimmed as if it were kept.
+    TrimmedIsServed = "trimmed-is-served",
     /// A higher ballot's Decide keeps `from` and `upto` of the record before.
     DecidedMixed = "decided-mixed",
     /// A Decide below the promise is recorded.
@@ -187,12 +189,18 @@ mutations! {
     // Journal and recovery.
     /// Under `sync` an answer leaves before its record is flushed.
     ReplyBeforeFlush = "reply-before-flush",
+    /// Under `sync` a promise to this node's own leader does not wait for its flush.
+    OwnPromiseUnflushed = "own-promise-unflushed",
     /// A promise is not journalled.
     PromiseNotJournalled = "promise-not-journalled",
     /// A decided record is not journalled.
     DecideNotJournalled = "decide-not-journalled",
     /// What another replica taught is not journalled.
     LessonNotJournalled = "lesson-not-journalled",
+    /// A process that starts journals only the last window of what its ring holds.
+    RingHalfJournalled = "ring-half-journalled",
+    /// A snapshot is frozen before the decided records that it rests on are journalled.
+    SnapshotAheadOfJournal = "snapshot-ahead-of-journal",
     /// A replay takes a trim only from Decides that the promise admits.
     TrimNotReplayed = "trim-not-replayed",
     /// A replay applies a vote of a lower ballot than the decided record's.

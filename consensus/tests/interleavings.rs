@@ -673,7 +673,6 @@ fn a_kept_slot_is_never_overwritten_and_outside_names_a_trim_above_it() {
     scenario.holds();
     scenario.catches(Order::Sequential, &[0], Mutation::KeptSlotOverwritten);
     scenario.catches(Order::Sequential, &[2], Mutation::TrimReadBeforeLock);
-    scenario.catches(Order::Sequential, &[2], Mutation::OverwrittenIsEmpty);
 }
 
 fn lease_against_prepare(others: &[Request]) -> Scenario<'static> {

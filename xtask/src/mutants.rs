@@ -5,7 +5,11 @@
 //! catches it. A check that no defect fails is worth nothing, and neither is one that fails
 //! without: so all catchers run once with none.
 
+// The tests of the simulator read it, too, and they may be built without xtask.
+#[path = "../../tests/alone/mod.rs"]
+mod alone;
 mod catcher;
+mod rule;
 mod table;
 
 use std::num::NonZero;
@@ -23,8 +27,9 @@ use crate::parallel::{cores, each};
 use crate::stage::{Display, Stage};
 use crate::step::{Bench, Verdict};
 use crate::workspace::Workspace;
-use catcher::{CATCHERS, Catch, Catcher, Kit};
-use table::Row;
+use alone::ALONE;
+use catcher::{CATCHERS, Catcher, Kit};
+use table::{AloneRow, Row};
 
 /// Two cold builds on two cores take half of it.
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -49,6 +54,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     all: bool,
 
+    /// See instead whether each invariant of the simulator catches a defect by itself.
+    #[arg(long, conflicts_with_all = ["only", "all"])]
+    invariants: bool,
+
     /// Defects tried at once; as many as there are cores if not given.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZero<usize>>,
@@ -66,7 +75,7 @@ pub(crate) struct Arguments {
 enum Output {
     Table,
     Json,
-    /// As it stands in the documentation.
+    /// As docs/mutations.md has it.
     Markdown,
 }
 
@@ -95,12 +104,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     eprintln!("building with the feature simulation");
     let kit = Kit::build(&workspace, &mut stage)?;
     let jobs = arguments.jobs.map_or_else(cores, NonZero::get);
+    if arguments.invariants {
+        return invariants(&kit, jobs, arguments.output, &interrupted);
+    }
     let trial = Trial {
         kit: &kit,
         catchers: CATCHERS,
         tries_all: arguments.all,
         interrupted: &interrupted,
     };
+    // First: a test that fails anyway would catch everything.
+    eprintln!("without any defect");
+    trial.without_defect(jobs)?;
     let rows = trial.of(&chosen, jobs)?;
     println!(
         "{}",
@@ -110,9 +125,37 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             Output::Markdown => table::markdown(&rows),
         }
     );
-    eprintln!("without any defect");
-    trial.without_defect(jobs)?;
+    if arguments.output != Output::Table {
+        for warning in rows.iter().filter_map(Row::warning) {
+            eprintln!("warning: {warning}");
+        }
+    }
     Ok(rows.iter().all(Row::is_caught))
+}
+
+/// Has each invariant, all others switched off, look for the defect that stands beside it.
+fn invariants(
+    kit: &Kit,
+    jobs: usize,
+    output: Output,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<bool> {
+    let rows = each(ALONE, jobs, |alone| {
+        let catch = kit.attempt_alone(alone, interrupted)?;
+        Ok(AloneRow {
+            alone: *alone,
+            catch,
+        })
+    })?;
+    println!(
+        "{}",
+        match output {
+            Output::Table => table::text_alone(&rows),
+            Output::Json => table::json_alone(&rows)?,
+            Output::Markdown => table::markdown_alone(&rows),
+        }
+    );
+    Ok(rows.iter().all(|row| row.catch.is_some()))
 }
 
 /// A step of `cargo xtask test`: the catchers that take seconds and that the steps before it have
@@ -140,7 +183,14 @@ pub(crate) fn quick(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Res
     let escaped = rows.iter().filter(|row| !row.is_caught());
     let escaped: Vec<_> = escaped.map(|row| row.mutation.name()).collect();
     ensure!(escaped.is_empty(), "not caught: {}", escaped.join(", "));
-    Ok(Verdict::DoneWith(format!("{} defects caught", rows.len())))
+    let all = CATCHERS.iter().filter(|one| !one.is_quick());
+    let untried: Vec<_> = all.map(Catcher::name).collect();
+    Ok(Verdict::DoneWith(format!(
+        "{} defects caught; not tried: {}, and the {} defects that need them",
+        rows.len(),
+        untried.join(", "),
+        NEED_MORE.len()
+    )))
 }
 
 /// What is tried, and with what.
@@ -184,7 +234,7 @@ impl Trial<'_> {
 
     fn examine(&self, mutation: Mutation) -> anyhow::Result<Row> {
         let begun = Instant::now();
-        let mut catches: Vec<(&'static str, Catch)> = Vec::new();
+        let mut catches = Vec::new();
         let mut tried = Vec::new();
         for catcher in self.catchers.iter().filter(|one| self.kit.has(one)) {
             tried.push(catcher.budget());
@@ -192,7 +242,7 @@ impl Trial<'_> {
                 .kit
                 .attempt(catcher, Some(mutation), self.interrupted)?
             {
-                catches.push((catcher.name(), catch));
+                catches.push((catcher.budget(), catch));
                 if !self.tries_all {
                     break;
                 }
@@ -201,7 +251,7 @@ impl Trial<'_> {
         Ok(Row {
             mutation,
             catches,
-            budget: tried.join(", "),
+            tried,
             elapsed: begun.elapsed(),
         })
     }

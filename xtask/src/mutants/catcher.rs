@@ -1,5 +1,7 @@
 //! What may notice a defect, and how it is asked.
 
+use std::collections::BTreeSet;
+use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -7,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use consensus::simulation::Mutation;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::alone::Alone;
+use super::rule::rule;
 use crate::command::{self, Ending, Event, Stream};
 use crate::executables::{Executable, MESSAGES, executables};
 use crate::libtest::Tally;
@@ -93,15 +97,15 @@ impl Catcher {
     }
 
     /// What it may spend on one defect.
-    pub(super) fn budget(&self) -> String {
-        match self {
-            Self::Corpus => "corpus".to_owned(),
-            Self::Unit { limit, .. } | Self::Test { limit, .. } => {
-                format!("{} {} s", self.name(), limit.as_secs())
-            }
-            Self::Simulator { batches } => {
-                format!("sim {} seeds", batches.last().copied().unwrap_or_default())
-            }
+    pub(super) fn budget(&self) -> Budget {
+        let limit = match self {
+            Self::Corpus => Limit::Seconds(CORPUS_LIMIT.as_secs()),
+            Self::Unit { limit, .. } | Self::Test { limit, .. } => Limit::Seconds(limit.as_secs()),
+            Self::Simulator { batches } => Limit::Seeds(batches.last().copied().unwrap_or(0)),
+        };
+        Budget {
+            catcher: self.name(),
+            limit,
         }
     }
 
@@ -117,6 +121,54 @@ impl Catcher {
     }
 }
 
+/// What a catcher may spend on one defect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Budget {
+    pub(super) catcher: &'static str,
+    pub(super) limit: Limit,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Limit {
+    Seconds(u64),
+    Seeds(u64),
+}
+
+impl Budget {
+    /// An object of the catcher and its `seconds` or `seeds`.
+    pub(super) fn json(&self) -> Value {
+        match self.limit {
+            Limit::Seconds(seconds) => json!({ "catcher": self.catcher, "seconds": seconds }),
+            Limit::Seeds(seeds) => json!({ "catcher": self.catcher, "seeds": seeds }),
+        }
+    }
+}
+
+impl Display for Budget {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.limit {
+            Limit::Seconds(seconds) => write!(f, "{} {seconds} s", self.catcher),
+            Limit::Seeds(seeds) => write!(f, "{} {seeds} seeds", self.catcher),
+        }
+    }
+}
+
+/// How much of the corpus fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Extent {
+    pub(super) failed: u64,
+    pub(super) cases: u64,
+    /// Whether the case that states the broken rule is among them.
+    pub(super) shows_rule: bool,
+}
+
+impl Extent {
+    /// Whether the defect is wider than any rule: most cases are about something else.
+    pub(super) fn is_broad(self) -> bool {
+        self.failed * 2 > self.cases
+    }
+}
+
 /// How a defect was noticed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Catch {
@@ -126,6 +178,8 @@ pub(super) struct Catch {
     pub(super) seed: Option<u64>,
     /// Events simulated until then, in all clusters.
     pub(super) events: Option<u64>,
+    /// How much of the corpus fails.
+    pub(super) extent: Option<Extent>,
 }
 
 /// The executables.
@@ -187,6 +241,14 @@ impl Kit {
         })
     }
 
+    fn ask<'a>(&'a self, mutation: Option<Mutation>, interrupted: &'a AtomicBool) -> Ask<'a> {
+        Ask {
+            kit: self,
+            mutation,
+            interrupted,
+        }
+    }
+
     /// What the other steps test anyway: test builds of the whole workspace have the defects.
     pub(super) fn of_tests(workspace: &Workspace, stage: &mut Stage<'_>) -> anyhow::Result<Self> {
         let mut command = workspace.cargo([
@@ -235,6 +297,17 @@ impl Kit {
         found.map(|one| one.path.as_path())
     }
 
+    /// Whether an invariant by itself notices the defect that stands beside it.
+    pub(super) fn attempt_alone(
+        &self,
+        alone: &Alone,
+        interrupted: &AtomicBool,
+    ) -> anyhow::Result<Option<Catch>> {
+        let program = self.program_with("sim").context("find nearwire sim")?;
+        let ask = self.ask(Some(alone.mutation), interrupted);
+        ask.alone(program, alone.invariant, alone.seeds)
+    }
+
     /// Whether `catcher` notices `mutation`. One that hangs has noticed nothing.
     pub(super) fn attempt(
         &self,
@@ -242,11 +315,7 @@ impl Kit {
         mutation: Option<Mutation>,
         interrupted: &AtomicBool,
     ) -> anyhow::Result<Option<Catch>> {
-        let ask = Ask {
-            root: &self.root,
-            mutation,
-            interrupted,
-        };
+        let ask = self.ask(mutation, interrupted);
         match catcher {
             Catcher::Corpus => match self.program_with("conform") {
                 Some(program) => ask.corpus(program),
@@ -272,11 +341,13 @@ impl Kit {
 
 /// One question to a catcher.
 struct Ask<'a> {
-    root: &'a Path,
+    kit: &'a Kit,
     mutation: Option<Mutation>,
     interrupted: &'a AtomicBool,
 }
 
+/// The cases that `cargo xtask corpus` writes.
+const GENERATED: &str = "generated.txt";
 /// How long the corpus may take.
 const CORPUS_LIMIT: Duration = Duration::from_secs(60);
 /// How long a batch of seeds may take.
@@ -287,7 +358,9 @@ const FOUND: i32 = 1;
 impl Ask<'_> {
     fn run(&self, command: &mut Command, limit: Duration) -> anyhow::Result<(Ending, String)> {
         let mut out = String::new();
-        command.current_dir(self.root).env("RUST_BACKTRACE", "0");
+        command
+            .current_dir(&self.kit.root)
+            .env("RUST_BACKTRACE", "0");
         let deadline = Instant::now() + limit;
         let ending = command::run(command, deadline, self.interrupted, &mut |event| {
             if let Event::Line(Stream::Out, line) = event {
@@ -362,8 +435,36 @@ impl Ask<'_> {
             return Ok(None);
         }
         let report: Value = serde_json::from_str(&out).unwrap_or_default();
-        let case = report["failures"][0]["case"].as_str();
-        Ok(Some(Catch::by(case.unwrap_or("a case").to_owned())))
+        let failed = failed_cases(&report);
+        let stated = self.mutation.and_then(rule);
+        let shows = stated.filter(|case| failed.contains(case));
+        let by = shows.or(failed.first().copied()).unwrap_or("a case");
+        Ok(Some(Catch {
+            extent: Some(Extent {
+                failed: report["failed"].as_u64().unwrap_or_default(),
+                cases: report["cases"].as_u64().unwrap_or_default(),
+                shows_rule: shows.is_some(),
+            }),
+            ..Catch::by(by.to_owned())
+        }))
+    }
+
+    /// Whether `invariant`, with every other one switched off, notices the defect in so many seeds.
+    fn alone(&self, program: &Path, invariant: &str, seeds: u64) -> anyhow::Result<Option<Catch>> {
+        let seeds = seeds.to_string();
+        let arguments = [
+            "sim", "--only", invariant, "--seed", "0", "--seeds", &seeds, "--jobs", "1",
+        ];
+        let mut command = self.nearwire(program, &arguments);
+        let (_, out) = self.run(&mut command, BATCH_LIMIT)?;
+        let report: Value = serde_json::from_str(&out).unwrap_or_default();
+        let failures = report["first_failures"].as_array().into_iter().flatten();
+        let mut by_it = failures.filter(|failure| failure["invariant"] == invariant);
+        Ok(by_it.next().map(|failure| Catch {
+            seed: failure["seed"].as_u64(),
+            events: failure["event"].as_u64(),
+            ..Catch::by(invariant.to_owned())
+        }))
     }
 
     fn simulator(&self, program: &Path, batches: &[u64]) -> anyhow::Result<Option<Catch>> {
@@ -378,9 +479,9 @@ impl Ask<'_> {
                 let failure = &report["first_failures"][0];
                 let invariant = failure["invariant"].as_str().unwrap_or("a panic");
                 return Ok(Some(Catch {
-                    by: invariant.to_owned(),
                     seed: failure["seed"].as_u64(),
                     events: failure["event"].as_u64().map(|event| events + event),
+                    ..Catch::by(invariant.to_owned())
                 }));
             }
             if ending == Ending::TimedOut {
@@ -397,6 +498,19 @@ impl Ask<'_> {
     }
 }
 
+/// The names of the cases that fail, each once, though several of its fields may be wrong. Those
+/// that are generated, whose names say nothing, come last.
+fn failed_cases(report: &Value) -> Vec<&str> {
+    let mut seen = BTreeSet::new();
+    let fields = report["failures"].as_array().into_iter().flatten();
+    let mut cases: Vec<_> = fields
+        .filter_map(|field| Some((field["file"].as_str()?, field["case"].as_str()?)))
+        .filter(|(_, case)| seen.insert(*case))
+        .collect();
+    cases.sort_by_key(|(file, _)| file.ends_with(GENERATED));
+    cases.into_iter().map(|(_, case)| case).collect()
+}
+
 fn is_found(ending: Ending) -> bool {
     matches!(ending, Ending::Exited(status) if status.code() == Some(FOUND))
 }
@@ -407,6 +521,7 @@ impl Catch {
             by,
             seed: None,
             events: None,
+            extent: None,
         }
     }
 }
@@ -421,5 +536,16 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), CATCHERS.len());
+    }
+
+    #[test]
+    fn a_case_that_fails_in_several_fields_is_told_once_and_the_generated_last() {
+        let field = |case: &str, file: &str| json!({ "case": case, "file": file });
+        let report = json!({ "failures": [
+            field("generated-1", "generated.txt"),
+            field("one", "accept.txt"),
+            field("one", "accept.txt"),
+        ] });
+        assert_eq!(failed_cases(&report), ["one", "generated-1"]);
     }
 }
