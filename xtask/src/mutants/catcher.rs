@@ -471,7 +471,16 @@ impl Ask<'_> {
         let (mut first, mut events) = (0, 0);
         for last in batches {
             let (from, seeds) = (first.to_string(), (last - first).to_string());
-            let arguments = ["sim", "--seed", &from, "--seeds", &seeds, "--jobs", "1"];
+            let arguments = [
+                "sim",
+                "--fault-points",
+                "--seed",
+                &from,
+                "--seeds",
+                &seeds,
+                "--jobs",
+                "1",
+            ];
             let mut command = self.nearwire(program, &arguments);
             let (ending, out) = self.run(&mut command, BATCH_LIMIT)?;
             let report: Value = serde_json::from_str(&out).unwrap_or_default();
