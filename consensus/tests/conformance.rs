@@ -29,12 +29,7 @@ fn the_shipped_step_conforms_in_every_shape() {
                 Verdict::Skipped(_) => {}
             }
         }
-        let is_for_others = case.needs.contains(&Need::Narrow);
-        assert!(
-            played > 0 || is_for_others,
-            "{} is played in no shape",
-            case.name
-        );
+        assert!(played > 0, "{} is played in no shape", case.name);
     }
     for failure in &failures {
         eprintln!(
@@ -51,6 +46,26 @@ fn the_shipped_step_conforms_in_every_shape() {
         );
     }
     assert!(failures.is_empty(), "{} fields", failures.len());
+}
+
+#[test]
+fn the_hardware_profile_plays_every_case_that_is_meant_for_it() {
+    let shape = Shape {
+        lease_ns: 1_000_000,
+        ..Shape::NARROW
+    };
+    for case in &cases() {
+        let is_narrow = case.needs.contains(&Need::Narrow);
+        let found = [Shape::NARROW, shape].map(|shape| verdict(case, shape));
+        let failed = |verdict: &Verdict| matches!(verdict, Verdict::Failed(_));
+        assert!(!found.iter().any(failed), "{found:#?}");
+        if is_narrow {
+            assert_eq!(found[0], Verdict::Passed, "{case}");
+        }
+        if case.needs.contains(&Need::Wide) {
+            assert!(!found.contains(&Verdict::Passed), "{case}");
+        }
+    }
 }
 
 /// Steps a case's shapes in turn and returns the first failure.
@@ -188,7 +203,7 @@ fn every_error_names_the_line_and_what_would_be_right() {
         ),
         ("case a\nsend Accept value=x", 2, "write \"text\""),
         ("case a\nsend Accept value=hex:0", 2, "pairs"),
-        ("case a\nneeds luck", 2, "write window N, key"),
+        ("case a\nneeds luck", 2, "write window N, epoch N, key"),
         ("case a\nvote slot=1", 2, "wants ballot=…"),
         ("case a\nempty slot=1 ballot=1.1", 2, "takes no ballot"),
         ("case a\nshow me", 2, "no line begins with `show`"),
@@ -199,6 +214,7 @@ fn every_error_names_the_line_and_what_would_be_right() {
         ("case a\nsend Accept value=\"v", 2, "end with its quote"),
         ("case a\nsend raw 00", 2, "raw hex:"),
         ("case a\nneeds window wide", 2, "needs window N"),
+        ("case a\nneeds epoch old", 2, "needs epoch N"),
         (
             "case a\nsend Prepare\nanswer Nack cut=1",
             3,
