@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use nearwire_consensus::conformance::{
-    Case, Failure, Need, Shape, Software, Symbol, Verdict, corpus, parse,
+    Action, Case, Fact, Failure, Need, Shape, Software, Symbol, Verdict, corpus, parse,
 };
 use std::collections::BTreeSet;
 
@@ -27,6 +27,7 @@ fn the_shipped_step_conforms_in_every_shape() {
                     failures.extend(found);
                 }
                 Verdict::Skipped(_) => {}
+                Verdict::Unshown(why) => panic!("{}: {why}", case.name),
             }
         }
         assert!(played > 0, "{} is played in no shape", case.name);
@@ -76,7 +77,7 @@ fn first_failure(cases: &[Case]) -> Option<Failure> {
             .iter()
             .find_map(|shape| match verdict(case, *shape) {
                 Verdict::Failed(failures) => failures.into_iter().next(),
-                Verdict::Passed | Verdict::Skipped(_) => None,
+                Verdict::Passed | Verdict::Skipped(_) | Verdict::Unshown(_) => None,
             })
     })
 }
@@ -151,6 +152,22 @@ fn the_document_names_every_symbol_and_need() {
             let word = word.split(' ').next().unwrap_or_default().to_owned();
             assert!(text.contains(&format!("`{word}")), "{word}");
         }
+    }
+}
+
+/// What others than the holder of a lease are promised can be looked at when it has ended; nothing
+/// may come after that wait.
+#[test]
+fn cases_with_leases_look_at_the_group_last() {
+    for case in cases() {
+        let is_look = |action: &Action| matches!(action, Action::Fact(Fact::Region { .. }));
+        let mut rest = case.steps.iter().map(|step| &step.action);
+        let looks = rest.any(is_look) && case.needs.contains(&Need::Lease);
+        let is_last = rest.all(|action| matches!(action, Action::Fact(_)));
+        assert!(
+            !looks || is_last || case.needs.contains(&Need::Memory),
+            "{case}"
+        );
     }
 }
 
