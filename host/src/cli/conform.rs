@@ -281,11 +281,15 @@ fn limits(cases: &[&Case], target: &Target) -> Vec<String> {
         _ => None,
     });
     let window = window.max().unwrap_or(0);
+    let is_small = |need: &Need| matches!(need, Need::Window(slots) if target.window < *slots);
+    let large = cases.iter().filter(|case| case.needs.iter().any(is_small));
+    let large = large.count();
     let mut limits = Vec::new();
-    if target.window < window {
+    if large > 0 {
         limits.push(format!(
-            "this is a test in part: with a window of {} slots most cases cannot be played; set the \
-             device up with {window} or more",
+            "this is a test in part: {large} of {} cases need a window of more than {} slots; set \
+             the device up with {window}",
+            cases.len(),
             target.window
         ));
     }
