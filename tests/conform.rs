@@ -3,6 +3,8 @@
 mod common;
 
 use common::{CALM, Cluster, Reply, eventually, spawn};
+use consensus::conformance::{Device, Field, Outcome, Shape, Software};
+use consensus::wire::Kind;
 use nearwire::local_cluster::{LocalCluster, Options};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -11,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Groups for the whole corpus, small ones.
@@ -144,7 +146,7 @@ fn a_running_replica_conforms_until_its_groups_are_used_up() {
     assert!(report["passed"].as_u64() > Some(130), "{report}");
     for skip in report["skips"].as_array().expect("skips") {
         let why = skip["why"].as_str().expect("a reason");
-        let is_of_the_network = ["memory", "clock", "tags", "64 bits"];
+        let is_of_the_network = ["memory", "clock", "tags", "64 bits", "epoch", "leases"];
         assert!(
             is_of_the_network.iter().any(|part| why.contains(part)),
             "{skip}"
@@ -170,9 +172,9 @@ fn a_running_replica_conforms_until_its_groups_are_used_up() {
 }
 
 #[test]
-fn a_device_without_read_and_leases_is_looked_at_otherwise() {
+fn a_device_without_read_is_looked_at_otherwise() {
     let single = Single::start(SETTINGS, &[]);
-    let ended = single.conform(&["--no-read", "--lease-ms", "0", "--output", "json"]);
+    let ended = single.conform(&["--no-read", "--output", "json"]);
     assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
     assert!(ended.json()["passed"].as_u64() > Some(200), "{}", ended.out);
     let single = Single::start(SETTINGS, &[("NEARWIRE_MUTATION", DEFECTS[2])]);
@@ -312,6 +314,219 @@ fn lost_and_repeated_datagrams_fail_nothing() {
     assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
 }
 
+/// What a device does wrong that answers the first time as it should.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Misdeed {
+    /// Nothing.
+    None,
+    /// Refuses a vote that it has just reported.
+    Retracts,
+    /// Reports a vote that it has just refused.
+    Relents,
+    /// Acknowledges what nobody asked it to, much later.
+    Acknowledges,
+    /// Takes longer than a part of a lease for everything.
+    Dawdles,
+}
+
+impl Misdeed {
+    /// What is sent after an answer, or after silence, and when.
+    fn follows(self, request: &[u8], answer: Option<&[u8]>) -> Option<(Duration, Vec<u8>)> {
+        let kind = |packet: &[u8]| Kind::from_code(Field::Kind.get(packet) as u8);
+        let said = |packet: &[u8], kind: Kind| {
+            let mut other = packet.to_vec();
+            Field::Kind.put(&mut other, kind as u64);
+            other
+        };
+        let soon = Duration::from_millis(20);
+        match (self, kind(request), answer) {
+            (Self::Retracts, _, Some(answer)) if kind(answer) == Some(Kind::Accepted) => {
+                Some((soon, said(answer, Kind::Nack)))
+            }
+            (Self::Relents, Some(Kind::Accept), Some(answer))
+                if kind(answer) == Some(Kind::Nack) =>
+            {
+                Some((soon, said(answer, Kind::Accepted)))
+            }
+            (Self::Acknowledges, Some(Kind::Decide), None) if Field::Flags.get(request) == 0 => {
+                Some((Duration::from_millis(400), said(request, Kind::Ack)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A device whose groups are the shipped step, each of them one alone.
+struct Mimic {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Mimic {
+    fn start(shape: Shape, misdeed: Misdeed) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let wait = Duration::from_millis(1);
+        socket.set_read_timeout(Some(wait)).expect("a socket");
+        let address = socket.local_addr().expect("its address");
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut groups: HashMap<u64, (Software, Instant)> = HashMap::new();
+            let mut later: Vec<(Instant, Vec<u8>, SocketAddr)> = Vec::new();
+            let mut bytes = vec![0; 65_536];
+            while !is_over.load(Ordering::Relaxed) {
+                let now = Instant::now();
+                later.retain(|(due, datagram, to)| {
+                    let is_due = *due <= now;
+                    if is_due {
+                        let _ = socket.send_to(datagram, to);
+                    }
+                    !is_due
+                });
+                let Ok((length, from)) = socket.recv_from(&mut bytes) else {
+                    continue;
+                };
+                let request = &mut bytes[..length];
+                let named = Field::Group.get(request);
+                let (step, since) = groups.entry(named).or_insert_with(|| {
+                    let step = Software::new(shape).expect("a region");
+                    (step, Instant::now())
+                });
+                let passed = std::mem::replace(since, Instant::now()).elapsed();
+                let Ok(()) = step.wait(passed.as_nanos() as u64);
+                if named < 1024 {
+                    Field::Group.put(request, step.target().group.into());
+                }
+                let Ok(outcome) = step.exchange(request, true);
+                let answer = match outcome {
+                    Outcome::Answered(mut answer) => {
+                        Field::Group.put(&mut answer, named);
+                        Some(answer)
+                    }
+                    Outcome::Silence(_) => None,
+                };
+                Field::Group.put(request, named);
+                if let Some((after, datagram)) = misdeed.follows(request, answer.as_deref()) {
+                    later.push((Instant::now() + after, datagram, from));
+                }
+                let Some(answer) = answer else { continue };
+                if misdeed == Misdeed::Dawdles {
+                    later.push((Instant::now() + Duration::from_millis(120), answer, from));
+                } else {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Self {
+            address,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Tests it as what its shape is, with `more` flags.
+    fn conform(&self, shape: Shape, more: &[&str]) -> Ended {
+        let target = self.address.to_string();
+        let numbers = [
+            shape.window.to_string(),
+            shape.value_bytes.to_string(),
+            shape.epoch.to_string(),
+        ];
+        let mut arguments = vec!["--target", &target, "--groups", "0-1023"];
+        let flags = ["--window-slots", "--value-bytes", "--epoch"];
+        for (flag, number) in flags.into_iter().zip(&numbers) {
+            arguments.extend([flag, number]);
+        }
+        conform(&[&arguments, more].concat())
+    }
+}
+
+impl Drop for Mimic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Without leases, in a later membership.
+fn plain() -> Shape {
+    Shape {
+        window: 16,
+        lease_ns: 0,
+        epoch: 2,
+        ..Shape::ALL[0]
+    }
+}
+
+#[test]
+fn a_device_that_says_otherwise_later_is_found() {
+    for misdeed in [Misdeed::Retracts, Misdeed::Relents, Misdeed::Acknowledges] {
+        let mimic = Mimic::start(plain(), misdeed);
+        let more = ["--case", "a-*", "--output", "json"];
+        let ended = mimic.conform(plain(), &more);
+        assert_eq!(ended.code, 1, "{misdeed:?}: {}", ended.err);
+        let later = |failure: &Value| {
+            let sent = failure["sent"].as_str().unwrap_or_default();
+            sent.ends_with(", answered later") && failure["expected"] != failure["got"]
+        };
+        let report = ended.json();
+        let failures = report["failures"].as_array().expect("failures");
+        assert!(failures.iter().all(later), "{misdeed:?}: {report}");
+    }
+}
+
+#[test]
+fn a_slow_device_is_judged_all_the_same() {
+    let mimic = Mimic::start(plain(), Misdeed::Dawdles);
+    let lease = ["--case", "*lease*", "--output", "json"];
+    let ended = mimic.conform(plain(), &lease);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    // It grants none.
+    let ended = mimic.conform(plain(), &[&lease[..], &["--lease-ms", "400"]].concat());
+    assert_eq!(ended.code, 1, "{}", ended.err);
+    assert!(ended.json()["failed"].as_u64() > Some(1), "{}", ended.out);
+}
+
+#[test]
+fn a_device_without_leases_and_read_passes_and_a_part_is_called_a_part() {
+    let mimic = Mimic::start(plain(), Misdeed::None);
+    let ended = mimic.conform(plain(), &["--no-read", "--output", "json"]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    let report = ended.json();
+    assert!(report["passed"].as_u64() > Some(200), "{report}");
+    assert_eq!(report["limits"], serde_json::json!([]));
+
+    let small = Shape {
+        window: 2,
+        epoch: 1,
+        ..plain()
+    };
+    let mimic = Mimic::start(small, Misdeed::None);
+    let ended = mimic.conform(small, &[]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    for part in ["a test in part", "older memberships are dropped"] {
+        assert!(ended.out.contains(part), "{}", ended.out);
+    }
+}
+
+#[test]
+fn a_device_of_the_hardware_profile_passes_over_the_wire() {
+    let mimic = Mimic::start(Shape::NARROW, Misdeed::None);
+    let ended = mimic.conform(Shape::NARROW, &["--profile", "hardware", "--no-read"]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{}", ended.out);
+    // One that holds more than it says does not drop what it should.
+    let wide = Shape {
+        is_narrow: false,
+        ..Shape::NARROW
+    };
+    let mimic = Mimic::start(wide, Misdeed::None);
+    let ended = mimic.conform(wide, &["--profile", "hardware", "--no-read"]);
+    assert_eq!(ended.code, 1, "{}", ended.out);
+}
+
 #[test]
 fn groups_for_conformance_are_no_business_of_the_cluster() {
     let mut cluster = Cluster::prepare(CALM);
@@ -365,6 +580,9 @@ fn what_is_not_understood_is_code_2() {
         &["--engine", "software", "--case", "no-such-*"],
         &["--engine", "software", "--mutation", "no-such"],
         &["--engine", "software", "--target", "127.0.0.1:1"],
+        &["--engine", "software", "--window-slots", "2"],
+        &["--engine", "software", "--profile", "hardware"],
+        &["--engine", "software", "--no-read"],
         &["--target", "127.0.0.1:1", "--mutation", "promise-stored"],
         &["--target", "nowhere"],
         &["--target", "127.0.0.1:1", "--groups", "9-1"],

@@ -14,7 +14,7 @@ mod text;
 pub use case::{Action, Answer, Case, Fact, Need, Packet, Request, Setting, Step, Value, Word};
 pub use expression::{Expression, Quantity, Symbol, Target};
 pub use field::Field;
-pub use player::{Device, Failure, Outcome, Reason, Verdict, play};
+pub use player::{Device, Failure, Outcome, Reason, Verdict, contradiction, play};
 pub use software::{MakeError, Shape, Software};
 pub use text::{TextError, parse};
 

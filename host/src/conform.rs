@@ -5,22 +5,32 @@
 //! repeated.
 
 mod device;
+mod pulse;
 
 use crate::inspect::Inspector;
 use consensus::auth::Key;
-use consensus::conformance::{Case, Device as _, Need, Target, Verdict, play};
+use consensus::conformance::{Case, Device as _, Need, Target, Verdict, contradiction, play};
 use device::{Probe, Wire};
+use pulse::Pulse;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Cases that are played at once.
 const PARALLEL: usize = 96;
-/// How often a case is played that this machine was too slow to time.
-const TIMED_TRIES: usize = 3;
+/// How often a case is played that could not be timed.
+const TIMED_TRIES: u32 = 4;
+/// How often if that was not this machine's doing: datagrams may have been lost.
+const ANSWERED_LATE_TRIES: u32 = 3;
+/// What is waited before it is played again on a machine that is busy, times the tries so far.
+const TIMED_PAUSE: Duration = Duration::from_millis(250);
+/// How long after its case an answer is still compared with the one that came first.
+const LINGER: Duration = Duration::from_millis(600);
+/// Cases whose late answers are waited for at once, each with a socket.
+const MAX_LINGERING: usize = 512;
 /// How long a node may take to describe itself.
 const DESCRIBED_WITHIN: Duration = Duration::from_millis(1500);
 
@@ -237,29 +247,63 @@ impl Session {
         }
         let blank = Mutex::new(std::mem::take(&mut self.blank));
         let verdicts = Mutex::new(vec![None; cases.len()]);
+        let lingering = Mutex::new(VecDeque::new());
         let numbered: Vec<(usize, &Case)> = cases.iter().copied().enumerate().collect();
-        share(numbered, |(index, case)| {
-            let verdict = self.play_one(case, &blank)?;
+        let pulse = Pulse::default();
+        let settle = |one: Lingering<'_>| {
+            let (index, verdict) = (one.index, self.settle(cases[one.index], one)?);
             lock(&verdicts)[index] = Some(verdict);
             Ok(())
-        })?;
+        };
+        let played = std::thread::scope(|scope| {
+            scope.spawn(|| pulse.beat());
+            let played = share(numbered, |(index, case)| {
+                let (verdict, wire) = self.play_one(case, &blank, &pulse)?;
+                lock(&verdicts)[index] = Some(verdict);
+                let until = Instant::now() + LINGER;
+                let due = {
+                    let mut lingering = lock(&lingering);
+                    lingering.extend(wire.map(|wire| Lingering { index, wire, until }));
+                    let is_due = lingering.front().is_some_and(|first: &Lingering<'_>| {
+                        first.until <= Instant::now() || lingering.len() > MAX_LINGERING
+                    });
+                    is_due.then(|| lingering.pop_front()).flatten()
+                };
+                due.map_or(Ok(()), settle)
+            });
+            pulse.end();
+            played
+        });
+        played?;
+        let lingering = lingering.into_inner();
+        let lingering = lingering.unwrap_or_else(PoisonError::into_inner);
+        lingering.into_iter().try_for_each(settle)?;
         self.blank = blank.into_inner().unwrap_or_else(PoisonError::into_inner);
         let verdicts = verdicts
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        let unplayed = || Verdict::Skipped("it was not played".into());
+        let unplayed = || Verdict::Unshown("it was not played".into());
         Ok(verdicts
             .into_iter()
             .map(|verdict| verdict.unwrap_or_else(unplayed))
             .collect())
     }
 
-    fn play_one(&self, case: &Case, blank: &Mutex<VecDeque<u16>>) -> Result<Verdict, ConformError> {
+    /// Plays a case. One that passed may still be contradicted: its socket comes with it.
+    fn play_one<'a>(
+        &self,
+        case: &Case,
+        blank: &Mutex<VecDeque<u16>>,
+        pulse: &'a Pulse,
+    ) -> Result<(Verdict, Option<Wire<'a>>), ConformError> {
         if let Some(lack) = case.lacking(&self.target) {
-            return Ok(Verdict::Skipped(lack));
+            return Ok((Verdict::Skipped(lack), None));
         }
-        let mut late_ns = 0;
-        for _ in 0..TIMED_TRIES {
+        let mut last = Verdict::Unshown("no blank group was left for it".into());
+        for tries in 0..TIMED_TRIES {
+            if matches!(last, Verdict::Unshown(_)) {
+                std::thread::sleep(TIMED_PAUSE * tries);
+            }
             let Some(group) = lock(blank).pop_front() else {
                 break;
             };
@@ -267,20 +311,59 @@ impl Session {
                 group,
                 ..self.target
             };
-            let mut device = Wire::connect(self.address, target, self.asking)?;
+            let mut device = Wire::connect(self.address, target, self.asking, pulse)?;
             let verdict = play(case, &mut device)?;
-            late_ns = device.lateness_ns();
-            let is_timed = case.needs.contains(&Need::Lease);
-            let is_judged = !is_timed || late_ns < self.target.lease_ns / 4;
-            if is_judged || matches!(verdict, Verdict::Passed) {
-                return Ok(verdict);
+            if verdict == Verdict::Passed {
+                return Ok((verdict, Some(device)));
+            }
+            last = self.judged(case, &device, verdict);
+            let is_own = matches!(last, Verdict::Unshown(_));
+            if !is_own && (!self.is_late(case, &device) || tries + 1 >= ANSWERED_LATE_TRIES) {
+                break;
             }
         }
-        Ok(Verdict::Skipped(format!(
-            "this machine was {} ms late, too much to time a lease",
-            late_ns / 1_000_000
-        )))
+        Ok((last, None))
     }
+
+    /// Whether a case with leases took so long, for whatever reason, that it may go otherwise.
+    fn is_late(&self, case: &Case, device: &Wire<'_>) -> bool {
+        let bound = self.target.lease_ns / 4;
+        case.needs.contains(&Need::Lease) && device.lateness_ns() >= bound
+    }
+
+    /// What this machine was too late for shows nothing. A device that is late itself is judged.
+    fn judged(&self, case: &Case, device: &Wire<'_>, verdict: Verdict) -> Verdict {
+        let own = device.own_delay();
+        if self.is_late(case, device) && own >= Duration::from_nanos(self.target.lease_ns / 4) {
+            let ms = own.as_millis();
+            return Verdict::Unshown(format!(
+                "this machine was {ms} ms late, too much to time a lease"
+            ));
+        }
+        verdict
+    }
+
+    /// What becomes of a case that passed, with the answers that came late.
+    fn settle(&self, case: &Case, one: Lingering<'_>) -> Result<Verdict, ConformError> {
+        let if_failed = self.judged(case, &one.wire, Verdict::Failed(Vec::new()));
+        let late = one.wire.linger(one.until)?;
+        let failures = late
+            .iter()
+            .flat_map(|late| contradiction(case, late.step, late.first.as_deref(), &late.then));
+        let failures: Vec<_> = failures.collect();
+        Ok(match if_failed {
+            _ if failures.is_empty() => Verdict::Passed,
+            Verdict::Failed(_) => Verdict::Failed(failures),
+            other => other,
+        })
+    }
+}
+
+/// A case that passed, unless an answer comes until then that differs from the first.
+struct Lingering<'a> {
+    index: usize,
+    wire: Wire<'a>,
+    until: Instant,
 }
 
 /// Looks at groups side by side; one that does not answer is not there.
@@ -293,7 +376,7 @@ fn probe(
     let found = Mutex::new(Vec::new());
     share(groups.to_vec(), |group| {
         let target = Target { group, ..target };
-        if let Some(probe) = Wire::connect(address, target, asking)?.probe()? {
+        if let Some(probe) = Wire::connect(address, target, asking, &Pulse::default())?.probe()? {
             lock(&found).push((group, probe));
         }
         Ok(())
@@ -338,7 +421,10 @@ fn describe(
         // Nothing is known of it: does anything answer there at all?
         let group = claims.groups.as_ref().map_or(0, |groups| *groups.start());
         let target = blank_target(group, claims, asking);
-        if Wire::connect(address, target, asking)?.probe()?.is_none() {
+        if Wire::connect(address, target, asking, &Pulse::default())?
+            .probe()?
+            .is_none()
+        {
             return Err(ConformError::Unreachable {
                 target: address,
                 why: format!(

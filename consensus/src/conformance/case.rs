@@ -149,19 +149,24 @@ pub enum Need {
     Narrow,
     /// Leases are granted.
     Lease,
+    /// No leases are granted.
+    NoLease,
+    /// A membership of this number at least.
+    Epoch(u32),
     /// The player sets the device's clock.
     Clock,
     /// The player sees and writes the device's memory.
     Memory,
 }
 
-/// The names of the needs that are words; `window N` is the other.
-pub(super) const NEEDS: [(&str, Need); 7] = [
+/// The names of the needs that are words; `window N` and `epoch N` are the others.
+pub(super) const NEEDS: [(&str, Need); 8] = [
     ("key", Need::Key),
     ("no-key", Need::NoKey),
     ("wide", Need::Wide),
     ("narrow", Need::Narrow),
     ("lease", Need::Lease),
+    ("no-lease", Need::NoLease),
     ("clock", Need::Clock),
     ("memory", Need::Memory),
 ];
@@ -174,11 +179,16 @@ impl Need {
                 let lack = alloc::format!("its window is below {slots} slots");
                 return (target.window < slots).then_some(lack);
             }
+            Self::Epoch(epoch) => {
+                let lack = alloc::format!("its epoch is below {epoch}");
+                return (target.epoch < epoch).then_some(lack);
+            }
             Self::Key => (target.key.is_some(), "its packets carry no tags"),
             Self::NoKey => (target.key.is_none(), "its packets carry tags"),
             Self::Wide => (!target.is_narrow, "its ballots and slots have 32 bits"),
             Self::Narrow => (target.is_narrow, "its ballots and slots have 64 bits"),
             Self::Lease => (target.lease_ns > 0, "it grants no leases"),
+            Self::NoLease => (target.lease_ns == 0, "it grants leases"),
             Self::Clock => (target.sets_clock, "its clock cannot be set"),
             Self::Memory => (target.shows_memory, "its memory cannot be seen"),
         };
@@ -190,6 +200,7 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self, NEEDS.iter().find(|(_, need)| need == self)) {
             (Self::Window(slots), _) => write!(f, "window {slots}"),
+            (Self::Epoch(epoch), _) => write!(f, "epoch {epoch}"),
             (_, Some((name, _))) => f.write_str(name),
             (_, None) => Ok(()),
         }

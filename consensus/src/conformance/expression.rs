@@ -113,9 +113,11 @@ struct Term {
     count: u64,
     symbol: Symbol,
     divisor: u64,
+    /// Bits of the quotient that are turned over.
+    flipped: u64,
 }
 
-/// A sum such as `2W+1`, `MAX_SLOT-1`, `L/2` or `0xffff`.
+/// A sum such as `2W+1`, `MAX_SLOT-1`, `L/2`, `I^0x100` or `0xffff`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Expression {
     terms: Vec<Term>,
@@ -165,6 +167,10 @@ impl Expression {
     }
 
     fn term(text: &str, is_minus: bool) -> Option<Term> {
+        let (text, flipped) = match text.split_once("^0x") {
+            Some((text, digits)) => (text, u64::from_str_radix(digits, 16).ok()?),
+            None => (text, 0),
+        };
         let (product, divisor) = match text.split_once('/') {
             Some((product, divisor)) => (product, divisor.parse().ok().filter(|by| *by > 0)?),
             None => (text, 1),
@@ -188,6 +194,7 @@ impl Expression {
             count,
             symbol,
             divisor,
+            flipped,
         })
     }
 
@@ -195,8 +202,8 @@ impl Expression {
     pub fn value(&self, target: &Target) -> Option<u64> {
         let mut sum = 0i128;
         for term in &self.terms {
-            let value = i128::from(term.symbol.value(target)).checked_mul(term.count.into())?
-                / i128::from(term.divisor);
+            let product = i128::from(term.symbol.value(target)).checked_mul(term.count.into())?;
+            let value = (product / i128::from(term.divisor)) ^ i128::from(term.flipped);
             sum = sum.checked_add(if term.is_minus { -value } else { value })?;
         }
         sum.try_into().ok()
@@ -284,6 +291,8 @@ mod tests {
             ("W-9", None),
             ("L/2-1", Some(499)),
             ("J", Some(1)),
+            ("I^0x80000001", Some(1)),
+            ("W^0x9+1", Some(2)),
             ("MAX_SLOT", Some(1 << 62)),
             ("0xffffffffffffffff", Some(u64::MAX)),
             ("0xffffffffffffffff+1", None),
@@ -294,7 +303,9 @@ mod tests {
                 (value, text.into())
             );
         }
-        for text in ["", "+", "W+", "x", "1.2", "2 W", "W/0", "0xg"] {
+        for text in [
+            "", "+", "W+", "x", "1.2", "2 W", "W/0", "0xg", "I^1", "I^0x",
+        ] {
             assert!(Expression::parse(text).is_err(), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 //! Plays a case on a device and says, field by field, what was otherwise.
 
-use super::case::{Action, Answer, Case, Fact, Packet, Request, Setting, Word};
+use super::case::{Action, Answer, Case, Fact, Need, Packet, Request, Setting, Word};
 use super::expression::{Expression, Quantity, Target};
 use super::field::Field;
 use crate::acceptor::Drop;
@@ -22,6 +22,9 @@ pub trait Device {
 
     /// What it is.
     fn target(&self) -> Target;
+
+    /// The step of this index in the case begins.
+    fn begin(&mut self, _step: usize) {}
 
     /// A nonce that this device has not been sent.
     fn nonce(&mut self) -> u32;
@@ -86,6 +89,8 @@ pub enum Verdict {
     Failed(Vec<Failure>),
     /// It makes no sense on this device, and why.
     Skipped(String),
+    /// It makes sense, but could not be judged, and why.
+    Unshown(String),
 }
 
 /// One field that was otherwise.
@@ -150,6 +155,7 @@ pub fn play<D: Device>(case: &Case, device: &mut D) -> Result<Verdict, D::Error>
     }
     for (index, step) in case.steps.iter().enumerate() {
         let mut text = step.action.to_string();
+        device.begin(index);
         let lock_before = lock(device);
         let found = match &step.action {
             Action::Exchange(request, answer) => {
@@ -164,7 +170,7 @@ pub fn play<D: Device>(case: &Case, device: &mut D) -> Result<Verdict, D::Error>
                 Some(ns) => device.wait(ns).map(|()| Vec::new()).map_err(Stop::Error),
                 None => Err(Stop::Unsayable),
             },
-            Action::Fact(fact) => check(device, fact),
+            Action::Fact(fact) => check(device, fact, Place::of(case, index)),
             Action::Set(slot, words) => set(device, slot.as_ref(), words),
             Action::Overlap(first, second) => {
                 let bytes = |request: &Request, nonce| request.bytes(&target, nonce);
@@ -194,21 +200,52 @@ pub fn play<D: Device>(case: &Case, device: &mut D) -> Result<Verdict, D::Error>
             ));
         }
         if !differences.is_empty() {
-            let failures = differences.into_iter().map(|difference| Failure {
-                case: case.name.clone(),
-                file: case.file.clone(),
-                line: step.line,
-                step: index + 1,
-                text: text.clone(),
-                field: difference.field,
-                offset: difference.offset,
-                expected: difference.expected,
-                got: difference.got,
-            });
-            return Ok(Verdict::Failed(failures.collect()));
+            return Ok(Verdict::Failed(failures(case, index, &text, differences)));
         }
     }
     Ok(Verdict::Passed)
+}
+
+fn failures(case: &Case, index: usize, text: &str, differences: Vec<Difference>) -> Vec<Failure> {
+    let line = case.steps.get(index).map_or(case.line, |step| step.line);
+    let failures = differences.into_iter().map(|difference| Failure {
+        case: case.name.clone(),
+        file: case.file.clone(),
+        line,
+        step: index + 1,
+        text: text.to_string(),
+        field: difference.field,
+        offset: difference.offset,
+        expected: difference.expected,
+        got: difference.got,
+    });
+    failures.collect()
+}
+
+/// How an answer differs that came after the step of this index had been judged by its `first`
+/// answer, or by silence. A request that is sent again is answered as it was before, so nothing may
+/// differ but the time that a lease has left.
+pub fn contradiction(case: &Case, index: usize, first: Option<&[u8]>, then: &[u8]) -> Vec<Failure> {
+    let text = match case.steps.get(index).map(|step| &step.action) {
+        Some(Action::Exchange(request, _)) => request.to_string(),
+        Some(action) => action.to_string(),
+        None => String::new(),
+    };
+    let differences = match first {
+        Some(first) if first == then => Vec::new(),
+        Some(first) if first.len() >= HEADER_BYTES => {
+            let any_time = Slack {
+                late_ns: u64::MAX,
+                has_own_clock: true,
+            };
+            compare(first, then, &[], any_time)
+        }
+        _ => {
+            let expected = first.map_or("nothing".into(), summary);
+            vec![Difference::new("answer", expected, summary(then))]
+        }
+    };
+    failures(case, index, &format!("{text}, answered later"), differences)
 }
 
 /// Sends a datagram and compares what comes of it; fields in `except` may be anything.
@@ -473,12 +510,32 @@ fn look<D: Device>(device: &mut D, slot: u64, answer: Packet) -> Found<D::Error>
     ask(device, question, answer, AROUND)
 }
 
+/// Where in a case something is looked at.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Somebody may hold a lease.
+    is_leased: bool,
+    /// Nothing is sent or waited for after this: what a look changes disturbs nothing.
+    is_at_end: bool,
+}
+
+impl Place {
+    fn of(case: &Case, index: usize) -> Self {
+        let mut rest = case.steps.iter().skip(index);
+        Self {
+            is_leased: case.needs.contains(&Need::Lease),
+            is_at_end: rest.all(|step| matches!(step.action, Action::Fact(_))),
+        }
+    }
+}
+
 /// Looks at a group.
 fn look_around<D: Device>(
     device: &mut D,
     promised: u64,
     highest: u64,
     trim: u64,
+    place: Place,
 ) -> Found<D::Error> {
     let (below, above) = (0, highest.max(trim) + 1);
     if device.target().answers_read {
@@ -500,20 +557,37 @@ fn look_around<D: Device>(
     let answer = packet(Kind::Nack, &[(Field::VoteBallot, promised)]);
     let mut found = ask(device, question, answer, &[])?;
     if promised != 0 {
-        // Asking again for what was promised changes nothing. Another's lease would refuse it.
-        let question = packet(Kind::Prepare, &[(Field::Ballot, promised)]);
-        let answer = packet(
-            Kind::Promise,
-            &[(Field::Slot, highest), (Field::Watermark, trim)],
-        );
-        if device.target().lease_ns == 0 {
-            found.extend(ask(device, question, answer, &[])?);
-        }
+        let fields = [(Field::Ballot, promised), (Field::Slot, below)];
+        let answer = packet(Kind::Outside, &[(Field::Watermark, trim)]);
+        found.extend(ask(device, packet(Kind::Fetch, &fields), answer, &[])?);
     }
+    // Asking again for what was promised changes nothing. Where nothing was, it does.
+    let ballot = match promised {
+        0 if place.is_at_end && device.memory().is_none() => other,
+        promised => promised,
+    };
+    if ballot == 0 {
+        return Ok(found);
+    }
+    let answer = packet(
+        Kind::Promise,
+        &[(Field::Slot, highest), (Field::Watermark, trim)],
+    );
+    let question = packet(Kind::Prepare, &[(Field::Ballot, ballot)]);
+    if place.is_leased {
+        // Another's lease refuses it, and ends.
+        if !place.is_at_end || device.memory().is_some() {
+            return Ok(found);
+        }
+        let lease_ns = device.target().lease_ns;
+        let ended = device.wait(lease_ns + lease_ns / 4);
+        ended.map_err(Stop::Error)?;
+    }
+    found.extend(ask(device, question, answer, &[])?);
     Ok(found)
 }
 
-fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
+fn check<D: Device>(device: &mut D, fact: &Fact, place: Place) -> Found<D::Error> {
     let target = device.target();
     let number = |number: &Expression| number.value(&target).ok_or(Stop::Unsayable);
     let quantity = |number: &Quantity| number.value(&target).ok_or(Stop::Unsayable);
@@ -523,7 +597,10 @@ fn check<D: Device>(device: &mut D, fact: &Fact) -> Found<D::Error> {
             promised,
             highest,
             trim,
-        } => look_around(device, quantity(promised)?, number(highest)?, number(trim)?)?,
+        } => {
+            let (highest, trim) = (number(highest)?, number(trim)?);
+            look_around(device, quantity(promised)?, highest, trim, place)?
+        }
         Fact::Vote {
             slot,
             ballot,

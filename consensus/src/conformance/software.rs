@@ -3,12 +3,12 @@
 use super::case::Case;
 use super::expression::Target;
 use super::player::{Device, Failure, Outcome, Reason, Verdict, play};
-use crate::acceptor::{Acceptor, Step};
+use crate::acceptor::{Acceptor, Drop, Step};
 use crate::auth::{self, Key};
 use crate::memory::{Buffers, Memory};
 use crate::region::{Birth, Layout, LayoutError, OpenError, Region, entry, group};
 use crate::sync::AtomicU64;
-use crate::wire::{Malformed, Parsed, parse};
+use crate::wire::{Header, Kind, Malformed, Parsed, parse};
 use crate::{Epoch, GroupId, NodeId};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -34,19 +34,32 @@ pub struct Shape {
     pub lease_ns: u64,
     /// The membership.
     pub epoch: u32,
+    /// Ballots and slots have 32 bits: the hardware profile.
+    pub is_narrow: bool,
     /// The key, where packets carry tags.
     pub key: Option<Key>,
 }
 
 impl Shape {
+    /// The hardware profile without anything that it leaves open but Read.
+    pub const NARROW: Self = Self {
+        window: 64,
+        value_bytes: 128,
+        lease_ns: 0,
+        epoch: 2,
+        is_narrow: true,
+        key: None,
+    };
     /// Shapes that between them leave no case out: the smallest window, the smallest one in which
-    /// cases tell its edges apart, the defaults, and the longest values; with tags and without.
-    pub const ALL: [Self; 4] = {
+    /// cases tell its edges apart, the defaults, the longest values, and the hardware profile; with
+    /// tags and without.
+    pub const ALL: [Self; 5] = {
         let small = Self {
             window: 8,
             value_bytes: 64,
             lease_ns: 1_000_000,
             epoch: 1,
+            is_narrow: false,
             key: None,
         };
         [
@@ -69,6 +82,7 @@ impl Shape {
                 epoch: 0,
                 ..small
             },
+            Self::NARROW,
         ]
     };
 }
@@ -77,7 +91,23 @@ impl Shape {
 #[derive(Debug)]
 struct Stepper {
     acceptor: Acceptor,
+    is_narrow: bool,
     key: Option<Key>,
+}
+
+/// Whether a request names a ballot or a slot that the hardware profile does not hold.
+fn is_too_wide(header: &Header) -> bool {
+    let highest = match header.kind {
+        Kind::Prepare | Kind::Fetch | Kind::Accept => header.slot.0.max(header.ballot.0),
+        Kind::Decide => header
+            .slot
+            .0
+            .max(header.ballot.0)
+            .max(header.vote_ballot.0)
+            .max(header.watermark),
+        _ => 0,
+    };
+    highest > u32::MAX.into()
 }
 
 impl Stepper {
@@ -93,6 +123,9 @@ impl Stepper {
             && !auth::is_authentic(key, &header, value)
         {
             return silence(Reason::Malformed(Malformed::Tag));
+        }
+        if self.is_narrow && is_too_wide(&header) {
+            return silence(Reason::Dropped(Drop::Inconsistent));
         }
         let mut reply = vec![0; limit];
         let mut payload = Buffers {
@@ -218,6 +251,7 @@ impl Software {
                     incarnation: birth.incarnation(),
                     layout,
                 },
+                is_narrow: shape.is_narrow,
                 key: shape.key,
             },
             region,
@@ -229,7 +263,7 @@ impl Software {
                 window: shape.window,
                 value_bytes: shape.value_bytes,
                 lease_ns: shape.lease_ns,
-                is_narrow: false,
+                is_narrow: shape.is_narrow,
                 answers_read: true,
                 sets_clock: true,
                 shows_memory: true,

@@ -153,11 +153,17 @@ fn need(text: &str) -> Result<Need, String> {
             .map(Need::Window)
             .map_err(|_| "write `needs window N`, N slots at least".into());
     }
+    if let Some(epoch) = text.strip_prefix("epoch ") {
+        let epoch = epoch.parse();
+        return epoch
+            .map(Need::Epoch)
+            .map_err(|_| "write `needs epoch N`, N or higher".into());
+    }
     let known = NEEDS.iter().find(|(name, _)| *name == text);
     known.map(|(_, need)| *need).ok_or_else(|| {
         let names: Vec<_> = NEEDS.iter().map(|(name, _)| *name).collect();
         format!(
-            "nothing needs `{text}`: write window N, {}",
+            "nothing needs `{text}`: write window N, epoch N, {}",
             names.join(", ")
         )
     })
@@ -437,6 +443,7 @@ case a-story
 why It has everything.
 needs window 8
 needs lease
+needs epoch 2
 send Accept ballot=1.1 slot=W-1 flags=ACK_WANTED|LEASE tag=wrong value=\"a b\" cut=70 more=hex:00ff
 malformed flags
 send raw hex:4e57

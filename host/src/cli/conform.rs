@@ -5,7 +5,7 @@ use super::asking::AskingArgs;
 use super::output::{self, Output};
 use clap::ValueEnum;
 use consensus::NodeId;
-use consensus::conformance::{self, Case, Shape, Software, Verdict, corpus};
+use consensus::conformance::{self, Case, Need, Shape, Software, Target, Verdict, corpus};
 use consensus::simulation::{IS_COMPILED_IN, Mutation, mutate};
 use nearwire::conform::{Asking, Claims, Session};
 use nearwire::kv::glob;
@@ -43,8 +43,16 @@ pub(crate) struct Args {
         conflicts_with = "engine"
     )]
     target: Option<String>,
-    /// The engine to test, in this process.
-    #[arg(long, env = "NEARWIRE_ENGINE", value_enum)]
+    /// The engine to test, in this process, in shapes of its own.
+    #[arg(
+        long,
+        env = "NEARWIRE_ENGINE",
+        value_enum,
+        conflicts_with_all = [
+            "silence_ms", "groups", "window_slots", "value_bytes", "lease_ms", "epoch", "profile",
+            "no_read",
+        ]
+    )]
     engine: Option<Engine>,
     /// Play only the cases whose names match.
     #[arg(long, env = "NEARWIRE_CASE", value_name = "GLOB", default_value = "*")]
@@ -196,9 +204,9 @@ fn in_process(mutation: Option<&str>, cases: &[&Case]) -> anyhow::Result<Summary
                     device = format!("W={} V={}", shape.window, shape.value_bytes);
                     break;
                 }
-                Verdict::Skipped(why) => {
+                other @ (Verdict::Skipped(_) | Verdict::Unshown(_)) => {
                     if verdict != Verdict::Passed {
-                        verdict = Verdict::Skipped(why);
+                        verdict = other;
                     }
                 }
             }
@@ -256,11 +264,44 @@ fn over_the_wire(args: &Args, target: &str, cases: &[&Case]) -> anyhow::Result<S
     let found = session.target();
     let about = format!("W={} V={}", found.window, found.value_bytes);
     let mut summary = Summary::new(&format!("node {} at {address}", NodeId(found.node)));
+    let found = *found;
     let verdicts = session.play(cases)?;
     for (case, verdict) in cases.iter().zip(verdicts) {
         summary.take(case, verdict, &about);
     }
+    summary.limits = limits(cases, &found);
     Ok(summary)
+}
+
+/// What the cases do not show of a target like this, though its kind could be shown to do it.
+fn limits(cases: &[&Case], target: &Target) -> Vec<String> {
+    let needs = || cases.iter().flat_map(|case| &case.needs);
+    let window = needs().filter_map(|need| match need {
+        Need::Window(slots) => Some(*slots),
+        _ => None,
+    });
+    let window = window.max().unwrap_or(0);
+    let is_small = |need: &Need| matches!(need, Need::Window(slots) if target.window < *slots);
+    let large = cases.iter().filter(|case| case.needs.iter().any(is_small));
+    let large = large.count();
+    let mut limits = Vec::new();
+    if large > 0 {
+        limits.push(format!(
+            "this is a test in part: {large} of {} cases need a window of more than {} slots; set \
+             the device up with {window}",
+            cases.len(),
+            target.window
+        ));
+    }
+    let is_old = |need: &Need| matches!(need, Need::Epoch(_)) && need.lacking(target).is_some();
+    if needs().any(is_old) {
+        limits.push(format!(
+            "not shown: that requests of older memberships are dropped; its own is {}, so set the \
+             device up with 2 or more (--epoch)",
+            target.epoch
+        ));
+    }
+    limits
 }
 
 fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
@@ -281,8 +322,13 @@ struct Summary {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// They make sense, but could not be judged.
+    not_shown: usize,
     failures: Vec<Row>,
     skips: Vec<Skip>,
+    unshown: Vec<Skip>,
+    /// What no case has shown, in sentences.
+    limits: Vec<String>,
 }
 
 /// One field that was otherwise.
@@ -314,8 +360,11 @@ impl Summary {
             passed: 0,
             failed: 0,
             skipped: 0,
+            not_shown: 0,
             failures: Vec::new(),
             skips: Vec::new(),
+            unshown: Vec::new(),
+            limits: Vec::new(),
         }
     }
 
@@ -337,6 +386,13 @@ impl Summary {
                     why,
                 });
             }
+            Verdict::Unshown(why) => {
+                self.not_shown += 1;
+                self.unshown.push(Skip {
+                    case: case.name.clone(),
+                    why,
+                });
+            }
         }
     }
 
@@ -345,10 +401,22 @@ impl Summary {
             Output::Json => output::json(self)?,
             Output::Table => self.print_table()?,
         }
-        if self.failed == 0 {
+        let (failed, cases) = (self.failed, self.cases);
+        if failed == 0 && self.not_shown > 0 {
+            let text = format!("{} of {cases} cases could not be judged", self.not_shown);
+            return Err(Failure::unsupported(text)
+                .remedy("play them again with --case on a machine that has time")
+                .into());
+        }
+        if failed == 0 && self.passed == 0 {
+            let text = format!("none of {cases} cases can be played on {}", self.tested);
+            return Err(Failure::unsupported(text)
+                .remedy("choose other cases with --case, or set the device up otherwise")
+                .into());
+        }
+        if failed == 0 {
             return Ok(());
         }
-        let (failed, cases) = (self.failed, self.cases);
         Err(
             Failure::failed(format!("{} fails {failed} of {cases} cases", self.tested))
                 .remedy(
@@ -376,16 +444,21 @@ impl Summary {
             output::line(&output::table(head, rows))?;
             output::line("")?;
         }
-        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-        for skip in &self.skips {
-            *reasons.entry(&skip.why).or_default() += 1;
+        for (what, skips) in [("not for it", &self.skips), ("not shown", &self.unshown)] {
+            let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+            for skip in skips {
+                *reasons.entry(&skip.why).or_default() += 1;
+            }
+            for (why, count) in reasons {
+                output::line(&format!("{count} {what}: {why}"))?;
+            }
         }
-        for (why, count) in reasons {
-            output::line(&format!("{count} skipped: {why}"))?;
+        for limit in &self.limits {
+            output::line(limit)?;
         }
         output::line(&format!(
-            "{}: {} cases, {} passed, {} failed, {} skipped",
-            self.tested, self.cases, self.passed, self.failed, self.skipped
+            "{}: {} cases, {} passed, {} failed, {} skipped, {} not shown",
+            self.tested, self.cases, self.passed, self.failed, self.skipped, self.not_shown
         ))
     }
 }
@@ -404,5 +477,28 @@ impl Row {
             expected: failure.expected,
             got: failure.got,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(verdict: Verdict) -> Summary {
+        let mut summary = Summary::new("a device");
+        let cases = corpus().expect("the corpus");
+        summary.take(&cases[0], Verdict::Passed, "");
+        summary.take(&cases[1], verdict, "");
+        summary
+    }
+
+    #[test]
+    fn what_could_not_be_judged_is_no_pass() {
+        let error = summary(Verdict::Unshown("it was late".into()))
+            .print(Output::Json)
+            .expect_err("nobody knows");
+        assert_eq!(error.to_string(), "1 of 2 cases could not be judged");
+        let skipped = summary(Verdict::Skipped("it has no key".into()));
+        assert!(skipped.print(Output::Json).is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! One group of a device behind a network.
 
+use super::pulse::Pulse;
 use super::{Asking, ConformError};
 use consensus::auth;
 use consensus::conformance::{Device, Field, Outcome, Target};
@@ -16,6 +17,10 @@ const RESEND: Duration = Duration::from_millis(100);
 /// How often a datagram is sent that must not be answered: nothing tells whether it has arrived,
 /// and what comes later may depend on it.
 const UNANSWERED_SENDINGS: u32 = 8;
+/// Answers that differ from the first one and are kept for the report.
+const MAX_CONTRADICTIONS: usize = 8;
+/// Datagrams that are looked at when the time for late ones is over.
+const MAX_LATE: usize = 256;
 /// Longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -34,27 +39,53 @@ pub(super) struct Probe {
     pub(super) is_blank: bool,
 }
 
+/// A question, and what it was judged by.
+struct Asked {
+    nonce: u64,
+    /// The step of the case that it belongs to.
+    step: usize,
+    /// `None` if nothing came.
+    answer: Option<Vec<u8>>,
+}
+
+/// An answer that came after another one, or after silence, and is not the same.
+pub(super) struct Contradiction {
+    pub(super) step: usize,
+    pub(super) first: Option<Vec<u8>>,
+    pub(super) then: Vec<u8>,
+}
+
 /// One group of a device behind a network, and a socket of its own: answers that come late belong
 /// to no other case.
-pub(super) struct Wire {
+pub(super) struct Wire<'a> {
     socket: UdpSocket,
     address: SocketAddr,
     target: Target,
     patience: Patience,
     nonce: u32,
-    /// Those of all questions so far, the last one at the end.
-    asked: Vec<u64>,
+    /// All questions so far, the last one at the end.
+    asked: Vec<Asked>,
+    step: usize,
+    contradictions: Vec<Contradiction>,
     began: Option<Instant>,
     waited: Duration,
     late: Duration,
+    pulse: &'a Pulse,
+    /// What the pulse had lost when the first question was sent.
+    lost_before: Duration,
+    /// When the last question was done with, and what was to be waited for since.
+    done: Option<(Instant, Duration)>,
+    /// By how much questions were sent later than they were due.
+    delay: Duration,
     room: Vec<u8>,
 }
 
-impl Wire {
+impl<'a> Wire<'a> {
     pub(super) fn connect(
         address: SocketAddr,
         target: Target,
         asking: Asking,
+        pulse: &'a Pulse,
     ) -> Result<Self, ConformError> {
         let refused = |source| ConformError::Network {
             doing: "open a socket to",
@@ -80,9 +111,15 @@ impl Wire {
             },
             nonce: first_nonce,
             asked: Vec::new(),
+            step: 0,
+            contradictions: Vec::new(),
             began: None,
             waited: Duration::ZERO,
             late: Duration::ZERO,
+            pulse,
+            lost_before: Duration::ZERO,
+            done: None,
+            delay: Duration::ZERO,
             room: vec![0; MAX_DATAGRAM],
         })
     }
@@ -154,8 +191,8 @@ impl Wire {
         }
     }
 
-    /// The next datagram that does not answer an earlier question.
-    fn receive(&mut self, until: Instant) -> Result<Option<Vec<u8>>, ConformError> {
+    /// The next datagram, whatever it answers.
+    fn next(&mut self, until: Instant) -> Result<Option<Vec<u8>>, ConformError> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -165,14 +202,7 @@ impl Wire {
                 .set_read_timeout(Some(left))
                 .map_err(self.failed("wait for"))?;
             match self.socket.recv(&mut self.room) {
-                Ok(length) => {
-                    let datagram = &self.room[..length];
-                    let found = Field::Nonce.get(datagram);
-                    let (last, earlier) = self.asked.split_last().unwrap_or((&0, &[]));
-                    if length < HEADER_BYTES || found == *last || !earlier.contains(&found) {
-                        return Ok(Some(datagram.to_vec()));
-                    }
-                }
+                Ok(length) => return Ok(Some(self.room[..length].to_vec())),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
                     // Nobody listens there now; that may change until time is up.
@@ -182,14 +212,82 @@ impl Wire {
             }
         }
     }
+
+    /// The next datagram that does not answer an earlier question. Those that do are compared with
+    /// what came first.
+    fn receive(&mut self, until: Instant) -> Result<Option<Vec<u8>>, ConformError> {
+        while let Some(datagram) = self.next(until)? {
+            let earlier = self.asked.len().saturating_sub(1);
+            match self.question(&datagram) {
+                Some(index) if index < earlier => self.compare(index, datagram),
+                _ => return Ok(Some(datagram)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Which question a datagram answers.
+    fn question(&self, datagram: &[u8]) -> Option<usize> {
+        let nonce = Field::Nonce.get(datagram);
+        let is_whole = datagram.len() >= HEADER_BYTES;
+        let found = self.asked.iter().rposition(|asked| asked.nonce == nonce);
+        found.filter(|_| is_whole)
+    }
+
+    fn compare(&mut self, index: usize, datagram: Vec<u8>) {
+        let asked = &self.asked[index];
+        if asked.answer.as_deref() != Some(&datagram[..])
+            && self.contradictions.len() < MAX_CONTRADICTIONS
+        {
+            self.contradictions.push(Contradiction {
+                step: asked.step,
+                first: asked.answer.clone(),
+                then: datagram,
+            });
+        }
+    }
+
+    /// Waits for answers that come late, and hands out those that are not what came first.
+    pub(super) fn linger(mut self, until: Instant) -> Result<Vec<Contradiction>, ConformError> {
+        while let Some(datagram) = self.next(until)? {
+            self.compare_late(datagram);
+        }
+        // What has come already is looked at however late it is.
+        self.socket
+            .set_nonblocking(true)
+            .map_err(self.failed("wait for"))?;
+        for _ in 0..MAX_LATE {
+            let Ok(length) = self.socket.recv(&mut self.room) else {
+                break;
+            };
+            self.compare_late(self.room[..length].to_vec());
+        }
+        Ok(self.contradictions)
+    }
+
+    fn compare_late(&mut self, datagram: Vec<u8>) {
+        let last = self.asked.len().checked_sub(1);
+        if let Some(index) = self.question(&datagram).or(last) {
+            self.compare(index, datagram);
+        }
+    }
+
+    /// How much of the lateness is this machine's own, however long the device takes to answer.
+    pub(super) fn own_delay(&self) -> Duration {
+        self.delay + self.pulse.lost().saturating_sub(self.lost_before)
+    }
 }
 
-impl Device for Wire {
+impl Device for Wire<'_> {
     type Error = ConformError;
     type Memory = Region<Vec<AtomicU64>>;
 
     fn target(&self) -> Target {
         self.target
+    }
+
+    fn begin(&mut self, step: usize) {
+        self.step = step;
     }
 
     fn nonce(&mut self) -> u32 {
@@ -199,8 +297,18 @@ impl Device for Wire {
 
     fn exchange(&mut self, datagram: &[u8], wants_answer: bool) -> Result<Outcome, ConformError> {
         let begin = Instant::now();
+        if self.began.is_none() {
+            self.lost_before = self.pulse.lost();
+        }
         let began = *self.began.get_or_insert(begin);
-        self.asked.push(Field::Nonce.get(datagram));
+        if let Some((done, waited)) = self.done {
+            self.delay += begin.saturating_duration_since(done + waited);
+        }
+        self.asked.push(Asked {
+            nonce: Field::Nonce.get(datagram),
+            step: self.step,
+            answer: None,
+        });
         let (patience, between) = if wants_answer {
             (self.patience.answer, RESEND)
         } else {
@@ -214,17 +322,24 @@ impl Device for Wire {
             self.send(datagram)?;
             next += between;
             if let Some(answer) = self.receive(next.min(end))? {
+                if let Some(asked) = self.asked.last_mut() {
+                    asked.answer = Some(answer.clone());
+                }
                 outcome = Outcome::Answered(answer);
                 break;
             }
         }
         self.late = began.elapsed().saturating_sub(self.waited);
+        self.done = Some((Instant::now(), Duration::ZERO));
         Ok(outcome)
     }
 
     fn wait(&mut self, ns: u64) -> Result<(), ConformError> {
         let time = Duration::from_nanos(ns);
         self.waited += time;
+        if let Some((_, waited)) = &mut self.done {
+            *waited += time;
+        }
         std::thread::sleep(time);
         Ok(())
     }
