@@ -3,7 +3,9 @@
 //! `docs/protocol.md` has the table of kinds, field by field. [`parse`] answers three ways: a
 //! packet is ours, not ours (the stack gets it), or ours but malformed (counted and dropped).
 
+use crate::pieces::Pieces;
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, SessionId, Slot};
+use core::ops::Range;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -122,6 +124,17 @@ kinds! {
     Inspect = 41,
     /// Node to tool: a description as JSON.
     Report = 42,
+}
+
+impl Kind {
+    /// Whether it is for an acceptor; every other kind is for the host.
+    #[inline(always)]
+    pub const fn is_for_acceptor(self) -> bool {
+        matches!(
+            self,
+            Self::Prepare | Self::Fetch | Self::Accept | Self::Decide | Self::Read
+        )
+    }
 }
 
 /// Bits of the flags field. What a bit means depends on the kind.
@@ -309,41 +322,84 @@ pub enum Parsed<'a> {
     Malformed(Malformed),
 }
 
+/// What [`header`] makes of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Headed {
+    /// A well-formed packet; its value is the rest of the datagram.
+    Ours(Header),
+    /// Not our magic: the stack's business.
+    NotOurs,
+    /// Our magic, but unusable: counted by reason and dropped.
+    Malformed(Malformed),
+}
+
 /// Parses a datagram (UDP payload). `max_value` is the longest value in bytes that the caller
 /// takes. The tag is not checked here: see [`crate::auth`].
 #[inline]
 pub fn parse(datagram: &[u8], max_value: usize) -> Parsed<'_> {
-    let Ok((raw, value)) = RawHeader::ref_from_prefix(datagram) else {
-        return match datagram {
-            [a, b, ..] if u16::from_be_bytes([*a, *b]) == MAGIC => {
-                Parsed::Malformed(Malformed::Truncated)
+    match header(datagram, 0..datagram.len(), max_value) {
+        Headed::Ours(header) => {
+            Parsed::Ours(header, datagram.get(HEADER_BYTES..).unwrap_or_default())
+        }
+        Headed::NotOurs => Parsed::NotOurs,
+        Headed::Malformed(reason) => Parsed::Malformed(reason),
+    }
+}
+
+/// The kind of the datagram that stands at `at` in a packet, if it begins as ours do.
+#[inline(always)]
+pub fn kind<P: Pieces + ?Sized>(packet: &P, at: usize) -> Option<Kind> {
+    match *packet.piece::<4>(at)? {
+        [a, b, VERSION, code] if u16::from_be_bytes([a, b]) == MAGIC => Kind::from_code(code),
+        _ => None,
+    }
+}
+
+/// Parses the header of the datagram that stands at `at` in a packet, as [`parse`] does.
+#[inline(always)]
+pub fn header<P: Pieces + ?Sized>(packet: &P, at: Range<usize>, max_value: usize) -> Headed {
+    let length = at.end.saturating_sub(at.start);
+    let raw = if length < HEADER_BYTES {
+        None
+    } else {
+        packet.piece::<HEADER_BYTES>(at.start)
+    };
+    let Some(raw) = raw else {
+        let magic = packet
+            .piece(at.start)
+            .filter(|_| length >= size_of::<u16>());
+        return match magic {
+            Some(magic) if u16::from_be_bytes(*magic) == MAGIC => {
+                Headed::Malformed(Malformed::Truncated)
             }
-            _ => Parsed::NotOurs,
+            _ => Headed::NotOurs,
         };
     };
+    let raw: &RawHeader = zerocopy::transmute_ref!(raw);
+    let value_bytes = length - HEADER_BYTES;
     if raw.magic.get() != MAGIC {
-        return Parsed::NotOurs;
+        return Headed::NotOurs;
     }
     if raw.version != VERSION {
-        return Parsed::Malformed(Malformed::Version);
+        return Headed::Malformed(Malformed::Version);
     }
     let Some(kind) = Kind::from_code(raw.kind) else {
-        return Parsed::Malformed(Malformed::Kind);
+        return Headed::Malformed(Malformed::Kind);
     };
-    if usize::from(raw.length.get()) != value.len() {
-        return Parsed::Malformed(Malformed::Length);
+    if usize::from(raw.length.get()) != value_bytes {
+        return Headed::Malformed(Malformed::Length);
     }
-    if value.len() > max_value {
-        return Parsed::Malformed(Malformed::OverLong);
+    if value_bytes > max_value {
+        return Headed::Malformed(Malformed::OverLong);
     }
     if raw.flags.get() & !Flags::KNOWN.0 != 0 {
-        return Parsed::Malformed(Malformed::Flags);
+        return Headed::Malformed(Malformed::Flags);
     }
     let ballot = Ballot(raw.ballot.get());
     if ballot.round() > Ballot::MAX_ROUND || raw.sender.get() > NodeId::MAX {
-        return Parsed::Malformed(Malformed::Ballot);
+        return Headed::Malformed(Malformed::Ballot);
     }
-    let header = Header {
+    Headed::Ours(Header {
         kind,
         group: GroupId(raw.group.get()),
         sender: NodeId(raw.sender.get()),
@@ -357,8 +413,7 @@ pub fn parse(datagram: &[u8], max_value: usize) -> Parsed<'_> {
         flags: Flags(raw.flags.get()),
         nonce: raw.nonce.get(),
         tag: raw.tag.get(),
-    };
-    Parsed::Ours(header, value)
+    })
 }
 
 #[cfg(test)]
