@@ -5,6 +5,7 @@
 mod build_graph;
 mod command;
 mod corpus;
+mod ebpf;
 mod libtest;
 mod mutants;
 mod packages;
@@ -38,6 +39,8 @@ enum Task {
     Mutants(mutants::Arguments),
     /// Write the generated part of the conformance corpus.
     Corpus(corpus::Arguments),
+    /// Build the XDP programs and write the object that is committed.
+    Ebpf(ebpf::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Corpus(arguments) => corpus::run(&arguments),
+        Task::Ebpf(arguments) => ebpf::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

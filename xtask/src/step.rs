@@ -165,6 +165,14 @@ pub(crate) const STEPS: &[Step] = &[
 fn format(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
     let check = ["fmt", "--all", "--check", "--", "--color", "never"];
     stage.run(&mut bench.workspace.cargo(check))?;
+    // Outside the workspace, because it is compiled for BPF.
+    let programs = [
+        "fmt",
+        "--manifest-path",
+        "ebpf/programs/Cargo.toml",
+        "--check",
+    ];
+    stage.run(&mut bench.workspace.cargo(programs))?;
     Ok(Verdict::Done)
 }
 
