@@ -11,7 +11,7 @@ pub enum Count {
     Taken,
     /// Sent to several: whoever answers needs an address of its own, which this engine has not.
     ToMany,
-    /// The answer did not fit where the request had been.
+    /// The answer did not fit where the request was: the host was shown the request instead.
     NoRoom,
     /// The headers in front of the datagram were refused.
     Frame(frame::Malformed),

@@ -6,7 +6,7 @@ mod region;
 pub use region::Mapping;
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::Epoch;
 use consensus::acceptor::Acceptor;
@@ -20,8 +20,8 @@ use std::io;
 /// could not be built.
 pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));
 
-/// The program's name in the object.
-const PROGRAM: &str = "acceptor";
+const ACCEPTOR: &str = "acceptor";
+const PASS: &str = "pass";
 const CLOCK: &str = "CLOCK";
 const COUNTERS: &str = "COUNTERS";
 const ENTRY: &str = "ENTRY";
@@ -42,6 +42,18 @@ pub enum XdpError {
     /// The verifier refuses the program; its log ends the text.
     #[error("verify the XDP program: {0}")]
     Verify(ProgramError),
+    /// The interface does not take the program.
+    #[error("attach {program} to {interface} in {mode} mode: {source}")]
+    Attach {
+        /// Which program.
+        program: &'static str,
+        /// Where.
+        interface: String,
+        /// How.
+        mode: &'static str,
+        /// The system's answer.
+        source: Box<ProgramError>,
+    },
     /// The kernel does not run the program.
     #[error("run the XDP program: {0}")]
     Run(ProgramError),
@@ -86,6 +98,25 @@ pub struct Settings {
     pub key: Option<Key>,
     /// Whether the program's clock is what [`Loaded::set_clock`] says.
     pub is_rehearsal: bool,
+}
+
+/// Where in the kernel a program is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// In the driver, before the kernel makes a buffer of its own of a frame.
+    Native,
+    /// Behind the driver, on any interface.
+    Generic,
+}
+
+impl Mode {
+    /// A stable name for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
 }
 
 /// A program that the kernel has verified, and the fresh region that it steps.
@@ -159,7 +190,9 @@ impl Loaded {
             .override_global("KEY", &key[..], true)
             .override_global("IS_REHEARSAL", &is_rehearsal, true)
             .load(&object)?;
-        program(&mut ebpf)?.load().map_err(XdpError::Verify)?;
+        program(&mut ebpf, ACCEPTOR)?
+            .load()
+            .map_err(XdpError::Verify)?;
         let sections = [
             map(&ebpf, HEADER)?,
             map(&ebpf, PEER)?,
@@ -176,12 +209,23 @@ impl Loaded {
         &self.region
     }
 
+    /// Attaches the program to an interface of the calling thread's network namespace, until `self`
+    /// is dropped.
+    ///
+    /// # Errors
+    /// The interface does not exist, takes no program in this mode, or has another.
+    pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<(), XdpError> {
+        attach(&mut self.ebpf, ACCEPTOR, interface, mode)
+    }
+
     /// How many instructions the verifier went through.
     ///
     /// # Errors
     /// The kernel does not say.
     pub fn verified_instructions(&mut self) -> Result<Option<u32>, XdpError> {
-        let info = program(&mut self.ebpf)?.info().map_err(XdpError::Run)?;
+        let info = program(&mut self.ebpf, ACCEPTOR)?
+            .info()
+            .map_err(XdpError::Run)?;
         Ok(info.verified_instruction_count())
     }
 
@@ -194,7 +238,7 @@ impl Loaded {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
-        let ended = program(&mut self.ebpf)?
+        let ended = program(&mut self.ebpf, ACCEPTOR)?
             .test_run(options)
             .map_err(XdpError::Run)?;
         Ok(match ended.return_value {
@@ -242,10 +286,49 @@ impl Loaded {
     }
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, XdpError> {
+/// A program that passes everything, loaded and attached until dropped. The other end of a veth
+/// pair needs one: natively, what XDP_TX sends is lost there otherwise (Linux 6.18).
+#[derive(Debug)]
+pub struct Bystander {
+    _ebpf: Ebpf,
+}
+
+impl Bystander {
+    /// Attaches the program of `object` to an interface of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The object is no object of ours, or the kernel refuses it.
+    pub fn attach(object: &[u8], interface: &str, mode: Mode) -> Result<Self, XdpError> {
+        let mut ebpf = EbpfLoader::new().load(object)?;
+        program(&mut ebpf, PASS)?.load().map_err(XdpError::Verify)?;
+        attach(&mut ebpf, PASS, interface, mode)?;
+        Ok(Self { _ebpf: ebpf })
+    }
+}
+
+fn attach(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    interface: &str,
+    mode: Mode,
+) -> Result<(), XdpError> {
+    let aya_mode = match mode {
+        Mode::Native => XdpMode::Driver,
+        Mode::Generic => XdpMode::Skb,
+    };
+    let attached = program(ebpf, name)?.attach(interface, aya_mode);
+    attached.map(drop).map_err(|source| XdpError::Attach {
+        program: name,
+        interface: interface.to_owned(),
+        mode: mode.name(),
+        source: Box::new(source),
+    })
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, XdpError> {
     let program = ebpf
-        .program_mut(PROGRAM)
-        .ok_or_else(|| XdpError::Object(format!("it has no program {PROGRAM}")))?;
+        .program_mut(name)
+        .ok_or_else(|| XdpError::Object(format!("it has no program {name}")))?;
     program.try_into().map_err(XdpError::Run)
 }
 

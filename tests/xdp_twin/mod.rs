@@ -1,5 +1,6 @@
 //! The acceptor in the kernel beside the step in this process: both are shown the same frames, and
 //! must send the same frames and leave the same region.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 #![allow(unreachable_pub, reason = "a module of several crates")]
 
 use consensus::acceptor::{Acceptor, Step};
@@ -250,7 +251,7 @@ fn is_capable() -> bool {
     effective & all == all
 }
 
-fn skip(test: &str, why: &str) {
+pub fn skip(test: &str, why: &str) {
     // Not `eprintln!`, which the test harness keeps to itself.
     let _ = writeln!(std::io::stderr(), "nearwire-test-skipped: {test}: {why}");
 }

@@ -68,6 +68,10 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::COUNT a
 pub fn acceptor(context: XdpContext) -> u32 {
     match serve(&context) {
         Outcome::NotOurs => XDP_PASS,
+        Outcome::NoRoom => {
+            count(Count::NoRoom);
+            XDP_PASS
+        }
         Outcome::Answered => {
             count(Count::Answered);
             XDP_TX
@@ -79,11 +83,21 @@ pub fn acceptor(context: XdpContext) -> u32 {
     }
 }
 
+/// Passes everything. The other end of a veth pair needs a program, or what XDP_TX sends is lost.
+#[xdp]
+pub fn pass(_: XdpContext) -> u32 {
+    XDP_PASS
+}
+
 enum Outcome {
     /// The stack's business.
     NotOurs,
     /// The answer stands where the request was.
     Answered,
+    /// The driver has no room for the answer: the host, which sees the same region, may serve the
+    /// request, which is as it came. Only votes are longer than requests, and reading one again
+    /// changes nothing.
+    NoRoom,
     /// Nothing is sent.
     Silence(Count),
 }
@@ -136,10 +150,13 @@ fn serve(context: &XdpContext) -> Outcome {
             if let Some(key) = key {
                 header.tag = auth::tag_of_words(key, &header, |index| datagram.word(index));
             }
-            let written = datagram.write(&header).and_then(|written| {
-                back.write_headers(&mut Packet::of(context), written.bytes, written.sum)
-            });
-            written.map_or(Outcome::Silence(Count::NoRoom), |()| Outcome::Answered)
+            let Some(written) = datagram.write(&header) else {
+                return Outcome::NoRoom;
+            };
+            match back.write_headers(&mut Packet::of(context), written.bytes, written.sum) {
+                Some(()) => Outcome::Answered,
+                None => Outcome::NoRoom,
+            }
         }
         Step::Silent(_) => Outcome::Silence(Count::Taken),
         Step::Dropped(reason) => Outcome::Silence(Count::Step(reason)),

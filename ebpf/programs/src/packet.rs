@@ -127,7 +127,7 @@ impl<'a> Datagram<'a> {
     }
 
     /// Writes the answer with this header and the value that was put, over the request. `None` if
-    /// the packet cannot be made to fit it.
+    /// the packet cannot be made to fit it; it is then as it was.
     #[inline(always)]
     pub(crate) fn write(&self, header: &Header) -> Option<Written> {
         let bytes = header.to_bytes();
