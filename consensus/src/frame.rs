@@ -6,6 +6,7 @@
 //! its request: [`Path::reversed`], [`Path::write`].
 
 use crate::pieces::{Pieces, PiecesMut};
+use crate::wire::HEADER_BYTES;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::ops::Range;
 use zerocopy::byteorder::big_endian::U16;
@@ -23,6 +24,10 @@ pub const IPV6_BYTES: usize = 40;
 pub const UDP_BYTES: usize = 8;
 /// Longest headers in front of a payload in bytes.
 pub const MAX_HEADERS_BYTES: usize = ETHERNET_BYTES + VLAN_BYTES + IPV6_BYTES + UDP_BYTES;
+
+/// Longest value in bytes of a region that XDP steps: a frame that it sees in one piece is a page
+/// less what Linux keeps in it (256 bytes in front, 320 behind) and the headers.
+pub const XDP_VALUE_BYTES: usize = 3384;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -91,6 +96,7 @@ const _: () = assert!(size_of::<RawVlan>() == VLAN_BYTES);
 const _: () = assert!(size_of::<RawIpv4>() == IPV4_BYTES);
 const _: () = assert!(size_of::<RawIpv6>() == IPV6_BYTES);
 const _: () = assert!(size_of::<RawUdp>() == UDP_BYTES);
+const _: () = assert!(XDP_VALUE_BYTES + HEADER_BYTES + MAX_HEADERS_BYTES + 256 + 320 <= 4096);
 
 /// An Ethernet address.
 #[derive(

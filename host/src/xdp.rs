@@ -11,10 +11,11 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::Epoch;
 use consensus::acceptor::Acceptor;
 use consensus::auth::Key;
+use consensus::frame::XDP_VALUE_BYTES;
 use consensus::region::{Birth, Layout, OpenError, Region};
 use consensus::tally::Count;
-use consensus::wire::HEADER_BYTES;
 use std::io;
+use std::time::Duration;
 
 /// The object that this build embeds. `None` if its sources were newer than the committed one and
 /// could not be built.
@@ -28,7 +29,6 @@ const ENTRY: &str = "ENTRY";
 const GROUP: &str = "GROUP";
 const HEADER: &str = "HEADER";
 const PEER: &str = "PEER";
-const SCRATCH: &str = "SCRATCH";
 
 /// The acceptor cannot be put into the kernel, or not be asked there.
 #[derive(Debug, thiserror::Error)]
@@ -66,13 +66,10 @@ pub enum XdpError {
         source: MapError,
     },
     /// Values of such a length do not fit a frame that XDP sees whole.
-    #[error("put the region into the kernel: values of {wanted} bytes, but a frame has {most}")]
-    ValueTooLong {
-        /// The region's value limit in bytes.
-        wanted: usize,
-        /// The longest value in bytes.
-        most: usize,
-    },
+    #[error(
+        "put the region into the kernel: values of {0} bytes, but a frame has {XDP_VALUE_BYTES}"
+    )]
+    ValueTooLong(usize),
     /// The region's maps cannot be mapped.
     #[error("map the region: {0}")]
     Mmap(io::Error),
@@ -156,12 +153,8 @@ impl Loaded {
         let Settings { layout, birth, .. } = settings;
         let mut object = object.to_vec();
         object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
-        let most = object::value_bytes(&object, SCRATCH)? - HEADER_BYTES - 8;
-        if layout.value_bytes() > most {
-            return Err(XdpError::ValueTooLong {
-                wanted: layout.value_bytes(),
-                most,
-            });
+        if layout.value_bytes() > XDP_VALUE_BYTES {
+            return Err(XdpError::ValueTooLong(layout.value_bytes()));
         }
         let acceptor = Acceptor {
             node: birth.node,
@@ -233,15 +226,23 @@ impl Loaded {
     ///
     /// # Errors
     /// The kernel does not run it, for instance because the frame is longer than a page.
-    pub fn run(&mut self, frame: &[u8]) -> Result<Verdict, XdpError> {
+    pub fn run(&self, frame: &[u8]) -> Result<Verdict, XdpError> {
+        Ok(self.run_timed(frame)?.0)
+    }
+
+    /// As [`Loaded::run`]; also how long it took by the kernel's clock, which is in it twice.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    pub fn run_timed(&self, frame: &[u8]) -> Result<(Verdict, Duration), XdpError> {
         let mut out = vec![0; MAX_FRAME_BYTES];
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
-        let ended = program(&mut self.ebpf, ACCEPTOR)?
-            .test_run(options)
-            .map_err(XdpError::Run)?;
-        Ok(match ended.return_value {
+        let program = self.ebpf.program(ACCEPTOR).ok_or_else(no_program)?;
+        let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
+        let ended = program.test_run(options).map_err(XdpError::Run)?;
+        let verdict = match ended.return_value {
             XDP_DROP => Verdict::Dropped,
             XDP_PASS => Verdict::Passed,
             XDP_TX => {
@@ -249,7 +250,8 @@ impl Loaded {
                 Verdict::Sent(out)
             }
             code => Verdict::Other(code),
-        })
+        };
+        Ok((verdict, ended.duration))
     }
 
     /// Sets the time of a rehearsal, in nanoseconds.
@@ -326,10 +328,12 @@ fn attach(
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, XdpError> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| XdpError::Object(format!("it has no program {name}")))?;
+    let program = ebpf.program_mut(name).ok_or_else(no_program)?;
     program.try_into().map_err(XdpError::Run)
+}
+
+fn no_program() -> XdpError {
+    XdpError::Object("it has not the programs of this build".into())
 }
 
 fn missing(name: &str) -> XdpError {

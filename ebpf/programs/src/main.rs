@@ -19,12 +19,11 @@ use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
 use consensus::frame;
 use consensus::memory::Payload as _;
-use consensus::pieces::Pieces as _;
 use consensus::region::Layout;
 use consensus::tally::Count;
-use consensus::wire::{self, Headed, Header, Kind, Malformed};
+use consensus::wire::{self, HEADER_BYTES, Headed, Header, Kind, Malformed};
 use consensus::{Incarnation, NodeId};
-use packet::{Datagram, Packet, unknown};
+use packet::{Packet, Refused, Workbench, unknown};
 use region::Maps;
 
 // Set by the loader before the program is verified: the verifier knows them as constants.
@@ -110,15 +109,13 @@ fn serve(context: &XdpContext) -> Outcome {
         frame::Parsed::NotOurs => return Outcome::NotOurs,
         frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
     };
-    let Some(mut datagram) = Datagram::read(context, at.start, at.len()) else {
-        return Outcome::NotOurs;
-    };
-    if wire::kind(&datagram, 0).is_some_and(|kind| !kind.is_for_acceptor()) {
+    if wire::kind(&frame, at.start).is_some_and(|kind| !kind.is_for_acceptor()) {
         // The host listens on the same port.
         return Outcome::NotOurs;
     }
     let value_bytes = VALUE_BYTES.load() as usize;
-    let request = match wire::header(&datagram, 0..datagram.length(), value_bytes) {
+    let value_at = at.start + HEADER_BYTES;
+    let request = match wire::header(&frame, at, value_bytes) {
         // The step bounds its loop by this length, and the verifier wants to see it.
         Headed::Ours(header) => Header {
             length: unknown(header.length.into()) as u16,
@@ -134,9 +131,16 @@ fn serve(context: &XdpContext) -> Outcome {
         // The loader refuses such a region.
         return Outcome::NotOurs;
     };
+    let Some(mut bench) = Workbench::new(context, &back) else {
+        return Outcome::NotOurs;
+    };
     let key = (IS_KEYED.load() != 0).then(|| Key(KEY.load()));
+    let is_looked_at = request.kind == Kind::Accept || key.is_some();
+    if is_looked_at && bench.read(value_at, request.length).is_none() {
+        return Outcome::Silence(Count::Wire(Malformed::Length));
+    }
     if let Some(key) = key
-        && auth::tag_of_words(key, &request, |index| datagram.word(index)) != request.tag
+        && auth::tag_of_words(key, &request, |index| bench.word(index)) != request.tag
     {
         return Outcome::Silence(Count::Wire(Malformed::Tag));
     }
@@ -145,17 +149,15 @@ fn serve(context: &XdpContext) -> Outcome {
         incarnation: Incarnation(INCARNATION.load()),
         layout,
     };
-    match acceptor.step(&Maps, now_ns(request.kind), &request, &mut datagram) {
+    match acceptor.step(&Maps, now_ns(request.kind), &request, &mut bench) {
         Step::Reply(mut header, _) => {
             if let Some(key) = key {
-                header.tag = auth::tag_of_words(key, &header, |index| datagram.word(index));
+                header.tag = auth::tag_of_words(key, &header, |index| bench.word(index));
             }
-            let Some(written) = datagram.write(&header) else {
-                return Outcome::NoRoom;
-            };
-            match back.write_headers(&mut Packet::of(context), written.bytes, written.sum) {
-                Some(()) => Outcome::Answered,
-                None => Outcome::NoRoom,
+            match bench.write(&header) {
+                Ok(()) => Outcome::Answered,
+                Err(Refused::NoRoom) => Outcome::NoRoom,
+                Err(Refused::Spoilt) => Outcome::Silence(Count::NoRoom),
             }
         }
         Step::Silent(_) => Outcome::Silence(Count::Taken),

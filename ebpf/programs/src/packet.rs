@@ -1,32 +1,111 @@
-//! The packet that a program was called for, and the datagram in it.
+//! The packet that a program was called for, and the values in it.
 
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_load_bytes, bpf_xdp_store_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::XdpContext;
-use consensus::frame::Sum;
+use consensus::frame::{Addresses, Mac, Path, Sum, XDP_VALUE_BYTES};
 use consensus::memory::Payload;
 use consensus::pieces::{Pieces, PiecesMut};
 use consensus::wire::{HEADER_BYTES, Header};
 use core::arch::asm;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// Longest value in bytes that a linear XDP frame carries: a page less what the kernel keeps in it,
-/// and the headers.
-const MAX_VALUE_BYTES: usize = 3392;
-const MAX_VALUE_WORDS: usize = MAX_VALUE_BYTES / 8;
-const MAX_DATAGRAM_BYTES: usize = HEADER_BYTES + MAX_VALUE_BYTES;
-const HEADER_WORDS: usize = HEADER_BYTES / 8;
+const MAX_VALUE_WORDS: usize = XDP_VALUE_BYTES / 8;
 
-/// The datagram while it is worked on: where a request was read to, and an answer is made.
+/// What a processor needs for the request that it works on.
 ///
-/// In the packet itself each combination of headers in front of a datagram would be another place
-/// for it, and the verifier would go through the step once for each.
+/// In the packet itself each combination of headers in front of a value would be another place for
+/// it, and the verifier would go through the step once for each. So it goes, too, for the way back
+/// if that were on the stack.
 #[repr(C)]
 struct Scratch {
-    header: [u64; HEADER_WORDS],
+    /// First the request's value, then the answer's.
     value: [u64; MAX_VALUE_WORDS],
     /// The zeros behind a value.
     behind: u64,
+    back: Back,
+}
+
+/// A [`Path`] of which every byte is a number: an enum leaves those of its other variants open, and
+/// the verifier refuses to move them.
+#[repr(C)]
+struct Back {
+    source_mac: Mac,
+    destination_mac: Mac,
+    source_port: u16,
+    destination_port: u16,
+    /// The control field, or [`NO_VLAN`].
+    vlan: u32,
+    is_v6: u32,
+    source: [u64; 2],
+    destination: [u64; 2],
+}
+
+const NO_VLAN: u32 = u32::MAX;
+
+impl Back {
+    #[inline(always)]
+    fn new(path: &Path) -> Self {
+        let (is_v6, source, destination) = match path.addresses {
+            Addresses::V4 {
+                source,
+                destination,
+            } => {
+                let word = |address: Ipv4Addr| [u32::from_ne_bytes(address.octets()).into(), 0];
+                (0, word(source), word(destination))
+            }
+            Addresses::V6 {
+                source,
+                destination,
+            } => (1, halves(source), halves(destination)),
+        };
+        Self {
+            source_mac: path.source_mac,
+            destination_mac: path.destination_mac,
+            source_port: path.source_port,
+            destination_port: path.destination_port,
+            vlan: path.vlan.map_or(NO_VLAN, u32::from),
+            is_v6,
+            source,
+            destination,
+        }
+    }
+
+    #[inline(always)]
+    fn path(&self) -> Path {
+        let addresses = if self.is_v6 == 0 {
+            let address = |word: u64| Ipv4Addr::from((word as u32).to_ne_bytes());
+            Addresses::V4 {
+                source: address(self.source[0]),
+                destination: address(self.destination[0]),
+            }
+        } else {
+            Addresses::V6 {
+                source: whole(self.source),
+                destination: whole(self.destination),
+            }
+        };
+        Path {
+            source_mac: self.source_mac,
+            destination_mac: self.destination_mac,
+            vlan: (self.vlan != NO_VLAN).then_some(self.vlan as u16),
+            addresses,
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+        }
+    }
+}
+
+#[inline(always)]
+fn halves(address: Ipv6Addr) -> [u64; 2] {
+    let bits = address.to_bits();
+    [(bits >> 64) as u64, bits as u64]
+}
+
+#[inline(always)]
+fn whole([high, low]: [u64; 2]) -> Ipv6Addr {
+    Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low))
 }
 
 #[map]
@@ -88,116 +167,126 @@ impl PiecesMut for Packet {
     }
 }
 
-/// The datagram of a packet: first the request's, then the answer's.
-pub(crate) struct Datagram<'a> {
+/// The values of a request and its answer, and the way back.
+pub(crate) struct Workbench<'a> {
     context: &'a XdpContext,
     /// This processor's alone: no other program runs here before this one ends.
     scratch: *mut Scratch,
-    /// Bytes in front of it.
-    start: usize,
-    length: usize,
     /// What the value that was put sums up to.
     sum: Sum,
 }
 
-impl<'a> Datagram<'a> {
-    /// Reads the `length` bytes from `start` on; of more than any region takes, the header only.
+/// Why an answer was not written.
+pub(crate) enum Refused {
+    /// The packet cannot be made to fit it, and is as it was.
+    NoRoom,
+    /// The packet is no longer what it was.
+    Spoilt,
+}
+
+impl<'a> Workbench<'a> {
+    /// That of this processor.
     #[inline(always)]
-    pub(crate) fn read(context: &'a XdpContext, start: usize, length: usize) -> Option<Self> {
+    pub(crate) fn new(context: &'a XdpContext, back: &Path) -> Option<Self> {
         let scratch = SCRATCH.get_ptr_mut(0)?;
-        let mut bytes = unknown(length as u64) as usize;
-        if bytes > MAX_DATAGRAM_BYTES {
-            bytes = HEADER_BYTES;
-        }
-        if bytes == 0 {
-            return None;
-        }
-        // SAFETY: the word that holds the first byte behind the datagram is in the scratch.
-        unsafe { *scratch.cast::<u64>().add(bytes / 8) = 0 };
-        // SAFETY: the scratch has room for so many bytes; the helper checks the packet's end.
-        let refused =
-            unsafe { bpf_xdp_load_bytes(context.ctx, start as u32, scratch.cast(), bytes as u32) };
-        (refused == 0).then_some(Self {
+        // SAFETY: nobody else has the scratch.
+        unsafe { (*scratch).back = Back::new(back) };
+        Some(Self {
             context,
             scratch,
-            start,
-            length,
             sum: Sum::default(),
         })
     }
 
-    /// Writes the answer with this header and the value that was put, over the request. `None` if
-    /// the packet cannot be made to fit it; it is then as it was.
+    /// Reads the `length` bytes of a request's value from `at` on.
     #[inline(always)]
-    pub(crate) fn write(&self, header: &Header) -> Option<Written> {
-        let bytes = header.to_bytes();
-        // SAFETY: nobody else has the scratch.
-        unsafe { (*self.scratch).header = core::mem::transmute::<[u8; 64], [u64; 8]>(bytes) };
-        let length = unknown(header.length.into()) as usize;
-        if length > MAX_VALUE_BYTES {
+    pub(crate) fn read(&mut self, at: usize, length: u16) -> Option<()> {
+        let length = unknown(length.into()) as usize;
+        if length == 0 {
+            return Some(());
+        }
+        if length > XDP_VALUE_BYTES {
             return None;
         }
-        let length = HEADER_BYTES + length;
-        let change = (self.start + length) as i32 - Packet::of(self.context).length() as i32;
+        // SAFETY: the word that holds the first byte behind the value is in the scratch.
+        unsafe { *self.words().add(length / 8) = 0 };
+        // SAFETY: the scratch has room for so many bytes; the helper checks the packet's end.
+        let refused = unsafe {
+            bpf_xdp_load_bytes(
+                self.context.ctx,
+                at as u32,
+                self.words().cast(),
+                length as u32,
+            )
+        };
+        (refused == 0).then_some(())
+    }
+
+    /// Writes the answer with this header and the value that was put, over the request.
+    #[inline(always)]
+    pub(crate) fn write(&self, header: &Header) -> Result<(), Refused> {
+        // SAFETY: nobody else has the scratch.
+        let back = unsafe { (*self.scratch).back.path() };
+        let length = unknown(header.length.into()) as usize;
+        if length > XDP_VALUE_BYTES {
+            return Err(Refused::NoRoom);
+        }
+        let start = back.header_bytes();
+        let total = start + HEADER_BYTES + length;
+        let change = total as i32 - Packet::of(self.context).length() as i32;
         // SAFETY: the context is this program's; pointers into the packet are not used again.
         if change != 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, change) } != 0 {
-            return None;
+            return Err(Refused::NoRoom);
+        }
+        let bytes = header.to_bytes();
+        let sum = Sum::default().bytes(&bytes).and(self.sum);
+        let mut frame = Packet::of(self.context);
+        let place = frame
+            .piece_mut::<HEADER_BYTES>(start)
+            .ok_or(Refused::Spoilt)?;
+        *place = bytes;
+        back.write_headers(&mut frame, HEADER_BYTES + length, sum)
+            .ok_or(Refused::Spoilt)?;
+        if length == 0 {
+            return Ok(());
         }
         // SAFETY: the scratch has so many bytes; the helper checks the packet's end.
         let refused = unsafe {
             bpf_xdp_store_bytes(
                 self.context.ctx,
-                self.start as u32,
-                self.scratch.cast(),
+                (start + HEADER_BYTES) as u32,
+                self.words().cast(),
                 length as u32,
             )
         };
-        (refused == 0).then_some(Written {
-            bytes: length,
-            sum: Sum::default().bytes(&bytes).and(self.sum),
-        })
-    }
-}
-
-/// An answer that stands in the packet.
-pub(crate) struct Written {
-    /// Its length in bytes.
-    pub(crate) bytes: usize,
-    /// What it sums up to.
-    pub(crate) sum: Sum,
-}
-
-impl Pieces for Datagram<'_> {
-    #[inline(always)]
-    fn length(&self) -> usize {
-        self.length
-    }
-
-    #[inline(always)]
-    fn piece<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
-        if at + N > self.length || at + N > HEADER_BYTES {
-            return None;
+        if refused == 0 {
+            Ok(())
+        } else {
+            Err(Refused::Spoilt)
         }
-        // SAFETY: the header is in the scratch.
-        Some(unsafe { &*self.scratch.cast::<u8>().add(at).cast() })
+    }
+
+    #[inline(always)]
+    fn words(&self) -> *mut u64 {
+        self.scratch.cast()
     }
 }
 
-impl Payload for Datagram<'_> {
+impl Payload for Workbench<'_> {
     #[inline(always)]
     fn word(&self, index: usize) -> u64 {
         if index >= MAX_VALUE_WORDS {
             return 0;
         }
-        // SAFETY: the value has so many words.
-        unsafe { *(&raw const (*self.scratch).value).cast::<u64>().add(index) }
+        // SAFETY: the scratch begins with so many words.
+        unsafe { *self.words().add(index) }
     }
 
     #[inline(always)]
     fn put(&mut self, index: usize, word: u64) {
         if index < MAX_VALUE_WORDS {
             // SAFETY: as in `word`.
-            unsafe { *(&raw mut (*self.scratch).value).cast::<u64>().add(index) = word };
+            unsafe { *self.words().add(index) = word };
             self.sum = self.sum.eight(word.to_ne_bytes());
         }
     }

@@ -1,4 +1,4 @@
-//! What an object says of its maps, and how long the values of one are.
+//! How long the values of a map are, in the object that defines it.
 //!
 //! The stride of a region's ring entries is known when the region is made, and aya has no setting
 //! for a map's value size, so it is written into the object.
@@ -12,14 +12,6 @@ use std::ops::Range;
 const MAPS: &str = "maps";
 const VALUE_SIZE_AT: usize = 8;
 const WORD: usize = 4;
-
-/// How long the values of a map are, in bytes.
-pub(super) fn value_bytes(object: &[u8], map: &str) -> Result<usize, XdpError> {
-    let at = value_size_at(object, map)?;
-    let bytes = object.get(at).and_then(<[u8]>::first_chunk);
-    let bytes = bytes.ok_or_else(|| XdpError::Object("it is cut off".into()))?;
-    Ok(u32::from_le_bytes(*bytes) as usize)
-}
 
 /// Says how long the values of a map are, in bytes.
 pub(super) fn set_value_bytes(object: &mut [u8], map: &str, bytes: usize) -> Result<(), XdpError> {
