@@ -136,10 +136,11 @@ struct Site {
 }
 
 impl Site {
-    fn new(test: &str, mode: Mode) -> Option<Self> {
+    /// `prefix` tells the rigs of tests apart that run side by side.
+    fn new(test: &str, prefix: &str, mode: Mode) -> Option<Self> {
         // It says why if the kernel takes no programs from this process.
         Twin::new(test, SHAPE)?;
-        let prefix = format!("x{}{}", mode.name(), std::process::id());
+        let prefix = format!("{prefix}{}", std::process::id());
         let names = ["leader", ACCEPTORS[0], ACCEPTORS[1], ACCEPTORS[2]];
         let rig = match Rig::new(&prefix, &names, Neighbours::Static) {
             Ok(rig) => rig,
@@ -182,7 +183,7 @@ impl Site {
 }
 
 fn values_are_chosen(test: &str, mode: Mode) {
-    let Some(site) = Site::new(test, mode) else {
+    let Some(site) = Site::new(test, mode.name(), mode) else {
         return;
     };
     let families = [
@@ -250,7 +251,7 @@ fn acceptors_behind_drivers_choose_values() {
 #[test]
 fn the_host_beside_the_acceptor_hears_what_is_its_own() {
     let test = "the_host_beside_the_acceptor_hears_what_is_its_own";
-    let Some(site) = Site::new(test, Mode::Native) else {
+    let Some(site) = Site::new(test, "host", Mode::Native) else {
         return;
     };
     let (leader, acceptor) = (site.rig.node("leader"), site.rig.node("a"));
