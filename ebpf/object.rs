@@ -4,7 +4,7 @@
 
 use sha2::{Digest as _, Sha256};
 use std::env;
-use std::fmt::Write as _;
+use std::fmt::{self, Display, Formatter, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,19 +83,49 @@ struct Toolchain {
     builds_core: bool,
 }
 
+/// Why an object was not built.
+#[derive(Debug)]
+pub(crate) enum Problem {
+    /// What is missing on this machine, and what mends it.
+    Missing(String),
+    /// What went wrong.
+    Failed(String),
+}
+
+impl Display for Problem {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(what) => write!(f, "{what}; {REMEDY}"),
+            Self::Failed(what) => f.write_str(what),
+        }
+    }
+}
+
 /// What to do where nothing can build the object.
-pub(crate) const REMEDY: &str = "install one of these and try again:
+const REMEDY: &str = "install one of these and try again:
   rustup: rustup toolchain install nightly --component rust-src && cargo install bpf-linker
   Debian: apt-get install --no-install-recommends rustc-web cargo-web libstd-rust-web-dev-bpf llvm-22-dev &&
           LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22
 bpf-linker's LLVM must be at least as new as the compiler's";
 
 /// Builds the object below `directory` with the first usable toolchain.
-pub(crate) fn build(root: &Path, directory: &Path) -> Result<Built, String> {
-    let linker = find(LINKER).ok_or_else(|| format!("there is no {LINKER}; {REMEDY}"))?;
+pub(crate) fn build(root: &Path, directory: &Path) -> Result<Built, Problem> {
+    let missing = |what: String| Problem::Missing(what);
+    let linker = find(LINKER).ok_or_else(|| missing(format!("there is no {LINKER}")))?;
     let toolchain = toolchain().ok_or_else(|| {
-        format!("no Rust compiler here has a core library for {TARGET} or its sources; {REMEDY}")
+        missing(format!(
+            "no Rust compiler here has a core library for {TARGET} or its sources"
+        ))
     })?;
+    build_with(&toolchain, &linker, root, directory).map_err(Problem::Failed)
+}
+
+fn build_with(
+    toolchain: &Toolchain,
+    linker: &Path,
+    root: &Path,
+    directory: &Path,
+) -> Result<Built, String> {
     let mut command = Command::new(&toolchain.cargo);
     command
         .current_dir(root.join(PROGRAMS))
@@ -144,7 +174,7 @@ pub(crate) fn build(root: &Path, directory: &Path) -> Result<Built, String> {
     Ok(Built {
         bytes,
         sources: sources(root, &object.with_extension("d"))?,
-        compiler: toolchain.version,
+        compiler: toolchain.version.clone(),
     })
 }
 

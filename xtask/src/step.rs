@@ -10,7 +10,7 @@ use crate::packages::{GIT, IPROUTE2, Package, REDIS_TOOLS};
 use crate::stage::Stage;
 use crate::tools::Tools;
 use crate::workspace::Workspace;
-use crate::{build_graph, mutants, plain_build};
+use crate::{build_graph, ebpf, mutants, plain_build};
 
 /// A step that has not ended by then hangs. Cold builds on two cores take a quarter of it.
 const STEP_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -115,6 +115,12 @@ pub(crate) const STEPS: &[Step] = &[
         packages: &[IPROUTE2],
         run: privileged,
         ..TESTS
+    },
+    Step {
+        name: "ebpf",
+        what: "the committed XDP object is what its sources make, and cannot panic",
+        run: ebpf::check,
+        ..CHECK
     },
     Step {
         name: "mutants",
