@@ -3,7 +3,7 @@
 //! Written here rather than taken from a crate because the same source must compile for BPF, where
 //! nothing may panic and every loop is bounded; tests compare it with the `siphasher` crate.
 
-use crate::wire::{HEADER_BYTES, Header};
+use crate::wire::Header;
 
 /// A cluster's 128-bit key, as two words.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,11 +133,9 @@ pub fn tag_of_words(key: Key, header: &Header, word: impl Fn(usize) -> u64) -> u
 
 #[inline(always)]
 fn begun(key: Key, header: &Header) -> SipHash {
-    let mut bytes = [0; HEADER_BYTES];
-    Header { tag: 0, ..*header }.write(&mut bytes);
     let mut hash = SipHash::new(key.0);
-    for word in bytes.as_chunks::<8>().0 {
-        hash.word(u64::from_le_bytes(*word));
+    for word in (Header { tag: 0, ..*header }).to_words() {
+        hash.word(u64::from_le(word));
     }
     hash
 }

@@ -238,13 +238,16 @@ impl<'a> Workbench<'a> {
         if change != 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, change) } != 0 {
             return Err(Refused::NoRoom);
         }
-        let bytes = header.to_bytes();
-        let sum = Sum::default().bytes(&bytes).and(self.sum);
+        let words = header.to_words();
+        let sum = words
+            .iter()
+            .fold(self.sum, |sum, word| sum.eight(word.to_ne_bytes()));
         let mut frame = Packet::of(self.context);
         let place = frame
             .piece_mut::<HEADER_BYTES>(start)
             .ok_or(Refused::Spoilt)?;
-        *place = bytes;
+        // SAFETY: it has as many bytes as the words.
+        unsafe { place.as_mut_ptr().cast::<[u64; 8]>().write_unaligned(words) };
         back.write_headers(&mut frame, HEADER_BYTES + length, sum)
             .ok_or(Refused::Spoilt)?;
         if length == 0 {
