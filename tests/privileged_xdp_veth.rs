@@ -276,19 +276,37 @@ fn the_host_beside_the_acceptor_hears_what_is_its_own() {
         ..Header::new(Kind::Fetch, GROUP, LEADER)
     };
     let fetch = fetch.to_bytes();
-    let cases: [(u16, &[u8]); 4] = [
-        (PORT, &hello),
-        (PORT, b"something else"),
-        (PORT, &fetch),
-        (9, &hello),
-    ];
     let from = bind(leader, 0);
-    for (port, datagram) in cases {
-        let socket = bind(acceptor, port);
-        from.send_to(datagram, (acceptor.ipv4, port))
-            .expect("a way there");
+    let (own, other) = (bind(acceptor, PORT), bind(acceptor, 9));
+    let cases: [(&UdpSocket, &[u8]); 4] = [
+        (&own, &hello),
+        (&own, b"something else"),
+        (&own, &fetch),
+        (&other, &hello),
+    ];
+    for (socket, datagram) in cases {
+        let to = socket.local_addr().expect("it is bound");
+        from.send_to(datagram, to).expect("a way there");
         let mut room = [0; 128];
         let (length, _) = socket.recv_from(&mut room).expect("it arrives");
         assert_eq!(&room[..length], datagram);
+    }
+}
+
+#[test]
+fn an_interface_that_has_a_program_or_does_not_exist_is_named() {
+    let test = "an_interface_that_has_a_program_or_does_not_exist_is_named";
+    let Some(site) = Site::new(test, "taken", Mode::Native) else {
+        return;
+    };
+    let object = OBJECT.expect("the twin was loaded");
+    let mut second = Loaded::load(object, &Twin::settings(SHAPE)).expect("the first was loaded");
+    for (interface, mode) in [(INTERFACE, Mode::Native), ("nowhere", Mode::Generic)] {
+        let attached = site.rig.node("a").run(|| second.attach(interface, mode));
+        let error = attached
+            .expect("the namespace is there")
+            .expect_err("no place for it");
+        let said = format!("attach acceptor to {interface} in {} mode", mode.name());
+        assert!(error.to_string().starts_with(&said), "{error}");
     }
 }
