@@ -3,7 +3,7 @@
 //! Written here rather than taken from a crate because the same source must compile for BPF, where
 //! nothing may panic and every loop is bounded; tests compare it with the `siphasher` crate.
 
-use crate::wire::{HEADER_BYTES, Header};
+use crate::wire::Header;
 
 /// A cluster's 128-bit key, as two words.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -102,12 +102,7 @@ impl SipHash {
 
 /// The tag of a packet: over the header with a zero tag, then the value.
 pub fn tag(key: Key, header: &Header, value: &[u8]) -> u64 {
-    let mut bytes = [0; HEADER_BYTES];
-    Header { tag: 0, ..*header }.write(&mut bytes);
-    let mut hash = SipHash::new(key.0);
-    for word in bytes.as_chunks::<8>().0 {
-        hash.word(u64::from_le_bytes(*word));
-    }
+    let mut hash = begun(key, header);
     let (words, rest) = value.as_chunks::<8>();
     for word in words {
         hash.word(u64::from_le_bytes(*word));
@@ -116,8 +111,39 @@ pub fn tag(key: Key, header: &Header, value: &[u8]) -> u64 {
     for (index, byte) in rest.iter().enumerate() {
         last |= u64::from(*byte) << (8 * index);
     }
-    // Zero means "no tag" on the wire.
-    hash.finish_with(last, rest.len() as u64).max(1)
+    ended(hash, last, rest.len() as u64)
+}
+
+/// The tag of a packet whose value is reached by words, as [`crate::memory::Payload`] has them.
+#[inline(always)]
+pub fn tag_of_words(key: Key, header: &Header, word: impl Fn(usize) -> u64) -> u64 {
+    let mut hash = begun(key, header);
+    let length = usize::from(header.length);
+    for index in 0..length / 8 {
+        hash.word(u64::from_le(word(index)));
+    }
+    let rest = length % 8;
+    let last = if rest == 0 {
+        0
+    } else {
+        u64::from_le(word(length / 8))
+    };
+    ended(hash, last, rest as u64)
+}
+
+#[inline(always)]
+fn begun(key: Key, header: &Header) -> SipHash {
+    let mut hash = SipHash::new(key.0);
+    for word in (Header { tag: 0, ..*header }).to_words() {
+        hash.word(u64::from_le(word));
+    }
+    hash
+}
+
+/// Zero means "no tag" on the wire.
+#[inline(always)]
+fn ended(hash: SipHash, last: u64, count: u64) -> u64 {
+    hash.finish_with(last, count).max(1)
 }
 
 /// Whether a parsed packet carries the tag of `key`.
@@ -129,6 +155,7 @@ pub fn is_authentic(key: Key, header: &Header, value: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{Buffers, Payload as _};
     use crate::wire::Kind;
     use crate::{GroupId, NodeId};
     use core::hash::Hasher;
@@ -145,6 +172,13 @@ mod tests {
             reference.write(&header.to_bytes());
             reference.write(&value);
             prop_assert_eq!(tag(Key::from_bytes(key), &header, &value), reference.finish().max(1));
+
+            let buffers = Buffers { request: &value, reply: &mut [] };
+            let header = Header { length: value.len() as u16, ..header };
+            prop_assert_eq!(
+                tag_of_words(Key::from_bytes(key), &header, |index| buffers.word(index)),
+                tag(Key::from_bytes(key), &header, &value)
+            );
         }
     }
 

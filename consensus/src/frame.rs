@@ -5,6 +5,8 @@
 //! headers, more than one VLAN tag. So headers have a fixed length, and an answer is written over
 //! its request: [`Path::reversed`], [`Path::write`].
 
+use crate::pieces::{Pieces, PiecesMut};
+use crate::wire::HEADER_BYTES;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::ops::Range;
 use zerocopy::byteorder::big_endian::U16;
@@ -22,6 +24,10 @@ pub const IPV6_BYTES: usize = 40;
 pub const UDP_BYTES: usize = 8;
 /// Longest headers in front of a payload in bytes.
 pub const MAX_HEADERS_BYTES: usize = ETHERNET_BYTES + VLAN_BYTES + IPV6_BYTES + UDP_BYTES;
+
+/// Longest value in bytes of a region that XDP steps: a frame that it sees in one piece is a page
+/// less what Linux keeps in it (256 bytes in front, 320 behind) and the headers.
+pub const XDP_VALUE_BYTES: usize = 3384;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -90,6 +96,7 @@ const _: () = assert!(size_of::<RawVlan>() == VLAN_BYTES);
 const _: () = assert!(size_of::<RawIpv4>() == IPV4_BYTES);
 const _: () = assert!(size_of::<RawIpv6>() == IPV6_BYTES);
 const _: () = assert!(size_of::<RawUdp>() == UDP_BYTES);
+const _: () = assert!(XDP_VALUE_BYTES + HEADER_BYTES + MAX_HEADERS_BYTES + 256 + 320 <= 4096);
 
 /// An Ethernet address.
 #[derive(
@@ -215,27 +222,40 @@ struct Carried {
 /// between virtual interfaces it is left to hardware that does not exist. See [`is_intact`].
 #[inline]
 pub fn parse(frame: &[u8], port: u16) -> Parsed {
-    let Ok((ethernet, rest)) = RawEthernet::ref_from_prefix(frame) else {
+    parse_pieces(frame, port)
+}
+
+/// Parses a frame that is reached piece by piece, as [`parse`] does.
+#[inline(always)]
+pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16) -> Parsed {
+    let Some(ethernet) = frame.piece::<ETHERNET_BYTES>(0) else {
         return Parsed::NotOurs;
     };
-    let (vlan, ethertype, packet) = match (ethernet.ethertype.get(), RawVlan::ref_from_prefix(rest))
-    {
-        (ETHERTYPE_VLAN, Ok((vlan, rest))) => {
-            (Some(vlan.control.get()), vlan.ethertype.get(), rest)
-        }
-        (ethertype, _) => (None, ethertype, rest),
-    };
-    let carried = match ethertype {
-        ETHERTYPE_IPV4 => ipv4(packet),
-        ETHERTYPE_IPV6 => ipv6(packet),
+    let ethernet: &RawEthernet = zerocopy::transmute_ref!(ethernet);
+    let tag = match ethernet.ethertype.get() {
+        ETHERTYPE_VLAN => frame.piece::<VLAN_BYTES>(ETHERNET_BYTES),
         _ => None,
     };
-    let Some((carried, rest)) = carried else {
+    let (vlan, ethertype, at) = match tag {
+        Some(tag) => {
+            let vlan: &RawVlan = zerocopy::transmute_ref!(tag);
+            (
+                Some(vlan.control.get()),
+                vlan.ethertype.get(),
+                ETHERNET_BYTES + VLAN_BYTES,
+            )
+        }
+        None => (None, ethernet.ethertype.get(), ETHERNET_BYTES),
+    };
+    let (carried, at) = match ethertype {
+        ETHERTYPE_IPV4 => (ipv4(frame.piece(at)), at + IPV4_BYTES),
+        ETHERTYPE_IPV6 => (ipv6(frame.piece(at)), at + IPV6_BYTES),
+        _ => return Parsed::NotOurs,
+    };
+    let (Some(carried), Some(udp)) = (carried, frame.piece::<UDP_BYTES>(at)) else {
         return Parsed::NotOurs;
     };
-    let Ok((udp, behind)) = RawUdp::ref_from_prefix(rest) else {
-        return Parsed::NotOurs;
-    };
+    let udp: &RawUdp = zerocopy::transmute_ref!(udp);
     if udp.destination.get() != port {
         return Parsed::NotOurs;
     }
@@ -246,7 +266,7 @@ pub fn parse(frame: &[u8], port: u16) -> Parsed {
     if length < UDP_BYTES || length > carried.bytes {
         return Parsed::Malformed(Malformed::Length);
     }
-    if carried.bytes > rest.len() {
+    if carried.bytes > frame.length() - at {
         return Parsed::Malformed(Malformed::Truncated);
     }
     if ethernet.source.is_multicast() || carried.from_many {
@@ -260,14 +280,14 @@ pub fn parse(frame: &[u8], port: u16) -> Parsed {
         source_port: udp.source.get(),
         destination_port: port,
     };
-    let start = frame.len() - behind.len();
+    let start = at + UDP_BYTES;
     Parsed::Ours(path, start..start + (length - UDP_BYTES))
 }
 
 /// A whole UDP datagram without options, or `None`.
 #[inline(always)]
-fn ipv4(packet: &[u8]) -> Option<(Carried, &[u8])> {
-    let (header, rest) = RawIpv4::ref_from_prefix(packet).ok()?;
+fn ipv4(header: Option<&[u8; IPV4_BYTES]>) -> Option<Carried> {
+    let header: &RawIpv4 = zerocopy::transmute_ref!(header?);
     if header.version_and_length != IPV4_VERSION_AND_LENGTH
         || header.protocol != PROTOCOL_UDP
         || header.fragment.get() & MORE_FRAGMENTS_AND_OFFSET != 0
@@ -275,7 +295,7 @@ fn ipv4(packet: &[u8]) -> Option<(Carried, &[u8])> {
         return None;
     }
     let source = Ipv4Addr::from(header.source);
-    let carried = Carried {
+    Some(Carried {
         addresses: Addresses::V4 {
             source,
             destination: Ipv4Addr::from(header.destination),
@@ -283,19 +303,18 @@ fn ipv4(packet: &[u8]) -> Option<(Carried, &[u8])> {
         from_many: source.is_multicast() || source.is_broadcast(),
         header_is_right: Sum::default().bytes(header.as_bytes()).finish() == 0,
         bytes: usize::from(header.total_length.get()).saturating_sub(IPV4_BYTES),
-    };
-    Some((carried, rest))
+    })
 }
 
 /// A UDP datagram right behind the header, or `None`.
 #[inline(always)]
-fn ipv6(packet: &[u8]) -> Option<(Carried, &[u8])> {
-    let (header, rest) = RawIpv6::ref_from_prefix(packet).ok()?;
+fn ipv6(header: Option<&[u8; IPV6_BYTES]>) -> Option<Carried> {
+    let header: &RawIpv6 = zerocopy::transmute_ref!(header?);
     if header.version_and_class >> 4 != 6 || header.next_header != PROTOCOL_UDP {
         return None;
     }
     let source = Ipv6Addr::from(header.source);
-    let carried = Carried {
+    Some(Carried {
         addresses: Addresses::V6 {
             source,
             destination: Ipv6Addr::from(header.destination),
@@ -303,8 +322,7 @@ fn ipv6(packet: &[u8]) -> Option<(Carried, &[u8])> {
         from_many: source.is_multicast(),
         header_is_right: true,
         bytes: usize::from(header.payload_length.get()),
-    };
-    Some((carried, rest))
+    })
 }
 
 /// Whether the UDP checksum of a frame that [`parse`] called ours is right. Over IPv4 none (zero)
@@ -345,6 +363,26 @@ impl Sum {
             *to = *from;
         }
         self.0 = self.0.wrapping_add(u64::from(u32::from_be_bytes(last)));
+        self
+    }
+
+    /// Adds eight bytes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn eight(mut self, bytes: [u8; 8]) -> Self {
+        let word = u64::from_be_bytes(bytes);
+        self.0 = self
+            .0
+            .wrapping_add(word >> 32)
+            .wrapping_add(word & 0xffff_ffff);
+        self
+    }
+
+    /// Adds what another piece sums up to.
+    #[must_use]
+    #[inline(always)]
+    pub const fn and(mut self, other: Self) -> Self {
+        self.0 = self.0.wrapping_add(other.0);
         self
     }
 
@@ -450,56 +488,82 @@ impl Path {
     /// `None` if `frame` or the IP packet has no room for it.
     #[inline]
     pub fn write(&self, frame: &mut [u8], payload_bytes: usize) -> Option<usize> {
-        let udp_bytes = u16::try_from(payload_bytes.checked_add(UDP_BYTES)?).ok()?;
-        let total = self.header_bytes().checked_add(payload_bytes)?;
-        let frame = frame.get_mut(..total)?;
+        let start = self.header_bytes();
+        let total = start.checked_add(payload_bytes)?;
+        let payload = frame.get(start..total)?;
+        let sum = Sum::default().bytes(payload);
+        self.write_headers(frame, payload_bytes, sum)?;
+        Some(total)
+    }
 
+    /// Writes the headers in front of `payload_bytes` bytes of payload that sum up to `payload`.
+    /// `None` if `frame` or the IP packet has no room.
+    #[inline(always)]
+    pub fn write_headers<F: PiecesMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        payload_bytes: usize,
+        payload: Sum,
+    ) -> Option<()> {
+        let udp_bytes = u16::try_from(payload_bytes.checked_add(UDP_BYTES)?).ok()?;
         let ethertype = match self.addresses {
             Addresses::V4 { .. } => ETHERTYPE_IPV4,
             Addresses::V6 { .. } => ETHERTYPE_IPV6,
         };
-        let (ethernet, mut rest) = RawEthernet::mut_from_prefix(frame).ok()?;
-        *ethernet = RawEthernet {
+        let outer = if self.vlan.is_some() {
+            ETHERTYPE_VLAN
+        } else {
+            ethertype
+        };
+        let ethernet = RawEthernet {
             destination: self.destination_mac,
             source: self.source_mac,
-            ethertype: U16::new(ethertype),
+            ethertype: U16::new(outer),
         };
+        *frame.piece_mut::<ETHERNET_BYTES>(0)? = zerocopy::transmute!(ethernet);
+        let mut at = ETHERNET_BYTES;
         if let Some(control) = self.vlan {
-            ethernet.ethertype = U16::new(ETHERTYPE_VLAN);
-            let (vlan, behind) = RawVlan::mut_from_prefix(rest).ok()?;
-            *vlan = RawVlan {
+            let vlan = RawVlan {
                 control: U16::new(control),
                 ethertype: U16::new(ethertype),
             };
-            rest = behind;
+            *frame.piece_mut::<VLAN_BYTES>(at)? = zerocopy::transmute!(vlan);
+            at += VLAN_BYTES;
         }
-        let datagram = self.addresses.write(rest, udp_bytes)?;
-        let (udp, _) = RawUdp::mut_from_prefix(datagram).ok()?;
-        *udp = RawUdp {
+        at += self.addresses.write(frame, at, udp_bytes)?;
+        let udp = RawUdp {
             source: U16::new(self.source_port),
             destination: U16::new(self.destination_port),
             length: U16::new(udp_bytes),
             checksum: U16::new(0),
         };
-        let sum = self.addresses.sum(datagram.len()).bytes(datagram).finish();
-        let (udp, _) = RawUdp::mut_from_prefix(datagram).ok()?;
-        // Zero would mean "no checksum" (RFC 768); both are zero modulo 2^16 - 1.
-        udp.checksum = U16::new(if sum == 0 { 0xffff } else { sum });
-        Some(total)
+        let sum = self.addresses.sum(udp_bytes.into());
+        let sum = sum.bytes(udp.as_bytes()).and(payload).finish();
+        let udp = RawUdp {
+            // Zero would mean "no checksum" (RFC 768); both are zero modulo 2^16 - 1.
+            checksum: U16::new(if sum == 0 { 0xffff } else { sum }),
+            ..udp
+        };
+        *frame.piece_mut::<UDP_BYTES>(at)? = zerocopy::transmute!(udp);
+        Some(())
     }
 }
 
 impl Addresses {
-    /// Writes the IP header of a datagram of `udp_bytes` bytes and gives what is behind it.
+    /// Writes the IP header of a datagram of `udp_bytes` bytes and gives its length in bytes.
     #[inline(always)]
-    fn write<'a>(&self, packet: &'a mut [u8], udp_bytes: u16) -> Option<&'a mut [u8]> {
+    fn write<F: PiecesMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        at: usize,
+        udp_bytes: u16,
+    ) -> Option<usize> {
         match self {
             Self::V4 {
                 source,
                 destination,
             } => {
-                let (header, rest) = RawIpv4::mut_from_prefix(packet).ok()?;
-                *header = RawIpv4 {
+                let mut header = RawIpv4 {
                     version_and_length: IPV4_VERSION_AND_LENGTH,
                     service: 0,
                     total_length: U16::new(udp_bytes.checked_add(IPV4_BYTES as u16)?),
@@ -513,14 +577,14 @@ impl Addresses {
                     destination: destination.octets(),
                 };
                 header.checksum = U16::new(Sum::default().bytes(header.as_bytes()).finish());
-                Some(rest)
+                *frame.piece_mut::<IPV4_BYTES>(at)? = zerocopy::transmute!(header);
+                Some(IPV4_BYTES)
             }
             Self::V6 {
                 source,
                 destination,
             } => {
-                let (header, rest) = RawIpv6::mut_from_prefix(packet).ok()?;
-                *header = RawIpv6 {
+                let header = RawIpv6 {
                     version_and_class: 6 << 4,
                     class_and_flow: 0,
                     flow: U16::new(0),
@@ -530,7 +594,8 @@ impl Addresses {
                     source: source.octets(),
                     destination: destination.octets(),
                 };
-                Some(rest)
+                *frame.piece_mut::<IPV6_BYTES>(at)? = zerocopy::transmute!(header);
+                Some(IPV6_BYTES)
             }
         }
     }

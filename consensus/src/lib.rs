@@ -37,6 +37,7 @@ pub mod local;
 pub mod memory;
 #[cfg(feature = "alloc")]
 pub mod node;
+pub mod pieces;
 #[cfg(feature = "alloc")]
 pub mod quorum;
 pub mod random;
@@ -53,6 +54,7 @@ pub mod simulation;
 #[cfg(feature = "alloc")]
 pub mod state_machine;
 pub mod sync;
+pub mod tally;
 pub mod wire;
 
 pub use ident::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};

@@ -12,12 +12,9 @@
 use crate::auth::SipHash;
 use crate::memory::{Memory, published};
 use crate::simulation::{Mutation, mutated};
-use crate::{Ballot, GroupId, Incarnation, NodeId, Slot, wire};
 #[cfg(target_has_atomic = "64")]
-use crate::{
-    Epoch,
-    sync::{AtomicU64, Ordering},
-};
+use crate::sync::{AtomicU64, Ordering};
+use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, wire};
 
 /// First word of every region: "NWREGION" in the machine's byte order.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"NWREGION");

@@ -3,7 +3,9 @@
 //! `docs/protocol.md` has the table of kinds, field by field. [`parse`] answers three ways: a
 //! packet is ours, not ours (the stack gets it), or ours but malformed (counted and dropped).
 
+use crate::pieces::Pieces;
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, SessionId, Slot};
+use core::ops::Range;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -124,6 +126,17 @@ kinds! {
     Report = 42,
 }
 
+impl Kind {
+    /// Whether it is for an acceptor; every other kind is for the host.
+    #[inline(always)]
+    pub const fn is_for_acceptor(self) -> bool {
+        matches!(
+            self,
+            Self::Prepare | Self::Fetch | Self::Accept | Self::Decide | Self::Read
+        )
+    }
+}
+
 /// Bits of the flags field. What a bit means depends on the kind.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Flags(pub u16);
@@ -217,24 +230,27 @@ impl Header {
     /// Writes the header into the first [`HEADER_BYTES`] of a packet.
     #[inline]
     pub fn write(&self, out: &mut [u8; HEADER_BYTES]) {
-        let raw = RawHeader {
-            magic: U16::new(MAGIC),
-            version: VERSION,
-            kind: self.kind as u8,
-            group: U16::new(self.group.0),
-            sender: U16::new(self.sender.0),
-            incarnation: U32::new(self.incarnation.0),
-            epoch: U32::new(self.epoch.0),
-            slot: U64::new(self.slot.0),
-            ballot: U64::new(self.ballot.0),
-            vote_ballot: U64::new(self.vote_ballot.0),
-            watermark: U64::new(self.watermark),
-            length: U16::new(self.length),
-            flags: U16::new(self.flags.0),
-            nonce: U32::new(self.nonce),
-            tag: U64::new(self.tag),
-        };
-        *out = zerocopy::transmute!(raw);
+        *out = zerocopy::transmute!(self.to_words());
+    }
+
+    /// The header as it stands in a packet, eight bytes at a time, each as a number of this machine.
+    ///
+    /// They are put together in registers: a processor waits when fields that were just stored are
+    /// loaded again in larger pieces.
+    #[inline]
+    pub const fn to_words(&self) -> [u64; HEADER_BYTES / 8] {
+        let kind = (MAGIC as u64) << 48 | (VERSION as u64) << 40 | (self.kind as u64) << 32;
+        let lengths = (self.length as u64) << 48 | (self.flags.0 as u64) << 32;
+        [
+            (kind | (self.group.0 as u64) << 16 | self.sender.0 as u64).to_be(),
+            ((self.incarnation.0 as u64) << 32 | self.epoch.0 as u64).to_be(),
+            self.slot.0.to_be(),
+            self.ballot.0.to_be(),
+            self.vote_ballot.0.to_be(),
+            self.watermark.to_be(),
+            (lengths | self.nonce as u64).to_be(),
+            self.tag.to_be(),
+        ]
     }
 
     /// The header as bytes.
@@ -309,41 +325,84 @@ pub enum Parsed<'a> {
     Malformed(Malformed),
 }
 
+/// What [`header`] makes of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Headed {
+    /// A well-formed packet; its value is the rest of the datagram.
+    Ours(Header),
+    /// Not our magic: the stack's business.
+    NotOurs,
+    /// Our magic, but unusable: counted by reason and dropped.
+    Malformed(Malformed),
+}
+
 /// Parses a datagram (UDP payload). `max_value` is the longest value in bytes that the caller
 /// takes. The tag is not checked here: see [`crate::auth`].
 #[inline]
 pub fn parse(datagram: &[u8], max_value: usize) -> Parsed<'_> {
-    let Ok((raw, value)) = RawHeader::ref_from_prefix(datagram) else {
-        return match datagram {
-            [a, b, ..] if u16::from_be_bytes([*a, *b]) == MAGIC => {
-                Parsed::Malformed(Malformed::Truncated)
+    match header(datagram, 0..datagram.len(), max_value) {
+        Headed::Ours(header) => {
+            Parsed::Ours(header, datagram.get(HEADER_BYTES..).unwrap_or_default())
+        }
+        Headed::NotOurs => Parsed::NotOurs,
+        Headed::Malformed(reason) => Parsed::Malformed(reason),
+    }
+}
+
+/// The kind of the datagram that stands at `at` in a packet, if it begins as ours do.
+#[inline(always)]
+pub fn kind<P: Pieces + ?Sized>(packet: &P, at: usize) -> Option<Kind> {
+    match *packet.piece::<4>(at)? {
+        [a, b, VERSION, code] if u16::from_be_bytes([a, b]) == MAGIC => Kind::from_code(code),
+        _ => None,
+    }
+}
+
+/// Parses the header of the datagram that stands at `at` in a packet, as [`parse`] does.
+#[inline(always)]
+pub fn header<P: Pieces + ?Sized>(packet: &P, at: Range<usize>, max_value: usize) -> Headed {
+    let length = at.end.saturating_sub(at.start);
+    let raw = if length < HEADER_BYTES {
+        None
+    } else {
+        packet.piece::<HEADER_BYTES>(at.start)
+    };
+    let Some(raw) = raw else {
+        let magic = packet
+            .piece(at.start)
+            .filter(|_| length >= size_of::<u16>());
+        return match magic {
+            Some(magic) if u16::from_be_bytes(*magic) == MAGIC => {
+                Headed::Malformed(Malformed::Truncated)
             }
-            _ => Parsed::NotOurs,
+            _ => Headed::NotOurs,
         };
     };
+    let raw: &RawHeader = zerocopy::transmute_ref!(raw);
+    let value_bytes = length - HEADER_BYTES;
     if raw.magic.get() != MAGIC {
-        return Parsed::NotOurs;
+        return Headed::NotOurs;
     }
     if raw.version != VERSION {
-        return Parsed::Malformed(Malformed::Version);
+        return Headed::Malformed(Malformed::Version);
     }
     let Some(kind) = Kind::from_code(raw.kind) else {
-        return Parsed::Malformed(Malformed::Kind);
+        return Headed::Malformed(Malformed::Kind);
     };
-    if usize::from(raw.length.get()) != value.len() {
-        return Parsed::Malformed(Malformed::Length);
+    if usize::from(raw.length.get()) != value_bytes {
+        return Headed::Malformed(Malformed::Length);
     }
-    if value.len() > max_value {
-        return Parsed::Malformed(Malformed::OverLong);
+    if value_bytes > max_value {
+        return Headed::Malformed(Malformed::OverLong);
     }
     if raw.flags.get() & !Flags::KNOWN.0 != 0 {
-        return Parsed::Malformed(Malformed::Flags);
+        return Headed::Malformed(Malformed::Flags);
     }
     let ballot = Ballot(raw.ballot.get());
     if ballot.round() > Ballot::MAX_ROUND || raw.sender.get() > NodeId::MAX {
-        return Parsed::Malformed(Malformed::Ballot);
+        return Headed::Malformed(Malformed::Ballot);
     }
-    let header = Header {
+    Headed::Ours(Header {
         kind,
         group: GroupId(raw.group.get()),
         sender: NodeId(raw.sender.get()),
@@ -357,8 +416,7 @@ pub fn parse(datagram: &[u8], max_value: usize) -> Parsed<'_> {
         flags: Flags(raw.flags.get()),
         nonce: raw.nonce.get(),
         tag: raw.tag.get(),
-    };
-    Parsed::Ours(header, value)
+    })
 }
 
 #[cfg(test)]

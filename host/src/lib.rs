@@ -24,3 +24,4 @@ pub mod sim;
 pub mod snapshot_file;
 pub mod snapshots;
 pub mod wal;
+pub mod xdp;

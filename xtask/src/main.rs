@@ -6,6 +6,7 @@ mod build_graph;
 mod command;
 mod corpus;
 mod coverage;
+mod ebpf;
 mod executables;
 mod libtest;
 mod mutants;
@@ -43,6 +44,8 @@ enum Task {
     Coverage(coverage::Arguments),
     /// Write the generated part of the conformance corpus.
     Corpus(corpus::Arguments),
+    /// Build the XDP programs and write the object that is committed.
+    Ebpf(ebpf::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Corpus(arguments) => corpus::run(&arguments),
+        Task::Ebpf(arguments) => ebpf::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

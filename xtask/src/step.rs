@@ -10,7 +10,7 @@ use crate::packages::{GIT, IPROUTE2, Package, REDIS_TOOLS};
 use crate::stage::Stage;
 use crate::tools::Tools;
 use crate::workspace::Workspace;
-use crate::{build_graph, mutants, plain_build};
+use crate::{build_graph, ebpf, mutants, plain_build};
 
 /// A step that has not ended by then hangs. Cold builds on two cores take a quarter of it.
 const STEP_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -117,6 +117,12 @@ pub(crate) const STEPS: &[Step] = &[
         ..TESTS
     },
     Step {
+        name: "ebpf",
+        what: "the committed XDP object is what its sources make, and cannot panic",
+        run: ebpf::check,
+        ..CHECK
+    },
+    Step {
         name: "mutants",
         what: "deliberate defects of the core, each caught by a test that takes seconds",
         run: mutants::quick,
@@ -165,6 +171,14 @@ pub(crate) const STEPS: &[Step] = &[
 fn format(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
     let check = ["fmt", "--all", "--check", "--", "--color", "never"];
     stage.run(&mut bench.workspace.cargo(check))?;
+    // Outside the workspace, because it is compiled for BPF.
+    let programs = [
+        "fmt",
+        "--manifest-path",
+        "ebpf/programs/Cargo.toml",
+        "--check",
+    ];
+    stage.run(&mut bench.workspace.cargo(programs))?;
     Ok(Verdict::Done)
 }
 

@@ -1,0 +1,197 @@
+//! The acceptor in XDP: a request is answered where it stands in the driver's buffer.
+//!
+//! Parsing, authentication and the step are those of `consensus`. What is here is how they reach
+//! packets ([`packet`]) and the region ([`region`]), and the order of things.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod packet;
+mod region;
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::programs::XdpContext;
+use consensus::acceptor::{Acceptor, Step};
+use consensus::auth::{self, Key};
+use consensus::frame;
+use consensus::memory::Payload as _;
+use consensus::region::Layout;
+use consensus::tally::Count;
+use consensus::wire::{self, HEADER_BYTES, Headed, Header, Kind, Malformed};
+use consensus::{Incarnation, NodeId};
+use packet::{Packet, Refused, Workbench, unknown};
+use region::Maps;
+
+// Set by the loader before the program is verified: the verifier knows them as constants.
+
+/// UDP port of requests.
+#[unsafe(no_mangle)]
+static PORT: Global<u16> = Global::new(wire::DEFAULT_PORT);
+/// The acceptor's node number.
+#[unsafe(no_mangle)]
+static NODE: Global<u16> = Global::new(0);
+/// The life of the region.
+#[unsafe(no_mangle)]
+static INCARNATION: Global<u32> = Global::new(0);
+/// Groups of the region.
+#[unsafe(no_mangle)]
+static GROUP_COUNT: Global<u16> = Global::new(1);
+/// Ring entries of each group.
+#[unsafe(no_mangle)]
+static WINDOW: Global<u64> = Global::new(2);
+/// Longest value in bytes.
+#[unsafe(no_mangle)]
+static VALUE_BYTES: Global<u64> = Global::new(64);
+/// Whether packets carry tags: 0 or 1.
+#[unsafe(no_mangle)]
+static IS_KEYED: Global<u8> = Global::new(0);
+/// The key of the tags.
+#[unsafe(no_mangle)]
+static KEY: Global<[u64; 2]> = Global::new([0; 2]);
+/// Whether the time is what [`CLOCK`] says: 0 or 1. For tests, which compare leases byte for byte.
+#[unsafe(no_mangle)]
+static IS_REHEARSAL: Global<u8> = Global::new(0);
+
+/// The time of a rehearsal, in nanoseconds.
+#[map]
+static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
+/// Places as in [`Count::index`].
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::COUNT as u32, 0);
+
+#[xdp]
+pub fn acceptor(context: XdpContext) -> u32 {
+    match serve(&context) {
+        Outcome::NotOurs => XDP_PASS,
+        Outcome::NoRoom => {
+            count(Count::NoRoom);
+            XDP_PASS
+        }
+        Outcome::Answered => {
+            count(Count::Answered);
+            XDP_TX
+        }
+        Outcome::Silence(what) => {
+            count(what);
+            XDP_DROP
+        }
+    }
+}
+
+/// Passes everything. The other end of a veth pair needs a program, or what XDP_TX sends is lost.
+#[xdp]
+pub fn pass(_: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+enum Outcome {
+    /// The stack's business.
+    NotOurs,
+    /// The answer stands where the request was.
+    Answered,
+    /// The driver has no room for the answer: the host, which sees the same region, may serve the
+    /// request, which is as it came. Only votes are longer than requests, and reading one again
+    /// changes nothing.
+    NoRoom,
+    /// Nothing is sent.
+    Silence(Count),
+}
+
+#[inline(always)]
+fn serve(context: &XdpContext) -> Outcome {
+    let frame = Packet::of(context);
+    let (path, at) = match frame::parse_pieces(&frame, PORT.load()) {
+        frame::Parsed::Ours(path, at) => (path, at),
+        frame::Parsed::NotOurs => return Outcome::NotOurs,
+        frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
+    };
+    if wire::kind(&frame, at.start).is_some_and(|kind| !kind.is_for_acceptor()) {
+        // The host listens on the same port.
+        return Outcome::NotOurs;
+    }
+    let value_bytes = VALUE_BYTES.load() as usize;
+    let value_at = at.start + HEADER_BYTES;
+    let request = match wire::header(&frame, at, value_bytes) {
+        // The step bounds its loop by this length, and the verifier wants to see it.
+        Headed::Ours(header) => Header {
+            length: unknown(header.length.into()) as u16,
+            ..header
+        },
+        Headed::NotOurs => return Outcome::NotOurs,
+        Headed::Malformed(reason) => return Outcome::Silence(Count::Wire(reason)),
+    };
+    let Some(back) = path.reversed() else {
+        return Outcome::Silence(Count::ToMany);
+    };
+    let Ok(layout) = Layout::new(GROUP_COUNT.load(), WINDOW.load(), value_bytes) else {
+        // The loader refuses such a region.
+        return Outcome::NotOurs;
+    };
+    let Some(mut bench) = Workbench::new(context, &back) else {
+        return Outcome::NotOurs;
+    };
+    let key = (IS_KEYED.load() != 0).then(|| Key(KEY.load()));
+    let is_looked_at = request.kind == Kind::Accept || key.is_some();
+    if is_looked_at && bench.read(value_at, request.length).is_none() {
+        return Outcome::Silence(Count::Wire(Malformed::Length));
+    }
+    if let Some(key) = key
+        && auth::tag_of_words(key, &request, |index| bench.word(index)) != request.tag
+    {
+        return Outcome::Silence(Count::Wire(Malformed::Tag));
+    }
+    let acceptor = Acceptor {
+        node: NodeId(NODE.load()),
+        incarnation: Incarnation(INCARNATION.load()),
+        layout,
+    };
+    match acceptor.step(&Maps, now_ns(request.kind), &request, &mut bench) {
+        Step::Reply(mut header, _) => {
+            if let Some(key) = key {
+                header.tag = auth::tag_of_words(key, &header, |index| bench.word(index));
+            }
+            match bench.write(&header) {
+                Ok(()) => Outcome::Answered,
+                Err(Refused::NoRoom) => Outcome::NoRoom,
+                Err(Refused::Spoilt) => Outcome::Silence(Count::NoRoom),
+            }
+        }
+        Step::Silent(_) => Outcome::Silence(Count::Taken),
+        Step::Dropped(reason) => Outcome::Silence(Count::Step(reason)),
+    }
+}
+
+/// The time, where the step looks at it.
+#[inline(always)]
+fn now_ns(kind: Kind) -> u64 {
+    if !matches!(kind, Kind::Prepare | Kind::Decide) {
+        return 0;
+    }
+    if IS_REHEARSAL.load() != 0 {
+        return CLOCK.get(0).map_or(0, |now_ns| *now_ns);
+    }
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn count(what: Count) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(what.index() as u32) {
+        // SAFETY: the kernel keeps the counter alive while the program runs, and this processor
+        // runs no other step meanwhile.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 18] = *b"Apache-2.0 OR MIT\0";

@@ -1,0 +1,348 @@
+//! The acceptor in XDP, seen from user space: the program loaded over a region of its own.
+
+mod object;
+mod region;
+
+pub use region::Mapping;
+
+use aya::maps::{Array, MapData, MapError, PerCpuArray};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use consensus::Epoch;
+use consensus::acceptor::Acceptor;
+use consensus::auth::Key;
+use consensus::frame::XDP_VALUE_BYTES;
+use consensus::region::{Birth, Layout, OpenError, Region};
+use consensus::tally::Count;
+use std::io;
+use std::time::Duration;
+
+/// The object that this build embeds. `None` if its sources were newer than the committed one and
+/// could not be built.
+pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object.rs"));
+
+const ACCEPTOR: &str = "acceptor";
+const PASS: &str = "pass";
+const CLOCK: &str = "CLOCK";
+const COUNTERS: &str = "COUNTERS";
+const ENTRY: &str = "ENTRY";
+const GROUP: &str = "GROUP";
+const HEADER: &str = "HEADER";
+const PEER: &str = "PEER";
+
+/// The acceptor cannot be put into the kernel, or not be asked there.
+#[derive(Debug, thiserror::Error)]
+pub enum XdpError {
+    /// The object is not what this build makes.
+    #[error("read the XDP object: {0}")]
+    Object(String),
+    /// The kernel refuses maps or program.
+    #[error("load the XDP object: {0}")]
+    Load(#[from] EbpfError),
+    /// The verifier refuses the program; its log ends the text.
+    #[error("verify the XDP program: {0}")]
+    Verify(ProgramError),
+    /// The interface does not take the program.
+    #[error("attach {program} to {interface} in {mode} mode: {source}")]
+    Attach {
+        /// Which program.
+        program: &'static str,
+        /// Where.
+        interface: String,
+        /// How.
+        mode: &'static str,
+        /// The system's answer.
+        source: Box<ProgramError>,
+    },
+    /// The kernel does not run the program.
+    #[error("run the XDP program: {0}")]
+    Run(ProgramError),
+    /// A map is missing or of another shape.
+    #[error("use the map {name}: {source}")]
+    Map {
+        /// Its name in the object.
+        name: &'static str,
+        /// What is wrong with it.
+        source: MapError,
+    },
+    /// Values of such a length do not fit a frame that XDP sees whole.
+    #[error(
+        "put the region into the kernel: values of {0} bytes, but a frame has {XDP_VALUE_BYTES}"
+    )]
+    ValueTooLong(usize),
+    /// The region's maps cannot be mapped.
+    #[error("map the region: {0}")]
+    Mmap(io::Error),
+    /// The maps hold no such region.
+    #[error(transparent)]
+    Region(#[from] OpenError),
+}
+
+/// What the program is told before it is verified.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// UDP port of requests.
+    pub port: u16,
+    /// Longest values and windows.
+    pub layout: Layout,
+    /// What the region is made with.
+    pub birth: Birth,
+    /// The membership.
+    pub epoch: Epoch,
+    /// How long a lease lasts, in nanoseconds.
+    pub lease_ns: u64,
+    /// The key, where packets carry tags.
+    pub key: Option<Key>,
+    /// Whether the program's clock is what [`Loaded::set_clock`] says.
+    pub is_rehearsal: bool,
+}
+
+/// Where in the kernel a program is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// In the driver, before the kernel makes a buffer of its own of a frame.
+    Native,
+    /// Behind the driver, on any interface.
+    Generic,
+}
+
+impl Mode {
+    /// A stable name for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// A program that the kernel has verified, and the fresh region that it steps.
+#[derive(Debug)]
+pub struct Loaded {
+    ebpf: Ebpf,
+    region: Region<Mapping>,
+}
+
+/// What came of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The stack gets it.
+    Passed,
+    /// Nobody gets it.
+    Dropped,
+    /// This frame is sent back.
+    Sent(Vec<u8>),
+    /// The program ended otherwise, with this code.
+    Other(u32),
+}
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+/// Longest frame in bytes that the program may leave.
+const MAX_FRAME_BYTES: usize = 4096;
+
+impl Loaded {
+    /// Loads the program of `object` over a blank region. Needs CAP_BPF, CAP_NET_ADMIN and
+    /// CAP_PERFMON, and Linux 5.18.
+    ///
+    /// # Errors
+    /// The object is no object of ours, or the kernel refuses it: the verifier's log is then part
+    /// of the error.
+    pub fn load(object: &[u8], settings: &Settings) -> Result<Self, XdpError> {
+        let Settings { layout, birth, .. } = settings;
+        let mut object = object.to_vec();
+        object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
+        if layout.value_bytes() > XDP_VALUE_BYTES {
+            return Err(XdpError::ValueTooLong(layout.value_bytes()));
+        }
+        let acceptor = Acceptor {
+            node: birth.node,
+            incarnation: birth.incarnation(),
+            layout: *layout,
+        };
+        let (node, incarnation) = (acceptor.node.0, acceptor.incarnation.0);
+        let (groups, window) = (layout.groups(), layout.window());
+        let value_bytes = layout.value_bytes() as u64;
+        let is_keyed = u8::from(settings.key.is_some());
+        let key = settings.key.map_or([0; 2], |key| key.0);
+        let is_rehearsal = u8::from(settings.is_rehearsal);
+        // At most 4,096 groups of 2^20 slots.
+        let entries = u32::try_from(u64::from(groups) * window).unwrap_or(u32::MAX);
+        let mut ebpf = EbpfLoader::new()
+            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+            .map_max_entries(GROUP, groups.into())
+            .map_max_entries(ENTRY, entries)
+            .override_global("PORT", &settings.port, true)
+            .override_global("NODE", &node, true)
+            .override_global("INCARNATION", &incarnation, true)
+            .override_global("GROUP_COUNT", &groups, true)
+            .override_global("WINDOW", &window, true)
+            .override_global("VALUE_BYTES", &value_bytes, true)
+            .override_global("IS_KEYED", &is_keyed, true)
+            .override_global("KEY", &key[..], true)
+            .override_global("IS_REHEARSAL", &is_rehearsal, true)
+            .load(&object)?;
+        program(&mut ebpf, ACCEPTOR)?
+            .load()
+            .map_err(XdpError::Verify)?;
+        let sections = [
+            map(&ebpf, HEADER)?,
+            map(&ebpf, PEER)?,
+            map(&ebpf, GROUP)?,
+            map(&ebpf, ENTRY)?,
+        ];
+        let mapping = Mapping::new(layout, sections).map_err(XdpError::Mmap)?;
+        let region = Region::create(mapping, *layout, *birth, settings.epoch, settings.lease_ns)?;
+        Ok(Self { ebpf, region })
+    }
+
+    /// The region that the program steps.
+    pub const fn region(&self) -> &Region<Mapping> {
+        &self.region
+    }
+
+    /// Attaches the program to an interface of the calling thread's network namespace, until `self`
+    /// is dropped.
+    ///
+    /// # Errors
+    /// The interface does not exist, takes no program in this mode, or has another.
+    pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<(), XdpError> {
+        attach(&mut self.ebpf, ACCEPTOR, interface, mode)
+    }
+
+    /// How many instructions the verifier went through.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn verified_instructions(&mut self) -> Result<Option<u32>, XdpError> {
+        let info = program(&mut self.ebpf, ACCEPTOR)?
+            .info()
+            .map_err(XdpError::Run)?;
+        Ok(info.verified_instruction_count())
+    }
+
+    /// Shows the program a frame, as if it had been received, without sending what comes of it.
+    ///
+    /// # Errors
+    /// The kernel does not run it, for instance because the frame is longer than a page.
+    pub fn run(&self, frame: &[u8]) -> Result<Verdict, XdpError> {
+        Ok(self.run_timed(frame)?.0)
+    }
+
+    /// As [`Loaded::run`]; also how long it took by the kernel's clock, which is in it twice.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    pub fn run_timed(&self, frame: &[u8]) -> Result<(Verdict, Duration), XdpError> {
+        let mut out = vec![0; MAX_FRAME_BYTES];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        let program = self.ebpf.program(ACCEPTOR).ok_or_else(no_program)?;
+        let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
+        let ended = program.test_run(options).map_err(XdpError::Run)?;
+        let verdict = match ended.return_value {
+            XDP_DROP => Verdict::Dropped,
+            XDP_PASS => Verdict::Passed,
+            XDP_TX => {
+                out.truncate(ended.data_size_out as usize);
+                Verdict::Sent(out)
+            }
+            code => Verdict::Other(code),
+        };
+        Ok((verdict, ended.duration))
+    }
+
+    /// Sets the time of a rehearsal, in nanoseconds.
+    ///
+    /// # Errors
+    /// The kernel refuses to write the map.
+    pub fn set_clock(&mut self, now_ns: u64) -> Result<(), XdpError> {
+        let named = |source| XdpError::Map {
+            name: CLOCK,
+            source,
+        };
+        let map = self.ebpf.map_mut(CLOCK).ok_or_else(|| missing(CLOCK))?;
+        let mut clock = Array::<_, u64>::try_from(map).map_err(named)?;
+        clock.set(0, now_ns, 0).map_err(named)
+    }
+
+    /// How often each thing happened since the program was loaded, on all processors, by
+    /// [`Count::index`].
+    ///
+    /// # Errors
+    /// The kernel refuses to read the map.
+    pub fn counters(&self) -> Result<[u64; Count::COUNT], XdpError> {
+        let named = |source| XdpError::Map {
+            name: COUNTERS,
+            source,
+        };
+        let map = self.ebpf.map(COUNTERS).ok_or_else(|| missing(COUNTERS))?;
+        let counters = PerCpuArray::<_, u64>::try_from(map).map_err(named)?;
+        let mut sums = [0; Count::COUNT];
+        for (index, sum) in (0..).zip(&mut sums) {
+            *sum = counters.get(&index, 0).map_err(named)?.iter().sum();
+        }
+        Ok(sums)
+    }
+}
+
+/// A program that passes everything, loaded and attached until dropped. The other end of a veth
+/// pair needs one: natively, what XDP_TX sends is lost there otherwise (Linux 6.18).
+#[derive(Debug)]
+pub struct Bystander {
+    _ebpf: Ebpf,
+}
+
+impl Bystander {
+    /// Attaches the program of `object` to an interface of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The object is no object of ours, or the kernel refuses it.
+    pub fn attach(object: &[u8], interface: &str, mode: Mode) -> Result<Self, XdpError> {
+        let mut ebpf = EbpfLoader::new().load(object)?;
+        program(&mut ebpf, PASS)?.load().map_err(XdpError::Verify)?;
+        attach(&mut ebpf, PASS, interface, mode)?;
+        Ok(Self { _ebpf: ebpf })
+    }
+}
+
+fn attach(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    interface: &str,
+    mode: Mode,
+) -> Result<(), XdpError> {
+    let aya_mode = match mode {
+        Mode::Native => XdpMode::Driver,
+        Mode::Generic => XdpMode::Skb,
+    };
+    let attached = program(ebpf, name)?.attach(interface, aya_mode);
+    attached.map(drop).map_err(|source| XdpError::Attach {
+        program: name,
+        interface: interface.to_owned(),
+        mode: mode.name(),
+        source: Box::new(source),
+    })
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, XdpError> {
+    let program = ebpf.program_mut(name).ok_or_else(no_program)?;
+    program.try_into().map_err(XdpError::Run)
+}
+
+fn no_program() -> XdpError {
+    XdpError::Object("it has not the programs of this build".into())
+}
+
+fn missing(name: &str) -> XdpError {
+    XdpError::Object(format!("it has no map {name}"))
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a MapData, XdpError> {
+    match ebpf.map(name) {
+        Some(aya::maps::Map::Array(map)) => Ok(map),
+        _ => Err(missing(name)),
+    }
+}
