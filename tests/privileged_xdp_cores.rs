@@ -24,6 +24,7 @@ const SHAPE: Shape = Shape {
     value_bytes: 1384,
     lease_ns: 1,
     epoch: 1,
+    is_narrow: false,
     key: None,
 };
 /// The last one of them steps in this process.

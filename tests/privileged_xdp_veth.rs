@@ -26,6 +26,7 @@ const SHAPE: Shape = Shape {
     value_bytes: 1384,
     lease_ns: 1_000_000,
     epoch: 1,
+    is_narrow: false,
     key: None,
 };
 /// Values that are chosen over each family.

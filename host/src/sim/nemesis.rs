@@ -206,6 +206,7 @@ impl World {
             FaultKind::DiskError if is_up => {
                 self.machines[place].log.borrow_mut().is_failing = true;
                 self.say(kind, place, || "the disk returns errors".into());
+                self.plan_mending(place);
             }
             FaultKind::ClockStep => {
                 // Now and then so far that sessions expire by the log's clock.
