@@ -31,6 +31,11 @@ impl Life {
         self.fuse.set(Some(writes));
     }
 
+    /// The process does not die any more.
+    pub(super) fn put_out_fuse(&self) {
+        self.fuse.set(None);
+    }
+
     /// Whether the process is about to die.
     pub(super) fn is_doomed(&self) -> bool {
         self.fuse.get().is_some()

@@ -479,6 +479,7 @@ impl World {
         self.ether.network.heal();
         for place in 0..self.machines.len() {
             self.mend_disk(place);
+            self.machines[place].life.put_out_fuse();
             self.resume(place);
             self.start(place);
         }
