@@ -32,8 +32,9 @@ pub struct Recovery<S> {
     votes: BTreeMap<Slot, (Ballot, Vec<u8>)>,
     /// Values known to be chosen, for slots that are not next yet.
     learned: BTreeMap<Slot, (Ballot, Vec<u8>)>,
-    /// The newest decided record.
-    decided: Decided,
+    /// What was decided and is not all applied yet, by ballot: a lower ballot may have decided more
+    /// than a higher one that this node led or heard of.
+    decided: Vec<Decided>,
     highest_round: u64,
     scratch: Vec<u8>,
     records: u64,
@@ -48,7 +49,7 @@ impl<S: StateMachine> Recovery<S> {
             applied,
             votes: BTreeMap::new(),
             learned: BTreeMap::new(),
-            decided: Decided::default(),
+            decided: Vec::new(),
             highest_round: 0,
             scratch,
             records: 0,
@@ -93,13 +94,13 @@ impl<S: StateMachine> Recovery<S> {
                     from: Slot(header.vote_ballot.0),
                     upto: header.slot,
                 };
-                // What a lower ballot decided stays true, but the newest record is the one that
-                // later votes are held against.
-                self.apply_decided(told);
-                if told.ballot > self.decided.ballot {
-                    self.decided = told;
-                } else if told.ballot == self.decided.ballot {
-                    self.decided.upto = self.decided.upto.max(told.upto);
+                let known = self
+                    .decided
+                    .iter_mut()
+                    .find(|one| one.ballot == told.ballot);
+                match known {
+                    Some(one) => one.upto = one.upto.max(told.upto),
+                    None => self.decided.push(told),
                 }
             }
             // A leader learns past slots whose Decide is still to come.
@@ -110,16 +111,19 @@ impl<S: StateMachine> Recovery<S> {
             _ => {}
         }
         // A Decide may be older than the vote or the lesson that it waited for.
-        self.apply_decided(self.decided);
+        self.apply_decided();
         Ok(())
     }
 
-    fn apply_decided(&mut self, decided: Decided) {
+    fn apply_decided(&mut self) {
         loop {
             let slot = self.applied.slot().next();
+            self.decided.retain(|one| one.upto >= slot);
             let is_decided = |ballot: Ballot| {
-                (decided.from..=decided.upto).contains(&slot)
-                    && (ballot >= decided.ballot || mutated(Mutation::LowerVoteReplayed))
+                self.decided.iter().any(|one| {
+                    (one.from..=one.upto).contains(&slot)
+                        && (ballot >= one.ballot || mutated(Mutation::LowerVoteReplayed))
+                })
             };
             let voted = self.votes.get(&slot).map(|(ballot, _)| *ballot);
             let known = match self.learned.remove(&slot) {
@@ -261,6 +265,17 @@ mod tests {
         assert_eq!(replay.recovery.applied.slot(), Slot::NONE);
         replay.accept(ballot(2), 1, b"");
         assert_eq!(replay.recovery.applied.slot(), Slot(1));
+    }
+
+    #[test]
+    fn what_a_lower_ballot_decided_further_on_is_applied_too() {
+        let mut replay = replay();
+        replay.accept(ballot(1), 3, b"");
+        replay.decide(ballot(1), 3, 3, 1);
+        replay.accept(ballot(2), 1, b"");
+        replay.accept(ballot(2), 2, b"");
+        replay.decide(ballot(2), 1, 2, 1);
+        assert_eq!(replay.recovery.applied.slot(), Slot(3));
     }
 
     #[test]
