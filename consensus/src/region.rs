@@ -9,6 +9,9 @@
 //! odd (the record is *torn*) with the old body untouched: the next opener restores it, so no vote
 //! is ever half there and none is lost.
 
+#[cfg(target_has_atomic = "64")]
+mod hand_over;
+
 use crate::auth::SipHash;
 use crate::memory::{Memory, published};
 use crate::simulation::{Mutation, mutated};
@@ -95,6 +98,8 @@ pub mod group {
     pub const LEASE_BALLOT: usize = 3;
     /// In a decided record: when the lease ends by this machine's monotonic clock, in nanoseconds.
     pub const LEASE_UNTIL: usize = 4;
+    /// What was promised when the group was sealed.
+    pub const SAVED: usize = 24;
     /// Words of a group.
     pub const WORDS: usize = 32;
     /// State: steps are answered.
@@ -350,6 +355,43 @@ fn checksum(words: &[AtomicU64]) -> u64 {
 }
 
 #[cfg(target_has_atomic = "64")]
+fn check_size(words: &[AtomicU64], layout: &Layout) -> Result<(), OpenError> {
+    if words.len() == layout.words() {
+        return Ok(());
+    }
+    Err(OpenError::Size {
+        found: words.len() * 8,
+        wanted: layout.bytes(),
+    })
+}
+
+/// Refuses words that hold a region, or what some step has touched.
+#[cfg(target_has_atomic = "64")]
+fn check_blank(words: &[AtomicU64], layout: &Layout) -> Result<(), OpenError> {
+    let used = |at: usize| {
+        words
+            .get(at)
+            .is_some_and(|word| word.load(Ordering::Acquire) != 0)
+    };
+    let not_blank = |what, at: usize| Err(OpenError::Damaged { what, at: at * 8 });
+    if used(header::MAGIC) {
+        return not_blank("blank header", header::MAGIC);
+    }
+    for at in (0..layout.groups).filter_map(|number| layout.group_at(GroupId(number))) {
+        let touched = [group::LOCK, group::PROMISED, group::HIGHEST];
+        if touched.iter().any(|word| used(at + word)) {
+            return not_blank("blank group", at);
+        }
+    }
+    for at in (0..layout.entries()).filter_map(|index| layout.entry_at(index)) {
+        if used(at + entry::LOCK) {
+            return not_blank("blank ring entry", at);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(target_has_atomic = "64")]
 impl<W: AsRef<[AtomicU64]>> Region<W> {
     /// Writes a fresh region over `words`, which must be blank: all zero, or what a maker left that
     /// died before it wrote the magic number.
@@ -366,31 +408,8 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
         lease_ns: u64,
     ) -> Result<Self, OpenError> {
         let all = words.as_ref();
-        if all.len() != layout.words() {
-            return Err(OpenError::Size {
-                found: all.len() * 8,
-                wanted: layout.bytes(),
-            });
-        }
-        let used = |at: usize| {
-            all.get(at)
-                .is_some_and(|word| word.load(Ordering::Acquire) != 0)
-        };
-        let not_blank = |what, at: usize| Err(OpenError::Damaged { what, at: at * 8 });
-        if used(header::MAGIC) {
-            return not_blank("blank header", header::MAGIC);
-        }
-        for at in (0..layout.groups).filter_map(|number| layout.group_at(GroupId(number))) {
-            let touched = [group::LOCK, group::PROMISED, group::HIGHEST];
-            if touched.iter().any(|word| used(at + word)) {
-                return not_blank("blank group", at);
-            }
-        }
-        for at in (0..layout.entries()).filter_map(|index| layout.entry_at(index)) {
-            if used(at + entry::LOCK) {
-                return not_blank("blank ring entry", at);
-            }
-        }
+        check_size(all, &layout)?;
+        check_blank(all, &layout)?;
         let set = |at: usize, value: u64| {
             if let Some(word) = all.get(at) {
                 word.store(value, Ordering::Release);
@@ -498,12 +517,7 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
                 value_bytes,
             });
         }
-        if all.len() != layout.words() {
-            return Err(OpenError::Size {
-                found: all.len() * 8,
-                wanted: layout.bytes(),
-            });
-        }
+        check_size(all, &layout)?;
         let region = Self {
             words,
             layout,
@@ -626,6 +640,9 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
         &self.birth
     }
 }
+
+#[cfg(target_has_atomic = "64")]
+pub use hand_over::Locked;
 
 impl Layout {
     /// Offset of body 0 or 1 in a ring entry.

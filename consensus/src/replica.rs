@@ -204,7 +204,15 @@ pub struct Replica<S> {
     reported: Slot,
     reported_ns: u64,
     snapshot_wanted: bool,
+    observed: Observed,
     tally: Tally,
+}
+
+/// What the region said last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Observed {
+    promised: Ballot,
+    seen_ns: u64,
 }
 
 impl<S: StateMachine> Replica<S> {
@@ -243,6 +251,7 @@ impl<S: StateMachine> Replica<S> {
             reported: Slot::NONE,
             reported_ns: 0,
             snapshot_wanted: false,
+            observed: Observed::default(),
             tally: Tally::default(),
             config,
         }
@@ -415,6 +424,7 @@ impl<S: StateMachine> Replica<S> {
 
     /// Does what is due: sends what has gathered, applies what was chosen, watches the clock.
     pub fn turn<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        self.observe(turn);
         self.note_journalled(turn.local);
         if mutated(Mutation::ExpiryByLocalClock) {
             self.applied.tick(turn.unix_ms);

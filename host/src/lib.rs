@@ -16,6 +16,7 @@ pub mod kill_point;
 pub mod kv;
 pub mod local_cluster;
 pub mod node;
+pub mod offload;
 pub mod rehearsal;
 pub mod resp;
 pub mod run;

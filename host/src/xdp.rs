@@ -1,20 +1,29 @@
 //! The acceptor in XDP, seen from user space: the program loaded over a region of its own.
 
+mod grace;
+mod link;
 mod object;
+mod pinned;
+mod pins;
 mod region;
 
+pub use pinned::{OnHostDeath, Pinned, Seat};
+pub use pins::{BPFFS, Pins};
 pub use region::Mapping;
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
+use aya::pin::PinError;
+use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
-use consensus::Epoch;
 use consensus::acceptor::Acceptor;
 use consensus::auth::Key;
 use consensus::frame::XDP_VALUE_BYTES;
-use consensus::region::{Birth, Layout, OpenError, Region};
+use consensus::region::{Birth, Layout, OpenError, Region, group};
 use consensus::tally::Count;
+use consensus::{Epoch, NodeId};
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The object that this build embeds. `None` if its sources were newer than the committed one and
@@ -73,6 +82,58 @@ pub enum XdpError {
     /// The region's maps cannot be mapped.
     #[error("map the region: {0}")]
     Mmap(io::Error),
+    /// The pinned maps are of another layout than is configured.
+    #[error(
+        "open the pinned map {name}: it has {found} records of {found_bytes} bytes, the \
+         configuration wants {wanted} of {wanted_bytes}: restore [region] as it was"
+    )]
+    OtherMap {
+        /// Its name in the object.
+        name: &'static str,
+        /// How many records it has.
+        found: u32,
+        /// How long they are.
+        found_bytes: u32,
+        /// How many there should be.
+        wanted: u32,
+        /// How long they should be.
+        wanted_bytes: u32,
+    },
+    /// Nothing can be pinned there.
+    #[error("pin the region in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
+    NoBpffs(PathBuf),
+    /// bpffs refuses.
+    #[error("{doing} {}: {source}", path.display())]
+    Pins {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A link cannot be pinned.
+    #[error("pin the program's link to {}: {source}", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// The system's answer.
+        source: PinError,
+    },
+    /// The kernel does not tell about a link.
+    #[error("look at the program's link to {interface}: {source}")]
+    Link {
+        /// The interface.
+        interface: String,
+        /// The system's answer.
+        source: LinkError,
+    },
+    /// A link ended while it was being looked at.
+    #[error("look at the program's link to {0}: /proc/self/fdinfo does not show it")]
+    Vanished(String),
+    /// Running programs cannot be waited for.
+    #[error("wait for running programs: {0}")]
+    Grace(io::Error),
     /// The maps hold no such region.
     #[error(transparent)]
     Region(#[from] OpenError),
@@ -116,6 +177,15 @@ impl Mode {
     }
 }
 
+impl From<Mode> for XdpMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Native => Self::Driver,
+            Mode::Generic => Self::Skb,
+        }
+    }
+}
+
 /// A program that the kernel has verified, and the fresh region that it steps.
 #[derive(Debug)]
 pub struct Loaded {
@@ -150,49 +220,9 @@ impl Loaded {
     /// The object is no object of ours, or the kernel refuses it: the verifier's log is then part
     /// of the error.
     pub fn load(object: &[u8], settings: &Settings) -> Result<Self, XdpError> {
+        let ebpf = load(object, settings, None)?;
         let Settings { layout, birth, .. } = settings;
-        let mut object = object.to_vec();
-        object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
-        if layout.value_bytes() > XDP_VALUE_BYTES {
-            return Err(XdpError::ValueTooLong(layout.value_bytes()));
-        }
-        let acceptor = Acceptor {
-            node: birth.node,
-            incarnation: birth.incarnation(),
-            layout: *layout,
-        };
-        let (node, incarnation) = (acceptor.node.0, acceptor.incarnation.0);
-        let (groups, window) = (layout.groups(), layout.window());
-        let value_bytes = layout.value_bytes() as u64;
-        let is_keyed = u8::from(settings.key.is_some());
-        let key = settings.key.map_or([0; 2], |key| key.0);
-        let is_rehearsal = u8::from(settings.is_rehearsal);
-        // At most 4,096 groups of 2^20 slots.
-        let entries = u32::try_from(u64::from(groups) * window).unwrap_or(u32::MAX);
-        let mut ebpf = EbpfLoader::new()
-            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-            .map_max_entries(GROUP, groups.into())
-            .map_max_entries(ENTRY, entries)
-            .override_global("PORT", &settings.port, true)
-            .override_global("NODE", &node, true)
-            .override_global("INCARNATION", &incarnation, true)
-            .override_global("GROUP_COUNT", &groups, true)
-            .override_global("WINDOW", &window, true)
-            .override_global("VALUE_BYTES", &value_bytes, true)
-            .override_global("IS_KEYED", &is_keyed, true)
-            .override_global("KEY", &key[..], true)
-            .override_global("IS_REHEARSAL", &is_rehearsal, true)
-            .load(&object)?;
-        program(&mut ebpf, ACCEPTOR)?
-            .load()
-            .map_err(XdpError::Verify)?;
-        let sections = [
-            map(&ebpf, HEADER)?,
-            map(&ebpf, PEER)?,
-            map(&ebpf, GROUP)?,
-            map(&ebpf, ENTRY)?,
-        ];
-        let mapping = Mapping::new(layout, sections).map_err(XdpError::Mmap)?;
+        let mapping = mapping(&ebpf, layout)?;
         let region = Region::create(mapping, *layout, *birth, settings.epoch, settings.lease_ns)?;
         Ok(Self { ebpf, region })
     }
@@ -274,17 +304,7 @@ impl Loaded {
     /// # Errors
     /// The kernel refuses to read the map.
     pub fn counters(&self) -> Result<[u64; Count::COUNT], XdpError> {
-        let named = |source| XdpError::Map {
-            name: COUNTERS,
-            source,
-        };
-        let map = self.ebpf.map(COUNTERS).ok_or_else(|| missing(COUNTERS))?;
-        let counters = PerCpuArray::<_, u64>::try_from(map).map_err(named)?;
-        let mut sums = [0; Count::COUNT];
-        for (index, sum) in (0..).zip(&mut sums) {
-            *sum = counters.get(&index, 0).map_err(named)?.iter().sum();
-        }
-        Ok(sums)
+        counters(&self.ebpf)
     }
 }
 
@@ -314,11 +334,7 @@ fn attach(
     interface: &str,
     mode: Mode,
 ) -> Result<(), XdpError> {
-    let aya_mode = match mode {
-        Mode::Native => XdpMode::Driver,
-        Mode::Generic => XdpMode::Skb,
-    };
-    let attached = program(ebpf, name)?.attach(interface, aya_mode);
+    let attached = program(ebpf, name)?.attach(interface, mode.into());
     attached.map(drop).map_err(|source| XdpError::Attach {
         program: name,
         interface: interface.to_owned(),
@@ -345,4 +361,99 @@ fn map<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a MapData, XdpError> 
         Some(aya::maps::Map::Array(map)) => Ok(map),
         _ => Err(missing(name)),
     }
+}
+
+/// The maps that are the region, in the order of its sections.
+const SECTIONS: [&str; 4] = [HEADER, PEER, GROUP, ENTRY];
+
+/// Loads and verifies the acceptor of `object`, over the maps that are pinned at `pins` if there are
+/// any.
+fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, XdpError> {
+    let Settings { layout, birth, .. } = settings;
+    let mut object = object.to_vec();
+    object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
+    if layout.value_bytes() > XDP_VALUE_BYTES {
+        return Err(XdpError::ValueTooLong(layout.value_bytes()));
+    }
+    let acceptor = Acceptor {
+        node: birth.node,
+        incarnation: birth.incarnation(),
+        layout: *layout,
+    };
+    let (node, incarnation) = (acceptor.node.0, acceptor.incarnation.0);
+    let (groups, window) = (layout.groups(), layout.window());
+    let value_bytes = layout.value_bytes() as u64;
+    let is_keyed = u8::from(settings.key.is_some());
+    let key = settings.key.map_or([0; 2], |key| key.0);
+    let is_rehearsal = u8::from(settings.is_rehearsal);
+    // At most 4,096 groups of 2^20 slots.
+    let entries = u32::try_from(u64::from(groups) * window).unwrap_or(u32::MAX);
+    let mut loader = EbpfLoader::new();
+    for name in SECTIONS.into_iter().chain([COUNTERS]) {
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    let mut ebpf = loader
+        .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+        .map_max_entries(GROUP, groups.into())
+        .map_max_entries(ENTRY, entries)
+        .override_global("PORT", &settings.port, true)
+        .override_global("NODE", &node, true)
+        .override_global("INCARNATION", &incarnation, true)
+        .override_global("GROUP_COUNT", &groups, true)
+        .override_global("WINDOW", &window, true)
+        .override_global("VALUE_BYTES", &value_bytes, true)
+        .override_global("IS_KEYED", &is_keyed, true)
+        .override_global("KEY", &key[..], true)
+        .override_global("IS_REHEARSAL", &is_rehearsal, true)
+        .load(&object)?;
+    program(&mut ebpf, ACCEPTOR)?
+        .load()
+        .map_err(XdpError::Verify)?;
+    Ok(ebpf)
+}
+
+/// The region's words, if the maps are as long as `layout` says.
+fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
+    let [header, peer, group, entry] = SECTIONS.map(|name| map(ebpf, name));
+    let sections = [header?, peer?, group?, entry?];
+    let entries = u32::from(layout.groups()) * layout.window() as u32;
+    let wanted = [
+        (1, 4096),
+        (u32::from(NodeId::MAX) + 1, 8),
+        (layout.groups().into(), group::WORDS as u32 * 8),
+        (entries, layout.entry_words() as u32 * 8),
+    ];
+    for ((name, section), (wanted, wanted_bytes)) in SECTIONS.into_iter().zip(sections).zip(wanted)
+    {
+        let info = section
+            .info()
+            .map_err(|source| XdpError::Map { name, source })?;
+        let (found, found_bytes) = (info.max_entries(), info.value_size());
+        if (found, found_bytes) != (wanted, wanted_bytes) {
+            return Err(XdpError::OtherMap {
+                name,
+                found,
+                found_bytes,
+                wanted,
+                wanted_bytes,
+            });
+        }
+    }
+    Mapping::new(layout, sections).map_err(XdpError::Mmap)
+}
+
+fn counters(ebpf: &Ebpf) -> Result<[u64; Count::COUNT], XdpError> {
+    let named = |source| XdpError::Map {
+        name: COUNTERS,
+        source,
+    };
+    let map = ebpf.map(COUNTERS).ok_or_else(|| missing(COUNTERS))?;
+    let counters = PerCpuArray::<_, u64>::try_from(map).map_err(named)?;
+    let mut sums = [0; Count::COUNT];
+    for (index, sum) in (0..).zip(&mut sums) {
+        *sum = counters.get(&index, 0).map_err(named)?.iter().sum();
+    }
+    Ok(sums)
 }

@@ -260,6 +260,29 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    /// Notes what the region tells of candidates and leaders: another engine may have answered them,
+    /// and then no packet came here.
+    pub(super) fn observe<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        let Some(view) = turn.local.view(self.config.group) else {
+            return;
+        };
+        let seen_ns = self.leader_seen_ns(turn.local);
+        let before = core::mem::replace(
+            &mut self.observed,
+            Observed {
+                promised: view.promised,
+                seen_ns,
+            },
+        );
+        if view.promised > before.promised && self.lead.is_none() {
+            self.election.wait(turn.now_ns);
+        }
+        if seen_ns > before.seen_ns {
+            self.election.led(turn.now_ns);
+        }
+        self.check_superseded(turn);
+    }
+
     pub(super) fn check_superseded<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,

@@ -1,0 +1,142 @@
+//! From one memory to another: seal, copy, go on.
+//!
+//! Engines that step the same words need none of this, since they exclude each other record by
+//! record. It is for votes that move, from a file into a kernel's maps or back.
+
+use super::*;
+use core::hint::spin_loop;
+
+/// Tries to take one lock. A step holds it for less than a microsecond; a machine that is stolen
+/// from meanwhile may take milliseconds.
+const TRIES: u32 = 10_000_000;
+
+/// A record stays locked: its writer died, and an opener has to restore it first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "seal the region: the record at byte {at} stays locked; stop the engine that steps it, then \
+     open it again"
+)]
+pub struct Locked {
+    /// Where the record begins.
+    pub at: usize,
+}
+
+impl<W: AsRef<[AtomicU64]>> Region<W> {
+    /// How often these votes were handed over.
+    pub fn generation(&self) -> u64 {
+        self.word(header::GENERATION)
+    }
+
+    /// Whether any group is sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.groups().any(|at| {
+            let state = self.word(at + group::STATE) & 0xffff_ffff;
+            state == group::SEALED || self.word(at + group::PROMISED) == Ballot::SEALED.0
+        })
+    }
+
+    /// Stops all groups from voting, and waits until no step is under way. Engines may be live.
+    ///
+    /// The promise is exchanged for the maximum, which no ballot reaches, and saved beside. A step
+    /// that had read it before still holds its record's lock, so each lock is taken once.
+    ///
+    /// # Errors
+    /// A lock is never released. The group votes no more even then.
+    pub fn seal(&self) -> Result<(), Locked> {
+        for at in self.groups() {
+            loop {
+                let promised = self.word(at + group::PROMISED);
+                if promised == Ballot::SEALED.0 {
+                    break;
+                }
+                // Saved first: whoever finds the group sealed finds what it had promised.
+                self.exchange(at, group::SAVED, promised);
+                if self
+                    .compare_exchange(at, group::PROMISED, promised, Ballot::SEALED.0)
+                    .is_ok()
+                {
+                    break;
+                }
+            }
+            let epoch = self.word(at + group::STATE) >> 32;
+            self.exchange(at, group::STATE, group::SEALED | epoch << 32);
+        }
+        let entries = (0..self.layout.entries()).filter_map(|index| self.layout.entry_at(index));
+        self.groups().chain(entries).try_for_each(|at| {
+            // Groups and ring entries both begin with their sequence word.
+            self.pass_lock(at)
+        })
+    }
+
+    fn pass_lock(&self, at: usize) -> Result<(), Locked> {
+        for _ in 0..TRIES {
+            let sequence = self.word(at);
+            if sequence & 1 == 0 && self.compare_exchange(at, 0, sequence, sequence | 1).is_ok() {
+                self.exchange(at, 0, sequence);
+                return Ok(());
+            }
+            spin_loop();
+        }
+        Err(Locked { at: at * 8 })
+    }
+
+    /// Lets sealed groups vote again: in a copy, or because none was made. The caller proves that
+    /// no later generation exists.
+    pub fn resume(&self) {
+        for number in 0..self.layout.groups {
+            let Some(at) = self.layout.group_at(GroupId(number)) else {
+                continue;
+            };
+            if self.word(at + group::PROMISED) == Ballot::SEALED.0 {
+                // A step that the seal overtook has stored its vote and raised a promise that was
+                // the maximum already.
+                let base = u64::from(number) * self.layout.window;
+                let ring = (base..base + self.layout.window)
+                    .filter_map(|index| self.layout.entry_at(index));
+                let votes = ring.map(|at| self.vote_head(at).1);
+                let decided =
+                    at + group::BODIES + published(self.word(at + group::LOCK)) * group::BODY_WORDS;
+                let promised = votes
+                    .chain(
+                        [group::BALLOT, group::LEASE_BALLOT].map(|word| self.word(decided + word)),
+                    )
+                    .fold(self.word(at + group::SAVED), u64::max);
+                self.exchange(at, group::PROMISED, promised);
+            }
+            let epoch = self.word(at + group::STATE) >> 32;
+            self.exchange(at, group::STATE, group::ACTIVE | epoch << 32);
+        }
+    }
+
+    /// Copies a sealed region into blank `words` as the next generation, which may vote. This one
+    /// must not be resumed once the copy does.
+    ///
+    /// # Errors
+    /// As for [`Region::create`].
+    ///
+    /// # Panics
+    /// If this region is not sealed.
+    pub fn copy_into<V: AsRef<[AtomicU64]>>(&self, words: V) -> Result<Region<V>, OpenError> {
+        assert!(self.is_sealed(), "only sealed votes are copied");
+        check_size(words.as_ref(), &self.layout)?;
+        check_blank(words.as_ref(), &self.layout)?;
+        let copy = Region {
+            words,
+            layout: self.layout,
+            birth: self.birth,
+        };
+        for at in (0..self.layout.words()).filter(|at| *at != header::MAGIC) {
+            copy.store(at, 0, self.word(at));
+        }
+        copy.store(header::GENERATION, 0, self.generation() + 1);
+        copy.resume();
+        // Last: a copy that was not finished is blank but for its records, and is thrown away.
+        copy.exchange(header::MAGIC, 0, MAGIC);
+        Ok(copy)
+    }
+
+    fn groups(&self) -> impl Iterator<Item = usize> {
+        let layout = self.layout;
+        (0..layout.groups).filter_map(move |number| layout.group_at(GroupId(number)))
+    }
+}

@@ -1,0 +1,128 @@
+//! Where in bpffs the kernel keeps a node's region and program.
+
+use super::{Mode, XdpError};
+use nix::sys::statfs::{FsType, statfs};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+/// Where bpffs usually is.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// The directory of all nodes below it.
+const OURS: &str = "nearwire";
+/// `BPF_FS_MAGIC` in the kernel's `magic.h`.
+const BPF_FS: FsType = FsType(0xcafe_4a11);
+
+/// The pins of one region: `nearwire/<nonce>/` in a bpffs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// Those of the region with this nonce.
+    ///
+    /// # Errors
+    /// `bpffs` is none.
+    pub fn new(bpffs: &Path, nonce: u64) -> Result<Self, XdpError> {
+        let kind = statfs(bpffs).map_err(|error| XdpError::Pins {
+            doing: "look at",
+            path: bpffs.to_owned(),
+            source: error.into(),
+        })?;
+        if kind.filesystem_type() != BPF_FS {
+            return Err(XdpError::NoBpffs(bpffs.to_owned()));
+        }
+        Ok(Self {
+            directory: bpffs.join(OURS).join(format!("{nonce:016x}")),
+        })
+    }
+
+    /// All that are in `bpffs`.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub fn all(bpffs: &Path) -> Result<Vec<Self>, XdpError> {
+        let ours = bpffs.join(OURS);
+        let refused = |source| XdpError::Pins {
+            doing: "list",
+            path: ours.clone(),
+            source,
+        };
+        let entries = match fs::read_dir(&ours) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(refused)?,
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let directory = entry.map_err(refused)?.path();
+            all.push(Self { directory });
+        }
+        Ok(all)
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether a region is there.
+    pub fn hold_region(&self) -> bool {
+        self.map(super::HEADER).exists()
+    }
+
+    /// Makes the directory.
+    pub(super) fn make(&self) -> Result<(), XdpError> {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory);
+        made.map_err(self.refused("make"))
+    }
+
+    /// Where a map is.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name.to_ascii_lowercase())
+    }
+
+    /// Where the link of a program in this mode is.
+    pub(super) fn link(&self, mode: Mode) -> PathBuf {
+        self.directory.join(format!("link_{}", mode.name()))
+    }
+
+    /// Removes links, program and maps: the kernel forgets what nobody else holds.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn remove(&self) -> Result<(), XdpError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(self.refused("list"))?,
+        };
+        // The links first, so that no program votes on maps that are going.
+        let mut paths = Vec::new();
+        for entry in entries {
+            paths.push(entry.map_err(self.refused("list"))?.path());
+        }
+        paths.sort_by_key(|path| !is_link(path));
+        for path in paths {
+            fs::remove_file(path).map_err(self.refused("empty"))?;
+        }
+        fs::remove_dir(&self.directory).map_err(self.refused("remove"))
+    }
+
+    fn refused(&self, doing: &'static str) -> impl FnOnce(io::Error) -> XdpError {
+        let path = self.directory.clone();
+        move |source| XdpError::Pins {
+            doing,
+            path,
+            source,
+        }
+    }
+}
+
+fn is_link(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().starts_with("link_")
+}
