@@ -112,6 +112,8 @@ pub struct Local<M, J> {
     appended: u64,
     /// The journal refused a record that the region already holds.
     failed: bool,
+    /// Another engine steps the region, too.
+    is_shared: bool,
     scratch: Vec<u8>,
     counters: Counters,
 }
@@ -129,9 +131,24 @@ impl<M: Memory, J: Journal> Local<M, J> {
             decides: Vec::new(),
             appended: 0,
             failed: false,
+            is_shared: false,
             scratch,
             counters: Counters::default(),
         }
+    }
+
+    /// Another engine steps the region from now on, which journals nothing. Not under `sync`.
+    pub fn share(&mut self) {
+        debug_assert!(
+            self.durability != Durability::Sync,
+            "nothing waits for a flush in another engine"
+        );
+        self.is_shared = true;
+    }
+
+    /// Whether votes may be in the region that [`Local::step`] has not seen.
+    pub const fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// Steps the region with one request. Returns the reply and its value if it may leave now;

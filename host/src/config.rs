@@ -5,6 +5,7 @@ mod key;
 mod place;
 mod text;
 
+use crate::xdp::{self, Mode, OnHostDeath};
 use consensus::NodeId;
 use consensus::auth::Key;
 use consensus::quorum::{QuorumError, Quorums};
@@ -44,6 +45,8 @@ pub struct Config {
     pub worker: Worker,
     /// How long things take.
     pub timing: Timing,
+    /// Where the acceptor votes before its packets reach this process; nowhere if absent.
+    pub offload: Option<Offload>,
     /// A file with the cluster's key (32 hexadecimal digits): every packet carries a tag if set.
     pub key_file: Option<PathBuf>,
 }
@@ -258,6 +261,37 @@ pub enum Wait {
     Blocking,
     /// Spins: lower latency for a whole CPU.
     Polling,
+}
+
+/// The acceptor in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offload {
+    /// What votes there.
+    pub engine: Engine,
+    /// The interface that the node's datagrams come in by.
+    pub interface: String,
+    /// How the program is called on it.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What becomes of the program when this process dies.
+    #[serde(default)]
+    pub on_host_death: OnHostDeath,
+    /// A mounted bpffs, to pin votes and program in.
+    #[serde(default = "bpffs")]
+    pub bpffs: PathBuf,
+}
+
+fn bpffs() -> PathBuf {
+    xdp::BPFFS.into()
+}
+
+/// Engines outside this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// A program on the interface, before the kernel's own stack.
+    Xdp,
 }
 
 /// How long things take.

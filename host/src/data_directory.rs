@@ -154,6 +154,10 @@ pub struct Identity {
     pub formed_boot_id: Option<String>,
     /// That membership's number.
     pub epoch: Epoch,
+    /// Which hand-over of the votes counts: a region of an earlier one must not vote again.
+    pub generation: u64,
+    /// The bpffs whose pinned maps are the region; `None` if it is a file here.
+    pub bpffs: Option<PathBuf>,
 }
 
 /// Who may open the directory, and how it is made if it is new.
@@ -183,6 +187,9 @@ struct Text {
     epoch: u32,
     formed: bool,
     formed_boot_id: Option<String>,
+    #[serde(default)]
+    generation: u64,
+    bpffs: Option<PathBuf>,
     pins: BTreeMap<String, u32>,
 }
 
@@ -424,6 +431,8 @@ fn new_identity(
         pins: BTreeMap::new(),
         formed: false,
         formed_boot_id: None,
+        generation: 0,
+        bpffs: None,
         epoch: Epoch::default(),
     })
 }
@@ -445,6 +454,8 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         epoch: identity.epoch.0,
         formed: identity.formed,
         formed_boot_id: identity.formed_boot_id.clone(),
+        generation: identity.generation,
+        bpffs: identity.bpffs.clone(),
         pins,
     })?;
     Ok(format!(
@@ -502,6 +513,8 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         pins,
         formed: text.formed,
         formed_boot_id: text.formed_boot_id,
+        generation: text.generation,
+        bpffs: text.bpffs,
         epoch: Epoch(text.epoch),
     })
 }

@@ -5,12 +5,13 @@ use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
 use crate::snapshots::Snapshots;
+use crate::supervision::Supervision;
 use crate::wal::Wal;
 use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
 use consensus::node::{Node, NodeIo};
-use consensus::replica::{Io, Replica};
+use consensus::replica::{Io, Replica, Role};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
@@ -33,6 +34,8 @@ const SNAPSHOT_PAUSE_NS: u64 = 1_000_000_000;
 const REPORT_NS: u64 = 100_000_000;
 /// A front's new commands are refused once nothing was answered for so long, in nanoseconds.
 const LEADERLESS_NS: u64 = 5_000_000_000;
+/// Between two looks of a follower at a region that another engine steps, in nanoseconds.
+const WATCH_NS: u64 = 1_000_000;
 /// Longest sleep of a worker.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
@@ -174,6 +177,7 @@ pub struct NodeService<S> {
     front: Option<Front>,
     key: Option<Key>,
     facts: Facts,
+    offload: Option<Supervision>,
     unix: (u64, u64),
     cutting: Cutting,
     snapshot_slots: u64,
@@ -201,6 +205,8 @@ pub struct Parts<S> {
     pub snapshot_slots: u64,
     /// The worker's end of a client front.
     pub front: Option<WorkerEnd>,
+    /// Who else steps the region.
+    pub offload: Option<Supervision>,
     /// Set to stop.
     pub stop: Arc<AtomicBool>,
     /// Facts for reports.
@@ -258,6 +264,7 @@ impl<S: StateMachine> NodeService<S> {
             front,
             key,
             facts: parts.facts,
+            offload: parts.offload,
             unix: (0, 0),
             cutting,
             snapshot_slots: parts.snapshot_slots,
@@ -457,6 +464,24 @@ impl<S: StateMachine> NodeService<S> {
             .saved(slot, view.trim, || local.checkpoint(GROUP));
     }
 
+    /// Looks after the offload. Returns when to look at what it made of the region: no packet tells.
+    fn supervise(&mut self, now_ns: u64) -> u64 {
+        let is_formed = !self.node.replicas().is_empty();
+        let leads = |replica: &Replica<S>| replica.role() == Role::Leader;
+        match &mut self.offload {
+            None => u64::MAX,
+            Some(offload) => {
+                offload.poll(now_ns, is_formed);
+                // A leader hears of everything by answers.
+                if offload.votes() && !self.node.replicas().iter().all(leads) {
+                    now_ns + WATCH_NS
+                } else {
+                    u64::MAX
+                }
+            }
+        }
+    }
+
     fn check_fatal(&mut self) {
         if self.fatal.is_some() {
             return;
@@ -514,7 +539,7 @@ impl<S: StateMachine> NodeService<S> {
             "trim": view.map_or(0, |view| view.trim.0),
             "highest": view.map_or(0, |view| view.highest.0),
             "wanted": wanted.0,
-            "engine": "software",
+            "engine": self.offload.as_ref().map_or("software", Supervision::engine),
             "mode": self.facts.mode,
             "wait": self.facts.wait,
             "durability": local.durability().name(),
@@ -555,6 +580,7 @@ impl<S: StateMachine> NodeService<S> {
             // The replicated group comes first.
             ("conformance_groups", (layout.groups() - 1).into()),
             ("reason", reason.into()),
+            ("offload", self.offload.as_ref().map(Supervision::describe).into()),
         ];
         if let Some((path, statistics)) = self.node.local_mut().journal_mut().report() {
             more.extend([
@@ -638,6 +664,7 @@ impl<S: StateMachine> Service for NodeService<S> {
             due = now_ns;
         }
         self.keep_state(now_ns);
+        due = due.min(self.supervise(now_ns));
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)

@@ -2,16 +2,19 @@
 
 use crate::config::{Config, Durability, KeyError, Wait, read_key};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
-use crate::engine::{EngineError, Software};
+use crate::engine::Software;
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
 use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes};
+use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
 use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
 use crate::snapshots::Snapshots;
+use crate::supervision::{Supervision, Wish};
 use crate::wal::Wal;
+use crate::xdp::{self, Pinned};
 use consensus::acceptor::Acceptor;
 use consensus::applied::Applied;
 use consensus::auth::Key;
@@ -20,7 +23,7 @@ use consensus::leader::LeaderTiming;
 use consensus::local::{self, Local};
 use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
-use consensus::region::{Birth, Layout, LayoutError, OpenError};
+use consensus::region::{Birth, Layout, LayoutError};
 use consensus::state_machine::RestoreError;
 use consensus::{Epoch, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
@@ -51,9 +54,9 @@ pub enum Error {
     /// The region's dimensions.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The region's file.
+    /// The region's file or maps.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Region(RegionError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -230,7 +233,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     };
 
     let now_ns = clock::monotonic_ns();
-    let opened = open_state(config, &rehearsal, &directory, layout, {
+    let opened = open_state(config, &rehearsal, &mut directory, layout, key, {
         let waker = waker.clone();
         Arc::new(move || waker.wake())
     })?;
@@ -258,6 +261,13 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         durability(config.durability),
         vec![opened.applied],
     )?;
+    let wish = Wish::of(directory.path());
+    let offload = opened
+        .pinned
+        .map(|pinned| Supervision::new(Box::new(pinned), wish));
+    if offload.is_some() {
+        node.local_mut().share();
+    }
     if config.durability == Durability::Async {
         journal_again(node.local_mut(), applied)?;
     }
@@ -289,6 +299,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         snapshots,
         snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
+        offload,
         stop: Arc::clone(stop),
         facts: Facts {
             wait: match config.worker.wait {
@@ -384,9 +395,18 @@ fn node_config(
     }
 }
 
+fn lost(directory: &DataDirectory, why: String) -> Error {
+    Error::LostMemory {
+        node: directory.identity().node,
+        why,
+        directory: directory.path().to_owned(),
+    }
+}
+
 /// What a node finds, or makes, when it starts.
 struct Opened {
     region: Software,
+    pinned: Option<Pinned>,
     acceptor: Acceptor,
     journal: Option<Journal>,
     applied: Applied<Kv>,
@@ -400,16 +420,12 @@ struct Opened {
 fn open_state(
     config: &Config,
     rehearsal: &Rehearsal,
-    directory: &DataDirectory,
+    directory: &mut DataDirectory,
     layout: Layout,
+    key: Option<Key>,
     wake: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<Opened, Error> {
-    let identity = directory.identity();
-    let lost = |why: String| Error::LostMemory {
-        node: identity.node,
-        why,
-        directory: directory.path().to_owned(),
-    };
+    let identity = directory.identity().clone();
     let sync = config.durability == Durability::Sync;
     // Under `sync` the journal is the memory, and it outlives the machine.
     let boot = if sync {
@@ -421,9 +437,8 @@ fn open_state(
         && let Some(voting) = identity.voting_boot_id()
         && data_directory::boot_id()? != voting
     {
-        return Err(lost(
-            "the machine has restarted since, and its votes were in memory".into(),
-        ));
+        let why = "the machine has restarted since, and its votes were in memory";
+        return Err(lost(directory, why.into()));
     }
     let birth = Birth {
         cluster: directory.fingerprint() >> 32,
@@ -457,26 +472,41 @@ fn open_state(
         0 => 0,
         _ => CONFORMANCE_LEASE_NS,
     };
-    let path = directory.path().join("region");
-    let create = || Software::create(&path, layout, birth, FIRST_EPOCH, lease_ns);
-    // Before the cluster has formed this node has never voted.
-    let (region, restored) = if sync || !identity.formed {
-        (create()?, 0)
-    } else {
-        match Software::open(&path, layout, birth) {
-            Ok((region, restored)) => (region, restored.entries + restored.groups),
-            Err(EngineError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                return Err(lost("its region is missing".into()));
-            }
-            Err(EngineError::Open {
-                source: source @ (OpenError::Blank | OpenError::OtherIncarnation { .. }),
-                ..
-            }) => return Err(lost(source.to_string())),
-            Err(error) => return Err(error.into()),
-        }
+    let terms = Terms {
+        layout,
+        birth,
+        epoch: FIRST_EPOCH,
+        lease_ns,
     };
+    let kernel = config.offload.as_ref().map(|offload| InKernel {
+        bpffs: offload.bpffs.clone(),
+        settings: xdp::Settings {
+            port: config.this().address.port(),
+            layout,
+            birth,
+            epoch: FIRST_EPOCH,
+            lease_ns,
+            key,
+            is_rehearsal: false,
+        },
+        seat: xdp::Seat {
+            interface: offload.interface.clone(),
+            mode: offload.mode,
+            on_host_death: offload.on_host_death,
+        },
+    });
+    // Before the cluster has formed this node has never voted.
+    let opened = if sync || !identity.formed {
+        region_place::make(directory, &terms, kernel.as_ref())
+    } else {
+        region_place::open(directory, &terms, kernel.as_ref())
+    };
+    let opened = opened.map_err(|error| match error {
+        RegionError::Lost(why) => lost(directory, why),
+        error => Error::Region(error),
+    })?;
+    let region = Software::new(opened.region);
+    let restored = opened.restored;
 
     let mut highest_round = 0;
     let mut replayed = 0;
@@ -496,7 +526,7 @@ fn open_state(
         };
         // The cluster forms after the journal is begun, and nobody votes before.
         if sync && identity.formed && !journal::exists(&path).map_err(refused)? {
-            return Err(lost("its journal is missing".into()));
+            return Err(lost(directory, "its journal is missing".into()));
         }
         options.disk = rehearsal.disk(&path, flush).map_err(refused)?;
         let (recovery, journal) = Journal::open(options, wake)?;
@@ -519,6 +549,7 @@ fn open_state(
     };
     Ok(Opened {
         region,
+        pinned: opened.pinned,
         acceptor,
         journal,
         applied,

@@ -5,12 +5,11 @@ mod link;
 mod object;
 mod pinned;
 mod pins;
-mod region;
 
 pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
-pub use region::Mapping;
 
+use crate::mapping::Mapping;
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
@@ -22,6 +21,7 @@ use consensus::frame::XDP_VALUE_BYTES;
 use consensus::region::{Birth, Layout, OpenError, Region, group};
 use consensus::tally::Count;
 use consensus::{Epoch, NodeId};
+use serde::Deserialize;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -159,9 +159,11 @@ pub struct Settings {
 }
 
 /// Where in the kernel a program is called.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// In the driver, before the kernel makes a buffer of its own of a frame.
+    #[default]
     Native,
     /// Behind the driver, on any interface.
     Generic,
@@ -414,10 +416,13 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
     Ok(ebpf)
 }
 
-/// The region's words, if the maps are as long as `layout` says.
 fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
     let [header, peer, group, entry] = SECTIONS.map(|name| map(ebpf, name));
-    let sections = [header?, peer?, group?, entry?];
+    mapping_of([header?, peer?, group?, entry?], layout)
+}
+
+/// The region's words, if the maps are as long as `layout` says.
+fn mapping_of(sections: [&MapData; 4], layout: &Layout) -> Result<Mapping, XdpError> {
     let entries = u32::from(layout.groups()) * layout.window() as u32;
     let wanted = [
         (1, 4096),
@@ -441,7 +446,7 @@ fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
             });
         }
     }
-    Mapping::new(layout, sections).map_err(XdpError::Mmap)
+    Mapping::of_maps(layout, sections).map_err(XdpError::Mmap)
 }
 
 fn counters(ebpf: &Ebpf) -> Result<[u64; Count::COUNT], XdpError> {

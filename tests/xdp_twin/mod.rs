@@ -12,7 +12,8 @@ use consensus::sync::AtomicU64;
 use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
 use consensus::{Epoch, NodeId, frame};
-use nearwire::xdp::{Loaded, Mapping, OBJECT, Settings, Verdict, XdpError};
+use nearwire::mapping::Mapping;
+use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
 use std::io::Write as _;
 
 pub const PORT: u16 = 4747;

@@ -26,6 +26,16 @@ impl<S: StateMachine> Replica<S> {
                 }
                 _ => break,
             };
+            let lesson = Header {
+                slot,
+                vote_ballot: ballot,
+                length: value.len() as u16,
+                ..Header::new(Kind::Learn, self.config.group, self.config.node)
+            };
+            if turn.local.is_shared() && !turn.local.record(&lesson, &value) {
+                // The engine that took the vote journals nothing. Not journalled, so not learned.
+                break;
+            }
             self.apply(ballot, value);
         }
         self.advanced(turn);

@@ -2,6 +2,7 @@
 
 use super::{KeyError, MAX_LINGER_US, Place};
 use consensus::NodeId;
+use consensus::frame::XDP_VALUE_BYTES;
 use consensus::quorum::QuorumError;
 use consensus::region::LayoutError;
 use std::io;
@@ -107,6 +108,18 @@ pub enum Problem {
     /// The journal is the replicated group's.
     #[error("`conformance_groups` are not journalled: they go with durability \"volatile\" only")]
     Journalled,
+    /// The kernel's program answers at once.
+    #[error(
+        "[offload] with durability \"sync\": the program in the kernel answers before anything is \
+         flushed"
+    )]
+    NotFlushed,
+    /// XDP sees no more of a frame.
+    #[error("[offload] with values of {0} bytes, but XDP sees {XDP_VALUE_BYTES} of a frame")]
+    LongForFrames(usize),
+    /// No interface can have this name.
+    #[error("{0:?} is no interface's name")]
+    NoInterface(String),
     /// A priority that the kernel does not know.
     #[error("SCHED_FIFO priority {0}, but it takes 1 to 99")]
     FifoPriority(u8),
@@ -184,6 +197,13 @@ impl Problem {
                  holds anything of value needs them"
                     .into()
             }
+            Self::NotFlushed => {
+                "write durability = \"volatile\" or \"async\", or leave [offload] out".into()
+            }
+            Self::LongForFrames(_) => {
+                format!("write value_bytes = {XDP_VALUE_BYTES} or less, or leave [offload] out")
+            }
+            Self::NoInterface(_) => "`ip link` lists them".into(),
             Self::NoHeartbeat => "the default is heartbeat_ms = 10".into(),
             Self::Hasty { heartbeat_ms, .. } => {
                 format!(

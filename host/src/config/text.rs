@@ -2,10 +2,11 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, Overrides, Peer, Problem, Quorum, Region, Timing,
+    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum, Region, Timing,
     Worker,
 };
 use consensus::NodeId;
+use consensus::frame::XDP_VALUE_BYTES;
 use consensus::region::LayoutError;
 use serde::{Deserialize, Deserializer, de};
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ struct File {
     worker: Worker,
     #[serde(default)]
     timing: Timing,
+    offload: Option<Offload>,
     key_file: Option<PathBuf>,
 }
 
@@ -126,6 +128,7 @@ fn build(
             ..file.worker
         },
         timing: file.timing,
+        offload: file.offload,
         key_file: overrides.key_file.or(file.key_file),
     };
     check(&config).map_err(|(way, problem)| Error::Invalid {
@@ -199,12 +202,32 @@ fn check(config: &Config) -> Result<(), Found> {
         let way = vec![Step::Key("region"), Step::Key("conformance_groups")];
         return Err((way, Problem::Journalled));
     }
+    check_offload(config)?;
     check_worker(&config.worker)?;
     check_timing(&config.timing)?;
     config
         .key()
         .map(drop)
         .map_err(|error| (vec![Step::Key("key_file")], error.into()))
+}
+
+fn check_offload(config: &Config) -> Result<(), Found> {
+    let Some(offload) = &config.offload else {
+        return Ok(());
+    };
+    let at = |key| vec![Step::Key("offload"), Step::Key(key)];
+    if config.durability == Durability::Sync {
+        return Err((at("engine"), Problem::NotFlushed));
+    }
+    if config.region.value_bytes > XDP_VALUE_BYTES {
+        let way = vec![Step::Key("region"), Step::Key("value_bytes")];
+        return Err((way, Problem::LongForFrames(config.region.value_bytes)));
+    }
+    let name = &offload.interface;
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', ' ']) {
+        return Err((at("interface"), Problem::NoInterface(name.clone())));
+    }
+    Ok(())
 }
 
 fn check_peers(peers: &[Peer]) -> Result<(), Found> {

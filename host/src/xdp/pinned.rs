@@ -3,22 +3,26 @@
 use super::grace::wait_for_programs;
 use super::link::{self, Link};
 use super::pins::Pins;
-use super::{ACCEPTOR, CLOCK, Mapping, Mode, PASS, Settings, XdpError};
+use super::{ACCEPTOR, CLOCK, Mode, PASS, Settings, XdpError};
+use crate::mapping::Mapping;
 use crate::offload::{Offload, Refusal};
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpLink;
 use consensus::region::Layout;
 use consensus::tally::Count;
+use serde::Deserialize;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
 /// What becomes of the program when the process that attached it dies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnHostDeath {
     /// It goes on voting, as far as its window.
+    #[default]
     KeepVoting,
     /// The kernel detaches it; the votes stay.
     Seal,
@@ -52,6 +56,8 @@ pub struct Pinned {
     pins: Pins,
     seat: Seat,
     link: Option<Link>,
+    /// Whether the link, if there is one, calls the acceptor.
+    votes: bool,
 }
 
 impl Pinned {
@@ -77,6 +83,7 @@ impl Pinned {
             pins,
             seat,
             link: None,
+            votes: false,
         };
         pinned.quiet()?;
         Ok(pinned)
@@ -101,7 +108,6 @@ impl Pinned {
             if mode == self.seat.mode && link.is_on(&self.seat.interface) {
                 self.link = Some(self.pointed(link, PASS)?);
             } else {
-                // Detached with the last descriptor.
                 unpin(&path)?;
             }
         }
@@ -175,6 +181,7 @@ impl Offload for Pinned {
     }
 
     fn install(&mut self) -> Result<(), Refusal> {
+        self.votes = false;
         let link = match self.link.take() {
             Some(link) if link.is_on(&self.seat.interface) => self.pointed(link, ACCEPTOR)?,
             left => {
@@ -184,18 +191,19 @@ impl Offload for Pinned {
             }
         };
         self.link = Some(link);
+        self.votes = true;
         Ok(())
     }
 
     fn is_installed(&self) -> bool {
         let link = self.link.as_ref();
-        link.is_some_and(|link| link.is_on(&self.seat.interface))
+        self.votes && link.is_some_and(|link| link.is_on(&self.seat.interface))
     }
 
     fn remove(&mut self) -> Result<(), Refusal> {
         unpin(&self.pins.link(self.seat.mode))?;
-        // Detached with the last descriptor.
         self.link = None;
+        self.votes = false;
         Ok(())
     }
 
@@ -207,6 +215,8 @@ impl Offload for Pinned {
     }
 }
 
+/// Removes a link's pin. The link ends, before the call returns, with the last descriptor of it;
+/// had the pin been the last to hold it, the kernel would come to it later.
 fn unpin(path: &Path) -> Result<(), XdpError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(XdpError::Pins {

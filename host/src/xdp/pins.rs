@@ -1,9 +1,15 @@
 //! Where in bpffs the kernel keeps a node's region and program.
 
+use super::grace::wait_for_programs;
+use super::link::Link;
 use super::{Mode, XdpError};
+use crate::mapping::Mapping;
+use aya::maps::MapData;
+use consensus::region::Layout;
 use nix::sys::statfs::{FsType, statfs};
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -91,7 +97,43 @@ impl Pins {
         self.directory.join(format!("link_{}", mode.name()))
     }
 
-    /// Removes links, program and maps: the kernel forgets what nobody else holds.
+    /// Detaches what is attached, and waits until nothing votes on the maps.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn detach(&self) -> Result<(), XdpError> {
+        for mode in [Mode::Native, Mode::Generic] {
+            let path = self.link(mode);
+            if path.exists() {
+                // Held while its pin goes, the link ends in this very call. See `Pinned::unpin`.
+                let link = Link::from_pin(&path, "its interface")?;
+                fs::remove_file(&path).map_err(self.refused("unpin a link in"))?;
+                drop(link);
+            }
+        }
+        let header = self.open(super::HEADER)?;
+        wait_for_programs(header.fd().as_fd()).map_err(XdpError::Grace)
+    }
+
+    /// The region's words.
+    ///
+    /// # Errors
+    /// A map is missing, or of another layout.
+    pub fn mapping(&self, layout: &Layout) -> Result<Mapping, XdpError> {
+        let [header, peer, group, entry] = super::SECTIONS.map(|name| self.open(name));
+        super::mapping_of([&header?, &peer?, &group?, &entry?], layout)
+    }
+
+    fn open(&self, name: &'static str) -> Result<MapData, XdpError> {
+        MapData::from_pin(self.map(name)).map_err(|source| XdpError::Map { name, source })
+    }
+
+    /// Whether all maps of a region are there.
+    pub fn are_complete(&self) -> bool {
+        super::SECTIONS.iter().all(|name| self.map(name).exists())
+    }
+
+    /// Detaches what is attached and removes the pins: the kernel forgets what nobody else holds.
     ///
     /// # Errors
     /// The system refuses.
@@ -100,14 +142,17 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(self.refused("list"))?,
         };
-        // The links first, so that no program votes on maps that are going.
-        let mut paths = Vec::new();
-        for entry in entries {
-            paths.push(entry.map_err(self.refused("list"))?.path());
+        if self.hold_region() {
+            self.detach()?;
         }
-        paths.sort_by_key(|path| !is_link(path));
-        for path in paths {
-            fs::remove_file(path).map_err(self.refused("empty"))?;
+        for entry in entries {
+            let path = entry.map_err(self.refused("list"))?.path();
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.refused("empty")(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
         fs::remove_dir(&self.directory).map_err(self.refused("remove"))
     }
@@ -120,9 +165,4 @@ impl Pins {
             source,
         }
     }
-}
-
-fn is_link(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().starts_with("link_")
 }

@@ -1,0 +1,323 @@
+//! Where a node's region is: in a file of its data directory, or in maps of the kernel.
+//!
+//! The identity says where, and which generation of the votes it is. Votes that move are sealed,
+//! copied as the next generation, and only then, durably, what the identity names; until then the
+//! old place holds them, from then on the new one does, and what is left of the other is removed.
+
+use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::mapping::Mapping;
+use crate::xdp::{self, Pinned, Pins, Seat, Settings, XdpError};
+use consensus::Epoch;
+use consensus::region::{Birth, Layout, Locked, OpenError, Region};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The region cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// The system refuses.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It is not this acceptor's region.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// The file, or the directory of its maps.
+        path: PathBuf,
+        /// Why.
+        source: OpenError,
+    },
+    /// Its votes cannot be moved.
+    #[error(transparent)]
+    Locked(#[from] Locked),
+    /// The kernel refuses its maps or their program.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// Where it is cannot be written down.
+    #[error(transparent)]
+    Directory(#[from] DataDirectoryError),
+    /// This build has no program for the kernel.
+    #[error(
+        "put the acceptor into the kernel: this build embeds no XDP object; build it where \
+         `cargo xtask ebpf` works, or remove [offload]"
+    )]
+    NoObject,
+    /// The memory is gone, and why one can tell.
+    #[error("{0}")]
+    Lost(String),
+}
+
+/// What a region is made with, or must have been made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Its dimensions.
+    pub layout: Layout,
+    /// Whose it is.
+    pub birth: Birth,
+    /// The first membership.
+    pub epoch: Epoch,
+    /// How long leases last, in nanoseconds.
+    pub lease_ns: u64,
+}
+
+/// The kernel's part, where there is one.
+#[derive(Clone, Debug)]
+pub struct InKernel {
+    /// The bpffs that its maps are pinned in.
+    pub bpffs: PathBuf,
+    /// What the program is told.
+    pub settings: Settings,
+    /// Where it sits.
+    pub seat: Seat,
+}
+
+/// A region that was opened or made.
+#[derive(Debug)]
+pub struct Opened {
+    /// It.
+    pub region: Region<Mapping>,
+    /// Torn records that were restored.
+    pub restored: u64,
+    /// The program over it, which does not vote yet.
+    pub pinned: Option<Pinned>,
+}
+
+/// Makes a fresh region in the place that is wanted. Whatever was in either place is gone.
+///
+/// # Errors
+/// The system refuses.
+pub fn make(
+    directory: &mut DataDirectory,
+    terms: &Terms,
+    kernel: Option<&InKernel>,
+) -> Result<Opened, RegionError> {
+    remove_pins(directory)?;
+    let (mapping, pinned) = blank(directory, terms, kernel)?;
+    let path = path_of(directory, kernel);
+    let Terms {
+        layout,
+        birth,
+        epoch,
+        lease_ns,
+    } = *terms;
+    let region = Region::create(mapping, layout, birth, epoch, lease_ns)
+        .map_err(|source| RegionError::Open { path, source })?;
+    name(directory, kernel, 0)?;
+    Ok(Opened {
+        region,
+        restored: 0,
+        pinned,
+    })
+}
+
+/// Opens the region that an earlier life left, and moves it if it is to be elsewhere. The data
+/// directory's lock proves that no other process steps it, and nothing in the kernel does when this
+/// returns.
+///
+/// # Errors
+/// [`RegionError::Lost`] if there is none any more; others if it is another's or damaged, or the
+/// system refuses.
+pub fn open(
+    directory: &mut DataDirectory,
+    terms: &Terms,
+    kernel: Option<&InKernel>,
+) -> Result<Opened, RegionError> {
+    let bpffs = directory.identity().bpffs.clone();
+    let nonce = terms.birth.nonce;
+    let is_home = bpffs.as_deref() == kernel.map(|kernel| kernel.bpffs.as_path());
+    let path = match &bpffs {
+        Some(bpffs) => bpffs.clone(),
+        None => file_path(directory),
+    };
+    let mut pinned = None;
+    let mapping = match (&bpffs, kernel) {
+        (None, _) => open_file(&path, &terms.layout)?,
+        (Some(bpffs), kernel) => {
+            let pins = Pins::new(bpffs, nonce)?;
+            if !pins.are_complete() {
+                let directory = pins.directory().display();
+                return Err(RegionError::Lost(format!(
+                    "its maps are not pinned in {directory} any more"
+                )));
+            }
+            match kernel {
+                Some(kernel) if is_home => {
+                    let loaded = load(kernel, pins)?;
+                    let mapping = loaded.mapping(&terms.layout)?;
+                    pinned = Some(loaded);
+                    mapping
+                }
+                _ => {
+                    pins.detach()?;
+                    pins.mapping(&terms.layout)?
+                }
+            }
+        }
+    };
+    let (region, restored) =
+        Region::open(mapping, terms.layout, terms.birth).map_err(|source| match source {
+            OpenError::Blank | OpenError::OtherIncarnation { .. } => {
+                RegionError::Lost(source.to_string())
+            }
+            source => RegionError::Open {
+                path: path.clone(),
+                source,
+            },
+        })?;
+    let (generation, wanted) = (region.generation(), directory.identity().generation);
+    if generation != wanted {
+        return Err(RegionError::Lost(format!(
+            "{} holds generation {generation} of its votes, but they were handed over: generation \
+             {wanted} counts",
+            path.display()
+        )));
+    }
+    let restored = restored.entries + restored.groups;
+    if is_home {
+        if region.is_sealed() {
+            // A hand-over that did not come to its end.
+            region.resume();
+        }
+        remove_file(directory, kernel)?;
+        return Ok(Opened {
+            region,
+            restored,
+            pinned,
+        });
+    }
+    region.seal()?;
+    if let Some(kernel) = kernel {
+        Pins::new(&kernel.bpffs, nonce)?.remove()?;
+    }
+    let (mapping, pinned) = blank(directory, terms, kernel)?;
+    let path = path_of(directory, kernel);
+    let moved = region
+        .copy_into(mapping)
+        .map_err(|source| RegionError::Open { path, source })?;
+    name(directory, kernel, moved.generation())?;
+    drop(region);
+    if let Some(bpffs) = bpffs {
+        Pins::new(&bpffs, nonce)?.remove()?;
+    }
+    remove_file(directory, kernel)?;
+    Ok(Opened {
+        region: moved,
+        restored,
+        pinned,
+    })
+}
+
+/// Writes down, durably, where the votes are and which generation counts.
+fn name(
+    directory: &mut DataDirectory,
+    kernel: Option<&InKernel>,
+    generation: u64,
+) -> Result<(), DataDirectoryError> {
+    let bpffs = kernel.map(|kernel| kernel.bpffs.clone());
+    directory.update(|identity| {
+        identity.generation = generation;
+        identity.bpffs = bpffs;
+    })
+}
+
+/// Words for a new region.
+fn blank(
+    directory: &DataDirectory,
+    terms: &Terms,
+    kernel: Option<&InKernel>,
+) -> Result<(Mapping, Option<Pinned>), RegionError> {
+    match kernel {
+        None => Ok((make_file(&file_path(directory), &terms.layout)?, None)),
+        Some(kernel) => {
+            let loaded = load(kernel, Pins::new(&kernel.bpffs, terms.birth.nonce)?)?;
+            Ok((loaded.mapping(&terms.layout)?, Some(loaded)))
+        }
+    }
+}
+
+fn load(kernel: &InKernel, pins: Pins) -> Result<Pinned, RegionError> {
+    let object = xdp::OBJECT.ok_or(RegionError::NoObject)?;
+    let seat = kernel.seat.clone();
+    Ok(Pinned::load(object, &kernel.settings, pins, seat)?)
+}
+
+/// Removes the pins that the identity names.
+fn remove_pins(directory: &DataDirectory) -> Result<(), XdpError> {
+    let identity = directory.identity();
+    match &identity.bpffs {
+        Some(bpffs) => Pins::new(bpffs, identity.region_nonce)?.remove(),
+        None => Ok(()),
+    }
+}
+
+/// A file beside pinned maps is what was copied into them.
+fn remove_file(directory: &DataDirectory, kernel: Option<&InKernel>) -> Result<(), RegionError> {
+    let path = file_path(directory);
+    if kernel.is_none() || !path.exists() {
+        return Ok(());
+    }
+    fs::remove_file(&path).map_err(refused("remove region", &path))
+}
+
+fn file_path(directory: &DataDirectory) -> PathBuf {
+    directory.path().join("region")
+}
+
+fn path_of(directory: &DataDirectory, kernel: Option<&InKernel>) -> PathBuf {
+    kernel.map_or_else(|| file_path(directory), |kernel| kernel.bpffs.clone())
+}
+
+fn make_file(path: &Path, layout: &Layout) -> Result<Mapping, RegionError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true);
+    let file = options.open(path).map_err(refused("make region", path))?;
+    // Every byte is allocated now: a full disk is an error here, not a SIGBUS later.
+    let bytes = layout.bytes();
+    nix::fcntl::posix_fallocate(&file, 0, bytes as i64)
+        .map_err(|error| refused("allocate region", path)(error.into()))?;
+    map_file(&file, path, bytes)
+}
+
+fn open_file(path: &Path, layout: &Layout) -> Result<Mapping, RegionError> {
+    let mut options = OpenOptions::new();
+    let file = match options.read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RegionError::Lost("its region is missing".into()));
+        }
+        file => file.map_err(refused("open region", path))?,
+    };
+    let length = file
+        .metadata()
+        .map_err(refused("look at region", path))?
+        .len();
+    // Less than a page has no header to say more of.
+    if length != layout.bytes() as u64 && length < 4096 {
+        let source = OpenError::Size {
+            found: length as usize,
+            wanted: layout.bytes(),
+        };
+        let path = path.to_owned();
+        return Err(RegionError::Open { path, source });
+    }
+    map_file(&file, path, length as usize)
+}
+
+fn map_file(file: &File, path: &Path, bytes: usize) -> Result<Mapping, RegionError> {
+    Mapping::of_file(file, bytes).map_err(refused("map region", path))
+}
+
+fn refused(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RegionError {
+    let path = path.to_owned();
+    move |source| RegionError::Io {
+        doing,
+        path,
+        source,
+    }
+}
