@@ -1,7 +1,7 @@
 //! Where a run takes place: which address, namespace and CPU each party has.
 
 use crate::Error;
-use datapath::netns::{Neighbours, Node, Rig};
+use datapath::netns::{self, Neighbours, Node, Rig};
 use datapath::{Placement, Udp, Wait};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
@@ -72,22 +72,35 @@ pub struct Site {
     /// One thread in each replica's place that starts processes. It lives as long as the site,
     /// because a process that asks to die with its parent dies with the *thread* that started it.
     starters: Vec<SyncSender<Order>>,
-    _rig: Option<Rig>,
+    rig: Option<Rig>,
 }
 
 impl Site {
-    /// Places for `replicas` replicas and a client: a CPU for each as far as there are enough, and
-    /// the SCHED_FIFO `priority`, if one is given, for all.
+    /// Places of a benchmark for `replicas` replicas and a client: a CPU for each as far as there are
+    /// enough, and the SCHED_FIFO `priority`, if one is given, for all.
     ///
     /// # Errors
     /// The namespaces cannot be made, or a placement is refused.
     pub fn open(at: Where, replicas: usize, priority: Option<u8>) -> Result<Self, Error> {
+        // Two benchmarks at once would measure each other, so that one name is enough.
+        Self::open_as("bench", at, replicas, priority)
+    }
+
+    /// As [`Site::open`], with a prefix of its own for the namespaces.
+    ///
+    /// # Errors
+    /// As for [`Site::open`].
+    pub fn open_as(
+        prefix: &str,
+        at: Where,
+        replicas: usize,
+        priority: Option<u8>,
+    ) -> Result<Self, Error> {
         let names: Vec<String> = (1..=replicas).map(|number| format!("r{number}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).chain(["client"]).collect();
         let rig = match at {
             Where::Loopback => None,
-            // Two benchmarks at once would measure each other, so that one name is enough.
-            Where::Netns => Some(Rig::new("bench", &names, Neighbours::Static)?),
+            Where::Netns => Some(Rig::new(prefix, &names, Neighbours::Static)?),
         };
         let cpus = allowed_cpus();
         let mut places: Vec<Place> = (0..names.len())
@@ -114,13 +127,18 @@ impl Site {
             replicas: places,
             client,
             starters,
-            _rig: rig,
+            rig,
         })
     }
 
     /// The replicas' places.
     pub fn replicas(&self) -> &[Place] {
         &self.replicas
+    }
+
+    /// The namespaces, where there are any: those of the replicas in their order, then the client's.
+    pub const fn rig(&self) -> Option<&Rig> {
+        self.rig.as_ref()
     }
 
     /// The client's place.
@@ -153,7 +171,11 @@ fn starter(place: &Place) -> Result<SyncSender<Order>, Error> {
     let (orders, taken): (_, Receiver<Order>) = sync_channel(1);
     let (ready, entered) = sync_channel(1);
     let work = move || {
-        let result = place.enter();
+        let result = place.enter().and_then(|()| match place.node {
+            // Like the namespace it lives as long as the site, and what is pinned there with it.
+            Some(_) => netns::private_bpffs(),
+            None => Ok(()),
+        });
         let failed = result.is_err();
         let _ = ready.send(result);
         if failed {

@@ -5,7 +5,8 @@
 //! namespace of its own. Nothing is added to the machine's own network. Needs root and iproute2.
 
 use crate::Error;
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -19,6 +20,8 @@ use std::thread;
 const RIGS: &str = "/run/nearwire";
 /// Where iproute2 keeps namespaces.
 const NAMESPACES: &str = "/run/netns";
+/// Where a kernel with BPF has a directory for its file system.
+const BPFFS: &str = "/sys/fs/bpf";
 /// Every node's interface.
 pub const INTERFACE: &str = "eth0";
 /// Most nodes of a rig: one byte of the address.
@@ -122,6 +125,14 @@ impl Rig {
     /// The namespace of the bridge `br0`, whose ports are `p1`, `p2`, … in the order of the nodes.
     pub fn bridge(&self) -> String {
         namespace(&self.prefix, "-bridge")
+    }
+
+    /// Runs `work` on a thread inside the bridge's namespace, as [`Node::run`] does in a node's.
+    ///
+    /// # Errors
+    /// The namespace is gone.
+    pub fn run_at_bridge<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        run_in(&self.bridge(), work)
     }
 
     fn build(&self, neighbours: Neighbours) -> Result<(), Error> {
@@ -231,8 +242,7 @@ impl Node {
     /// # Panics
     /// If `work` does.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        let done = thread::scope(|scope| scope.spawn(|| self.enter().map(|()| work())).join());
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        run_in(&self.namespace, work)
     }
 
     /// Moves the calling thread into this namespace for good. Threads that it starts follow.
@@ -240,15 +250,40 @@ impl Node {
     /// # Errors
     /// The namespace is gone.
     pub fn enter(&self) -> Result<(), Error> {
-        let failed = |error: io::Error| {
-            Error::system(
-                format!("enter the network namespace {}", self.namespace),
-                error,
-            )
-        };
-        let file = File::open(Path::new(NAMESPACES).join(&self.namespace)).map_err(failed)?;
-        setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))
+        enter(&self.namespace)
     }
+}
+
+fn run_in<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let done = thread::scope(|scope| scope.spawn(|| enter(namespace).map(|()| work())).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn enter(namespace: &str) -> Result<(), Error> {
+    let failed =
+        |error: io::Error| Error::system(format!("enter the network namespace {namespace}"), error);
+    let file = File::open(Path::new(NAMESPACES).join(namespace)).map_err(failed)?;
+    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))
+}
+
+/// Gives the calling thread, and what it starts, a bpffs of its own at [`BPFFS`]. It goes with the
+/// last of them. Does nothing where the kernel has no bpffs.
+///
+/// # Errors
+/// The system refuses.
+pub fn private_bpffs() -> Result<(), Error> {
+    if !Path::new(BPFFS).is_dir() {
+        return Ok(());
+    }
+    let failed = |errno: nix::Error| {
+        Error::system(format!("mount a bpffs at {BPFFS}"), io::Error::from(errno))
+    };
+    unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
+    let none: Option<&str> = None;
+    // Nothing that is mounted here is seen elsewhere.
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, private, none).map_err(failed)?;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).map_err(failed)
 }
 
 fn namespace(prefix: &str, suffix: &str) -> String {

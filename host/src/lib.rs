@@ -29,3 +29,4 @@ pub mod snapshots;
 pub mod supervision;
 pub mod wal;
 pub mod xdp;
+pub mod xdp_site;

@@ -36,6 +36,8 @@ pub struct Options {
     pub settings: String,
     /// More lines for the worker's part of each configuration.
     pub worker: String,
+    /// The interface whose XDP program votes for each replica; none if absent.
+    pub xdp: Option<String>,
     /// More environment for each replica.
     pub environment: Vec<(String, String)>,
 }
@@ -52,6 +54,7 @@ impl Options {
             resp: false,
             settings: String::new(),
             worker: String::new(),
+            xdp: None,
             environment: Vec::new(),
         }
     }
@@ -183,6 +186,11 @@ impl LocalCluster {
         text.push_str(&self.options.settings);
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
         text.push_str(&self.options.worker);
+        if let Some(interface) = &self.options.xdp {
+            text.push_str(&format!(
+                "\n[offload]\nengine = \"xdp\"\ninterface = \"{interface}\"\n"
+            ));
+        }
         for peer in &self.replicas {
             let (node, address) = (peer.node, peer.address);
             text.push_str(&format!(

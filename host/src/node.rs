@@ -527,6 +527,17 @@ impl<S: StateMachine> NodeService<S> {
                  start the nodes that have them; until then nothing is served"
             )
         });
+        let leads = replica.is_some_and(|replica| replica.role() == Role::Leader);
+        let full = view.filter(|view| {
+            leads && view.highest.0 + 1 >= view.trim.0 + local.acceptor().layout.window()
+        });
+        let reason = reason.or_else(|| {
+            let (trim, highest) = full.map(|view| (view.trim, view.highest))?;
+            Some(format!(
+                "the window is full: slots {trim} to {highest} stay until a majority has applied \
+                 them: start the nodes that are down; until then nothing is written"
+            ))
+        });
         let mut report = serde_json::json!({
             "node": config.node.0,
             "address": self.host.address.to_string(),
@@ -580,7 +591,10 @@ impl<S: StateMachine> NodeService<S> {
             // The replicated group comes first.
             ("conformance_groups", (layout.groups() - 1).into()),
             ("reason", reason.into()),
-            ("offload", self.offload.as_ref().map(Supervision::describe).into()),
+            (
+                "offload",
+                self.offload.as_ref().map(Supervision::describe).into(),
+            ),
         ];
         if let Some((path, statistics)) = self.node.local_mut().journal_mut().report() {
             more.extend([

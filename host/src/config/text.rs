@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum, Region, Timing,
-    Worker,
+    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum, Region,
+    Timing, Worker,
 };
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;

@@ -1,0 +1,46 @@
+//! Namespaces whose veth pairs carry what XDP programs send: for the demo, the benchmarks and the
+//! tests.
+
+use crate::xdp::{self, Bystander, Mode, XdpError};
+use datapath::netns::Rig;
+
+/// The bridge's ports, made fit for native XDP at their other ends, until dropped.
+#[derive(Debug)]
+pub struct Ports {
+    _bystanders: Vec<Bystander>,
+}
+
+/// The ports of a rig cannot be made fit.
+#[derive(Debug, thiserror::Error)]
+pub enum PortsError {
+    /// This build has no program.
+    #[error("this build embeds no XDP object: build it where `cargo xtask ebpf` works")]
+    NoObject,
+    /// The namespace of the bridge.
+    #[error(transparent)]
+    Rig(#[from] datapath::Error),
+    /// The kernel.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+}
+
+impl Ports {
+    /// Attaches a program that passes everything to every port of the bridge: natively, what
+    /// XDP_TX sends into a veth is lost if the other end has no program (Linux 6.18).
+    ///
+    /// # Errors
+    /// The kernel refuses, or there is no program.
+    pub fn open(rig: &Rig) -> Result<Self, PortsError> {
+        let object = xdp::OBJECT.ok_or(PortsError::NoObject)?;
+        let attach = || {
+            let ports = (1..=rig.nodes().len()).map(|port| format!("p{port}"));
+            ports
+                .map(|port| Bystander::attach(object, &port, Mode::Native))
+                .collect::<Result<_, _>>()
+        };
+        let bystanders = rig.run_at_bridge(attach)??;
+        Ok(Self {
+            _bystanders: bystanders,
+        })
+    }
+}
