@@ -196,17 +196,7 @@ fn the_acceptor_in_the_kernel_conforms() {
         device.twin.compare_counters().expect("the map can be read");
     }
     for failure in &failures {
-        eprintln!(
-            "{}:{} {} step {}: {}: {}: expected {}, got {}",
-            failure.file,
-            failure.line,
-            failure.case,
-            failure.step,
-            failure.text,
-            failure.field,
-            failure.expected,
-            failure.got
-        );
+        eprintln!("{failure}");
     }
     assert!(failures.is_empty(), "{} fields", failures.len());
     let narrow = |case: &&consensus::conformance::Case| {

@@ -33,18 +33,7 @@ fn the_shipped_step_conforms_in_every_shape() {
         assert!(played > 0, "{} is played in no shape", case.name);
     }
     for failure in &failures {
-        eprintln!(
-            "{}:{} {} step {}: {}: {} @{:?}: expected {}, got {}",
-            failure.file,
-            failure.line,
-            failure.case,
-            failure.step,
-            failure.text,
-            failure.field,
-            failure.offset,
-            failure.expected,
-            failure.got
-        );
+        eprintln!("{failure}");
     }
     assert!(failures.is_empty(), "{} fields", failures.len());
 }
