@@ -123,7 +123,7 @@ fn the_cases_of_the_document_are_cases() {
     for block in blocks {
         let cases = parse("docs/conformance.md", block).unwrap_or_else(|error| panic!("{error}"));
         for case in &cases {
-            assert_eq!(verdict(case, Shape::ALL[0]), Verdict::Passed, "{case}");
+            assert_eq!(verdict(case, Shape::SMALL), Verdict::Passed, "{case}");
         }
     }
 }
