@@ -151,11 +151,11 @@ impl Loaded {
     /// of the error.
     pub fn load(object: &[u8], settings: &Settings) -> Result<Self, XdpError> {
         let Settings { layout, birth, .. } = settings;
-        let mut object = object.to_vec();
-        object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
         if layout.value_bytes() > XDP_VALUE_BYTES {
             return Err(XdpError::ValueTooLong(layout.value_bytes()));
         }
+        let mut object = object.to_vec();
+        object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
         let acceptor = Acceptor {
             node: birth.node,
             incarnation: birth.incarnation(),
