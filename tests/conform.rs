@@ -457,7 +457,7 @@ fn plain() -> Shape {
         window: 16,
         lease_ns: 0,
         epoch: 2,
-        ..Shape::ALL[0]
+        ..Shape::SMALL
     }
 }
 

@@ -197,17 +197,7 @@ fn the_acceptor_in_the_kernel_conforms() {
         device.twin.compare_counters().expect("the map can be read");
     }
     for failure in &failures {
-        eprintln!(
-            "{}:{} {} step {}: {}: {}: expected {}, got {}",
-            failure.file,
-            failure.line,
-            failure.case,
-            failure.step,
-            failure.text,
-            failure.field,
-            failure.expected,
-            failure.got
-        );
+        eprintln!("{failure}");
     }
     assert!(failures.is_empty(), "{} fields", failures.len());
     let narrow = |case: &&consensus::conformance::Case| {
@@ -409,15 +399,6 @@ fn converse(
     Ok(answers)
 }
 
-const PLAIN: Shape = Shape {
-    window: 8,
-    value_bytes: 64,
-    lease_ns: 1_000_000,
-    epoch: 1,
-    is_narrow: false,
-    key: None,
-};
-
 #[test]
 fn random_messages_come_to_the_same_in_the_kernel() {
     let seed = std::env::var("NEARWIRE_SEED").ok();
@@ -425,12 +406,12 @@ fn random_messages_come_to_the_same_in_the_kernel() {
     eprintln!("REPRODUCE WITH: NEARWIRE_SEED={seed} cargo test --test privileged_xdp random");
     let keyed = Shape {
         key: Some(Key([1, 2])),
-        ..PLAIN
+        ..Shape::SMALL
     };
     let mut random = Random::new(seed);
     let mut answers: BTreeMap<u8, u64> = BTreeMap::new();
     let mut totals = [0; Count::COUNT];
-    for shape in [PLAIN, keyed] {
+    for shape in [Shape::SMALL, keyed] {
         let Some(mut twin) = Twin::new("random_messages_come_to_the_same_in_the_kernel", shape)
         else {
             return;
@@ -467,7 +448,8 @@ fn random_messages_come_to_the_same_in_the_kernel() {
 
 #[test]
 fn a_defect_of_the_step_shows_as_a_difference() {
-    let Some(mut twin) = Twin::new("a_defect_of_the_step_shows_as_a_difference", PLAIN) else {
+    let Some(mut twin) = Twin::new("a_defect_of_the_step_shows_as_a_difference", Shape::SMALL)
+    else {
         return;
     };
     for mutation in DEFECTS {

@@ -23,9 +23,7 @@ const SHAPE: Shape = Shape {
     window: 2,
     value_bytes: 1384,
     lease_ns: 1,
-    epoch: 1,
-    is_narrow: false,
-    key: None,
+    ..Shape::SMALL
 };
 /// The last one of them steps in this process.
 const LEADERS: u16 = 4;

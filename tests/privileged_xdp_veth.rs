@@ -24,10 +24,7 @@ const GROUP: GroupId = GroupId(0);
 const SHAPE: Shape = Shape {
     window: 4096,
     value_bytes: 1384,
-    lease_ns: 1_000_000,
-    epoch: 1,
-    is_narrow: false,
-    key: None,
+    ..Shape::SMALL
 };
 /// Values that are chosen over each family.
 const ROUNDS: u64 = 1000;

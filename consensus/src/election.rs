@@ -24,6 +24,19 @@ pub struct ElectionTiming {
     pub campaign_ns: u64,
 }
 
+impl ElectionTiming {
+    /// The times that go with a leader's silence of `timeout_ns`.
+    pub const fn of(timeout_ns: u64) -> Self {
+        Self {
+            timeout_ns,
+            spread_ns: timeout_ns / 2,
+            rank_ns: timeout_ns / 8,
+            pre_vote_ns: timeout_ns / 3,
+            campaign_ns: timeout_ns * 2,
+        }
+    }
+}
+
 /// A pre-vote under way.
 #[derive(Clone, Copy, Debug)]
 pub struct PreVote {

@@ -4,6 +4,7 @@
 //! nothing smaller than a full value is under way (Nagle's rule), so one client waits for nothing
 //! and many share a slot.
 
+use crate::local::Durability;
 use crate::quorum::{Membership, Voters};
 use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
@@ -54,6 +55,22 @@ pub struct LeaderTiming {
     pub decide_ns: u64,
     /// Before a request is sent again, at first; doubled up to 32 times that.
     pub resend_ns: u64,
+}
+
+impl LeaderTiming {
+    /// The times of a leader whose acceptors are as durable as this.
+    pub const fn of(heartbeat_ns: u64, durability: Durability) -> Self {
+        const MS: u64 = 1_000_000;
+        Self {
+            heartbeat_ns,
+            decide_ns: MS,
+            // A flush may take its time; a datagram that is lost is lost at once.
+            resend_ns: match durability {
+                Durability::Volatile | Durability::Async => 5 * MS,
+                Durability::Sync => 20 * MS,
+            },
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]

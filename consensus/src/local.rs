@@ -394,7 +394,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
     }
 
     /// The highest slot that any record so far may be about, beside what was learned from others.
-    pub fn highest_journalled(&self, group: GroupId) -> Slot {
+    pub(crate) fn highest_journalled(&self, group: GroupId) -> Slot {
         let highest = |view: GroupView| view.highest.max(view.decided.upto);
         self.view(group).map_or(Slot::NONE, highest)
     }

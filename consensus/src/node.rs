@@ -451,6 +451,14 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         self.replicas.get_mut(usize::from(group.0))
     }
 
+    /// The highest slot that any record of the journal so far may be about.
+    pub fn highest_journalled(&self, group: GroupId) -> Slot {
+        // What was learned from others is journalled too, and may lie above every own vote.
+        let replica = self.replicas.get(usize::from(group.0));
+        let applied = replica.map_or(Slot::NONE, |replica| replica.applied().slot());
+        self.local.highest_journalled(group).max(applied)
+    }
+
     /// How the cluster forms.
     pub const fn formation(&self) -> &Formation {
         &self.formation

@@ -33,18 +33,7 @@ fn the_shipped_step_conforms_in_every_shape() {
         assert!(played > 0, "{} is played in no shape", case.name);
     }
     for failure in &failures {
-        eprintln!(
-            "{}:{} {} step {}: {}: {} @{:?}: expected {}, got {}",
-            failure.file,
-            failure.line,
-            failure.case,
-            failure.step,
-            failure.text,
-            failure.field,
-            failure.offset,
-            failure.expected,
-            failure.got
-        );
+        eprintln!("{failure}");
     }
     assert!(failures.is_empty(), "{} fields", failures.len());
 }
@@ -134,7 +123,7 @@ fn the_cases_of_the_document_are_cases() {
     for block in blocks {
         let cases = parse("docs/conformance.md", block).unwrap_or_else(|error| panic!("{error}"));
         for case in &cases {
-            assert_eq!(verdict(case, Shape::ALL[0]), Verdict::Passed, "{case}");
+            assert_eq!(verdict(case, Shape::SMALL), Verdict::Passed, "{case}");
         }
     }
 }

@@ -123,7 +123,7 @@ fn every_case_is_passed_in_frames() {
     for (is_ipv6, vlan) in FRAMINGS {
         let mut passed = 0;
         for case in &cases {
-            for shape in [Shape::ALL[0], Shape::ALL[2]] {
+            for shape in [Shape::SMALL, Shape::ALL[2]] {
                 let mut device = Framed {
                     step: Software::new(shape).expect("a region"),
                     path: path(is_ipv6, vlan),

@@ -430,12 +430,10 @@ impl<S: StateMachine> NodeService<S> {
         if let Some(below) = self.cutting.due(flushed) {
             self.node.local_mut().journal_mut().cut(below);
         }
-        let highest = self.node.local().highest_journalled(GROUP);
+        let highest = self.node.highest_journalled(GROUP);
         let Some(replica) = self.node.replica_mut(GROUP) else {
             return;
         };
-        // What was learned from others is journalled too, and may lie above every own vote.
-        let highest = highest.max(replica.applied().slot());
         self.cutting.mark(highest, appended, self.snapshot_slots);
         let newest = self.host.snapshots.slot();
         let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;

@@ -352,10 +352,6 @@ fn node_config(
     used_round: u64,
     seed: u64,
 ) -> node::Config {
-    let (heartbeat_ns, election_ns) = (
-        config.timing.heartbeat_ms * MS,
-        config.timing.election_ms * MS,
-    );
     let identity = directory.identity();
     node::Config {
         node: NodeId(config.node),
@@ -371,23 +367,11 @@ fn node_config(
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
-        leader: LeaderTiming {
-            heartbeat_ns,
-            decide_ns: MS,
-            // A flush may take its time; a datagram that is lost is lost at once.
-            resend_ns: if config.durability == Durability::Sync {
-                20 * MS
-            } else {
-                5 * MS
-            },
-        },
-        election: ElectionTiming {
-            timeout_ns: election_ns,
-            spread_ns: election_ns / 2,
-            rank_ns: election_ns / 8,
-            pre_vote_ns: election_ns / 3,
-            campaign_ns: election_ns * 2,
-        },
+        leader: LeaderTiming::of(
+            config.timing.heartbeat_ms * MS,
+            durability(config.durability),
+        ),
+        election: ElectionTiming::of(config.timing.election_ms * MS),
         seed: seed ^ identity.region_nonce,
         used_round,
         pins: identity.pins.clone(),

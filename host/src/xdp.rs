@@ -15,7 +15,6 @@ use aya::pin::PinError;
 use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
-use consensus::acceptor::Acceptor;
 use consensus::auth::Key;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::region::{Birth, Layout, OpenError, Region, group};
@@ -372,17 +371,12 @@ const SECTIONS: [&str; 4] = [HEADER, PEER, GROUP, ENTRY];
 /// any.
 fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, XdpError> {
     let Settings { layout, birth, .. } = settings;
-    let mut object = object.to_vec();
-    object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
     if layout.value_bytes() > XDP_VALUE_BYTES {
         return Err(XdpError::ValueTooLong(layout.value_bytes()));
     }
-    let acceptor = Acceptor {
-        node: birth.node,
-        incarnation: birth.incarnation(),
-        layout: *layout,
-    };
-    let (node, incarnation) = (acceptor.node.0, acceptor.incarnation.0);
+    let mut object = object.to_vec();
+    object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
+    let (node, incarnation) = (birth.node.0, birth.incarnation().0);
     let (groups, window) = (layout.groups(), layout.window());
     let value_bytes = layout.value_bytes() as u64;
     let is_keyed = u8::from(settings.key.is_some());

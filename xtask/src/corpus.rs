@@ -293,7 +293,7 @@ struct Played {
 fn played(walk: &Walk) -> anyhow::Result<Option<Played>> {
     let mut device = Software::new(Shape {
         window: walk.ground.window,
-        ..Shape::ALL[0]
+        ..Shape::SMALL
     })?;
     let target = device.target();
     let mut teller = Teller::new(walk.ground, target);

@@ -12,6 +12,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Something that answers datagrams: an engine in this process, or a device behind a network.
 pub trait Device {
@@ -114,6 +115,27 @@ pub struct Failure {
     pub expected: String,
     /// What was there.
     pub got: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            case,
+            file,
+            line,
+            step,
+            text,
+            field,
+            offset,
+            expected,
+            got,
+        } = self;
+        write!(f, "{file}:{line} {case} step {step}: {text}: {field}")?;
+        if let Some(offset) = offset {
+            write!(f, " at byte {offset}")?;
+        }
+        write!(f, ": expected {expected}, got {got}")
+    }
 }
 
 /// A field that was otherwise, wherever it was.

@@ -41,6 +41,15 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// The smallest window in which cases tell its edges apart.
+    pub const SMALL: Self = Self {
+        window: 8,
+        value_bytes: 64,
+        lease_ns: 1_000_000,
+        epoch: 1,
+        is_narrow: false,
+        key: None,
+    };
     /// The hardware profile without anything that it leaves open but Read.
     pub const NARROW: Self = Self {
         window: 64,
@@ -53,38 +62,28 @@ impl Shape {
     /// Shapes that between them leave no case out: the smallest window, the smallest one in which
     /// cases tell its edges apart, the defaults, the longest values, and the hardware profile; with
     /// tags and without.
-    pub const ALL: [Self; 5] = {
-        let small = Self {
-            window: 8,
-            value_bytes: 64,
-            lease_ns: 1_000_000,
-            epoch: 1,
-            is_narrow: false,
-            key: None,
-        };
-        [
-            small,
-            Self {
-                window: 2,
-                key: Some(Key([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908])),
-                ..small
-            },
-            Self {
-                window: 64,
-                value_bytes: 1384,
-                lease_ns: 0,
-                epoch: u32::MAX,
-                ..small
-            },
-            Self {
-                window: 16,
-                value_bytes: 32_768,
-                epoch: 0,
-                ..small
-            },
-            Self::NARROW,
-        ]
-    };
+    pub const ALL: [Self; 5] = [
+        Self::SMALL,
+        Self {
+            window: 2,
+            key: Some(Key([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908])),
+            ..Self::SMALL
+        },
+        Self {
+            window: 64,
+            value_bytes: 1384,
+            lease_ns: 0,
+            epoch: u32::MAX,
+            ..Self::SMALL
+        },
+        Self {
+            window: 16,
+            value_bytes: 32_768,
+            epoch: 0,
+            ..Self::SMALL
+        },
+        Self::NARROW,
+    ];
 }
 
 /// The shipped step behind the shipped parser.

@@ -140,7 +140,6 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         without: without.fold(FaultKinds::NONE, |set, one| set.with(*one)),
         fault_points: args.fault_points,
         trace: args.trace,
-        max_events: None,
     };
     let (first, seeds) = match (args.seed, args.seeds, args.minutes) {
         (Some(seed), None, None) => (seed, 1),

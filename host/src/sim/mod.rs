@@ -44,8 +44,6 @@ pub struct Options {
     pub fault_points: bool,
     /// Print what happens.
     pub trace: bool,
-    /// Stop after so many events.
-    pub max_events: Option<u64>,
 }
 
 /// What became of a seed.
@@ -90,9 +88,7 @@ pub fn name_seed_of_panics() {
 pub fn run(seed: u64, options: &Options) -> Outcome {
     SEED.set(Some(seed));
     simulation::mutate(options.mutation);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        world::World::new(seed, options).run(options)
-    }));
+    let result = catch_unwind(AssertUnwindSafe(|| world::World::new(seed, options).run()));
     simulation::mutate(None);
     SEED.set(None);
     result.unwrap_or_else(|panic| {

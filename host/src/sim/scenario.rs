@@ -89,7 +89,6 @@ impl Scenario {
         let key = Key([r.next(), r.next()]);
         let election_ns = one_of(r, &[30, 60, 100]) * MS;
         let heartbeat_ns = election_ns / one_of(r, &[5, 10]);
-        let slow = durability == Durability::Sync;
         let max_body = value_bytes - 24 - 24;
         let mut kinds = FaultKinds::NONE;
         for kind in FaultKind::ALL {
@@ -118,18 +117,8 @@ impl Scenario {
             value_bytes,
             durability,
             key: keyed.then_some(key),
-            leader: LeaderTiming {
-                heartbeat_ns,
-                decide_ns: MS,
-                resend_ns: if slow { 20 * MS } else { 5 * MS },
-            },
-            election: ElectionTiming {
-                timeout_ns: election_ns,
-                spread_ns: election_ns / 2,
-                rank_ns: election_ns / 8,
-                pre_vote_ns: election_ns / 3,
-                campaign_ns: election_ns * 2,
-            },
+            leader: LeaderTiming::of(heartbeat_ns, durability),
+            election: ElectionTiming::of(election_ns),
             rounds_ahead: one_of(r, &[1, 4, 1024]),
             snapshot_slots: one_of(r, &[16, 50, 200]),
             flush_ns: one_of(r, &[20_000, 100_000, 500_000]),

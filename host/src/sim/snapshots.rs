@@ -91,18 +91,14 @@ impl Machine {
         let Some(node) = &self.process else {
             return;
         };
-        for (group, replica) in node.replicas().iter().enumerate() {
+        for group in 0..node.replicas().len() {
             let id = GroupId(group as u16);
-            let local = node.local();
-            let (appended, flushed) = local.journalled(id).unwrap_or_default();
+            let (appended, flushed) = node.local().journalled(id).unwrap_or_default();
             let cutting = &mut self.cuttings[group];
             if let Some(below) = cutting.due(flushed) {
                 self.below[group] = below;
             }
-            let highest = local.highest_journalled(id);
-            // What was learned from others is journalled too, and may lie above every own vote.
-            let highest = highest.max(replica.applied().slot());
-            cutting.mark(highest, appended, snapshot_slots);
+            cutting.mark(node.highest_journalled(id), appended, snapshot_slots);
         }
         let below = self.below.iter().copied().min().unwrap_or(0);
         if below > 0 {

@@ -246,11 +246,8 @@ impl World {
     }
 
     /// Runs to the end, or to the first violation.
-    pub(super) fn run(mut self, options: &Options) -> Outcome {
-        while self.stage != Stage::Done
-            && self.ether.checker.violation().is_none()
-            && options.max_events.is_none_or(|most| self.events < most)
-        {
+    pub(super) fn run(mut self) -> Outcome {
+        while self.stage != Stage::Done && self.ether.checker.violation().is_none() {
             self.step();
             if self.events == MAX_EVENTS {
                 let what = format!("does not end: {}", self.levels());
