@@ -2,7 +2,7 @@
 //! tests.
 
 use crate::xdp::{self, Bystander, Mode, XdpError};
-use datapath::netns::Rig;
+use datapath::netns::{INTERFACE, Node, Rig};
 
 /// The bridge's ports, made fit for native XDP at their other ends, until dropped.
 #[derive(Debug)]
@@ -42,5 +42,15 @@ impl Ports {
         Ok(Self {
             _bystanders: bystanders,
         })
+    }
+
+    /// Has a node's interface send every UDP datagram back, until the result is dropped.
+    ///
+    /// # Errors
+    /// As for [`Ports::open`].
+    pub fn open_echo(node: &Node) -> Result<Bystander, PortsError> {
+        let object = xdp::OBJECT.ok_or(PortsError::NoObject)?;
+        let attach = || Bystander::attach_echo(object, INTERFACE, Mode::Native);
+        Ok(node.run(attach)??)
     }
 }
