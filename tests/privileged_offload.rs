@@ -4,6 +4,7 @@ use bench::site::{Site, Where};
 use nearwire::client::{Client, Options};
 use nearwire::kv::{Call, Op};
 use nearwire::local_cluster::{self, LocalCluster};
+use nearwire::xdp::OnHostDeath;
 use nearwire::xdp_site::Ports;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ impl Scene {
         let program = env!("CARGO_BIN_EXE_nearwire");
         let mut options = local_cluster::Options::new(program, directory.path());
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
-        options.xdp = Some("eth0".into());
+        options.xdp = Some(OnHostDeath::KeepVoting);
         settings(&mut options);
         let mut scene = Self {
             cluster: LocalCluster::prepare(options).expect("configurations"),

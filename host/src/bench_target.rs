@@ -8,7 +8,7 @@ use crate::kv::{Call, Op};
 use crate::local_cluster::{self, LocalCluster};
 use crate::node::{GROUP, max_request_bytes};
 use crate::run_directory::RunDirectory;
-use crate::xdp::Bystander;
+use crate::xdp::{Bystander, OnHostDeath};
 use crate::xdp_site::Ports;
 use bench::cluster::Command;
 use bench::process::Subject;
@@ -17,7 +17,6 @@ use bench::rounds::median;
 use bench::run::{self, Cluster, Description, Outcome, Progress, Target, TargetError};
 use bench::site::Site;
 use consensus::{Epoch, NodeId, simulation};
-use datapath::netns::INTERFACE;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::io;
 use std::net::SocketAddr;
@@ -184,7 +183,7 @@ impl LocalTarget {
         let mut options = local_cluster::Options::new(&self.program, directory.path());
         options.durability = self.durability;
         options.wait = self.wait;
-        options.xdp = (self.engine == Engine::Xdp).then(|| INTERFACE.into());
+        options.xdp = (self.engine == Engine::Xdp).then_some(OnHostDeath::Seal);
         options.worker = format!("linger_us = {}\n", self.linger_us);
         // A worker that spins stays below the other threads on its CPU, which would starve beside
         // it: its journal's, and the one that starts it.

@@ -433,7 +433,7 @@ impl<'a> Run<'a> {
         let cluster = LocalCluster::prepare(local_cluster::Options {
             durability: options.durability,
             addresses: ground.addresses(),
-            xdp: ground.interface(),
+            xdp: ground.on_host_death(),
             ..local_cluster::Options::new(&options.program, directory.path())
         })?;
         let values = Values {

@@ -2,9 +2,9 @@
 //! loopback.
 
 use crate::local_cluster::LocalCluster;
+use crate::xdp::OnHostDeath;
 use crate::xdp_site::Ports;
 use bench::site::{Site, Where};
-use datapath::netns::INTERFACE;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// How many replicas there are.
@@ -49,9 +49,9 @@ impl Ground {
         self.namespaces.is_some()
     }
 
-    /// The interface whose program votes.
-    pub(super) fn interface(&self) -> Option<String> {
-        self.has_xdp().then(|| INTERFACE.to_owned())
+    /// What becomes of a replica's program when the replica is killed, if it has one.
+    pub(super) fn on_host_death(&self) -> Option<OnHostDeath> {
+        self.has_xdp().then_some(OnHostDeath::KeepVoting)
     }
 
     /// Where the replicas listen.
