@@ -323,7 +323,20 @@ impl Bystander {
     /// # Errors
     /// The object is no object of ours, or the kernel refuses it.
     pub fn attach(object: &[u8], interface: &str, mode: Mode) -> Result<Self, XdpError> {
-        Self::attach_program(object, PASS, interface, mode)
+        Self::attach_program(object, PASS, interface, mode, 0.0)
+    }
+
+    /// One of `object` that loses this part of what comes, and passes the rest.
+    ///
+    /// # Errors
+    /// As for [`Bystander::attach`].
+    pub fn attach_lossy(
+        object: &[u8],
+        interface: &str,
+        mode: Mode,
+        loss: f64,
+    ) -> Result<Self, XdpError> {
+        Self::attach_program(object, PASS, interface, mode, loss)
     }
 
     /// One of `object` that sends every UDP datagram over IPv4 back: the floor of what a program can
@@ -332,7 +345,7 @@ impl Bystander {
     /// # Errors
     /// As for [`Bystander::attach`].
     pub fn attach_echo(object: &[u8], interface: &str, mode: Mode) -> Result<Self, XdpError> {
-        Self::attach_program(object, ECHO, interface, mode)
+        Self::attach_program(object, ECHO, interface, mode, 0.0)
     }
 
     fn attach_program(
@@ -340,8 +353,12 @@ impl Bystander {
         name: &'static str,
         interface: &str,
         mode: Mode,
+        loss: f64,
     ) -> Result<Self, XdpError> {
-        let mut ebpf = EbpfLoader::new().load(object)?;
+        let loss = (loss * f64::from(u32::MAX)) as u32;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("LOSS", &loss, true)
+            .load(object)?;
         program(&mut ebpf, name)?.load().map_err(XdpError::Verify)?;
         attach(&mut ebpf, name, interface, mode)?;
         Ok(Self { _ebpf: ebpf })
