@@ -4,7 +4,9 @@ mod common;
 mod recording;
 
 use bench::site::{Site, Where};
+use datapath::netns::INTERFACE;
 use nearwire::client::{Client, Options};
+use nearwire::config::Durability;
 use nearwire::history;
 use nearwire::kv::{Call, Op};
 use nearwire::local_cluster::{self, LocalCluster};
@@ -229,6 +231,54 @@ fn votes_go_on_without_the_processes_of_their_acceptors() {
     scene.cluster.kill(leader);
     let mut client = scene.client();
     assert_written(&mut client, acknowledged);
+}
+
+#[test]
+fn what_the_kernel_voted_for_is_journalled_by_the_process() {
+    let mut scene = Scene::new("async", |options| options.durability = Durability::Async);
+    scene.await_voting();
+    let leader = scene.leader();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let mut client = scene.client();
+    assert_eq!(write_on(&mut client, 0, 200), 200);
+    let decided = scene.report(leader).expect("it runs")["decided"].as_u64();
+    scene.await_report(follower, "level", |report| {
+        report["recoverable"].as_u64() >= decided && report["voted"] == 0
+    });
+    scene.cluster.kill(follower);
+    // The kernel votes, and nobody journals.
+    assert_eq!(write_on(&mut client, 200, 200), 400);
+    scene.start(follower);
+    let decided = scene.report(leader).expect("it runs")["decided"].as_u64();
+    let report = scene.await_report(follower, "level again", |report| {
+        report["recoverable"].as_u64() >= decided
+    });
+    // Two hundred from the journal, the rest from the region.
+    assert!(report["replayed"].as_u64() >= Some(200), "{report:#}");
+    assert_eq!(report["learned"], 0, "{report:#}");
+}
+
+#[test]
+fn an_interface_that_vanishes_is_told_and_the_others_go_on() {
+    let mut scene = Scene::new("gone", |_| {});
+    scene.await_voting();
+    let leader = scene.leader();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let mut client = scene.client();
+    assert_eq!(write_on(&mut client, 0, 50), 50);
+    let rig = scene.site.rig().expect("namespaces");
+    let node = rig.nodes()[usize::from(follower) - 1].clone();
+    let mut ip = node.command("ip");
+    let status = ip.args(["link", "delete", INTERFACE]).status();
+    assert!(status.expect("iproute2 is there").success());
+    assert_eq!(write_on(&mut client, 50, 50), 100);
+    let log = || scene.cluster.log(follower);
+    let began = Instant::now();
+    while !log().contains("somebody detached the acceptor") {
+        assert!(began.elapsed() < SOON, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(scene.cluster.process(follower).is_some());
 }
 
 /// Seconds of hand-overs, where a run is to be longer than the usual one.

@@ -199,7 +199,11 @@ mod tests {
         old.seal().expect("nobody holds a lock");
         assert!(old.is_sealed());
         for kind in [Kind::Prepare, Kind::Accept, Kind::Decide] {
-            assert_eq!(ask(&old, kind, 9, 1), Step::Dropped(Drop::Sealed), "{kind:?}");
+            assert_eq!(
+                ask(&old, kind, 9, 1),
+                Step::Dropped(Drop::Sealed),
+                "{kind:?}"
+            );
         }
         let new = old.copy_into(words()).expect("blank");
         assert_eq!((old.generation(), new.generation()), (0, 1));
