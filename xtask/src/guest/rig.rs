@@ -21,6 +21,8 @@ const EXECUTABLE: &str = "usr/bin/qemu-system-x86_64";
 const ACCELERATOR: &str = "usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so";
 /// Where packages have libraries.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+/// What makes a guest of packages, and what is packed with every test.
+const TOOLS: [&str; 5] = ["apt-get", "apt-cache", "dpkg", "xz", "ip"];
 /// What the machine runs before the kernel.
 const FIRMWARE: [&str; 3] = [
     "usr/share/seabios/bios-256k.bin",
@@ -231,11 +233,10 @@ pub(super) fn lacking() -> Option<String> {
     if std::env::consts::ARCH != "x86_64" {
         return Some("guests are x86-64 machines of the same processor as this one".to_owned());
     }
-    let missing = ["apt-get", "apt-cache", "dpkg"]
-        .into_iter()
-        .find(|program| find(program).is_none())?;
+    let missing = TOOLS.iter().find(|program| find(program).is_none())?;
     Some(format!(
-        "QEMU and the kernel are taken from Debian's packages: needs {missing}"
+        "a guest is made of Debian's packages by {}: there is no {missing}",
+        TOOLS.join(", ")
     ))
 }
 
