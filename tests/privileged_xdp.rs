@@ -18,7 +18,7 @@ use nearwire::xdp::{Loaded, Mapping, OBJECT, Settings, Verdict, XdpError};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
-use xdp_twin::{GROUPS, PORT, Twin};
+use xdp_twin::{GROUPS, PORT, Twin, setting};
 
 const GROUP: GroupId = GroupId(1);
 /// Messages of a run of random ones, unless NEARWIRE_MESSAGES says otherwise.
@@ -416,14 +416,6 @@ const PLAIN: Shape = Shape {
     is_narrow: false,
     key: None,
 };
-
-fn setting(variable: &str, otherwise: u64) -> u64 {
-    let number = |text: String| {
-        let parsed = text.parse();
-        parsed.unwrap_or_else(|error| panic!("{variable}={text}: {error}"))
-    };
-    std::env::var(variable).map_or(otherwise, number)
-}
 
 #[test]
 fn random_messages_come_to_the_same_in_the_kernel() {

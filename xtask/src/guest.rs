@@ -186,8 +186,9 @@ impl Guest<'_> {
         let initramfs = cache.join("initramfs");
         self.pack(&rig, &messages, &initramfs)?;
         let mut qemu = machine(&rig, &initramfs);
-        let status = stage.status_within(GUEST_LIMIT, &mut qemu)?;
-        judge(status)?;
+        let ended = stage.status_within(GUEST_LIMIT, &mut qemu);
+        fs::remove_file(&initramfs).with_context(|| format!("remove {}", initramfs.display()))?;
+        judge(ended?)?;
         ensure!(stage.tally.counts().total() > 0, "no test ran in the guest");
         // A guest is made for its tests: what one of them lacks is the rig's fault.
         ensure!(
