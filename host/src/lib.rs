@@ -23,5 +23,6 @@ mod run_directory;
 pub mod sim;
 pub mod snapshot_file;
 pub mod snapshots;
+pub mod step_trial;
 pub mod wal;
 pub mod xdp;

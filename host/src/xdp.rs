@@ -2,11 +2,13 @@
 
 mod object;
 mod region;
+mod repeat;
 
 pub use region::Mapping;
+pub use repeat::{Ran, Repeater, Timed};
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::Epoch;
 use consensus::acceptor::Acceptor;
@@ -136,6 +138,18 @@ pub enum Verdict {
     Other(u32),
 }
 
+impl Verdict {
+    /// What it means that the program ended with `code` and left this packet.
+    fn new(code: u32, packet: Vec<u8>) -> Self {
+        match code {
+            XDP_DROP => Self::Dropped,
+            XDP_PASS => Self::Passed,
+            XDP_TX => Self::Sent(packet),
+            code => Self::Other(code),
+        }
+    }
+}
+
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
@@ -150,9 +164,21 @@ impl Loaded {
     /// The object is no object of ours, or the kernel refuses it: the verifier's log is then part
     /// of the error.
     pub fn load(object: &[u8], settings: &Settings) -> Result<Self, XdpError> {
+        Self::load_with_frames(object, settings, 1, size_of::<u64>() as u32)
+    }
+
+    /// As [`Loaded::load`], with room for frames that the kernel is to show the program.
+    fn load_with_frames(
+        object: &[u8],
+        settings: &Settings,
+        frames: u32,
+        frame_bytes: u32,
+    ) -> Result<Self, XdpError> {
         let Settings { layout, birth, .. } = settings;
         let mut object = object.to_vec();
         object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
+        let stride = frame_bytes.next_multiple_of(8);
+        object::set_value_bytes(&mut object, repeat::FRAMES, stride as usize)?;
         if layout.value_bytes() > XDP_VALUE_BYTES {
             return Err(XdpError::ValueTooLong(layout.value_bytes()));
         }
@@ -173,6 +199,8 @@ impl Loaded {
             .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
             .map_max_entries(GROUP, groups.into())
             .map_max_entries(ENTRY, entries)
+            .map_max_entries(repeat::FRAMES, frames)
+            .override_global("FRAME_BYTES", &frame_bytes, true)
             .override_global("PORT", &settings.port, true)
             .override_global("NODE", &node, true)
             .override_global("INCARNATION", &incarnation, true)
@@ -239,19 +267,15 @@ impl Loaded {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
-        let program = self.ebpf.program(ACCEPTOR).ok_or_else(no_program)?;
+        let ended = self.test_run(ACCEPTOR, options)?;
+        out.truncate(ended.data_size_out as usize);
+        Ok((Verdict::new(ended.return_value, out), ended.duration))
+    }
+
+    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<TestRunResult, XdpError> {
+        let program = self.ebpf.program(name).ok_or_else(no_program)?;
         let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
-        let ended = program.test_run(options).map_err(XdpError::Run)?;
-        let verdict = match ended.return_value {
-            XDP_DROP => Verdict::Dropped,
-            XDP_PASS => Verdict::Passed,
-            XDP_TX => {
-                out.truncate(ended.data_size_out as usize);
-                Verdict::Sent(out)
-            }
-            code => Verdict::Other(code),
-        };
-        Ok((verdict, ended.duration))
+        program.test_run(options).map_err(XdpError::Run)
     }
 
     /// Sets the time of a rehearsal, in nanoseconds.
@@ -286,6 +310,17 @@ impl Loaded {
         }
         Ok(sums)
     }
+}
+
+/// Whether this process has CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39), which it takes
+/// to load the program.
+pub fn is_permitted() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.unwrap_or("0").trim(), 16).unwrap_or(0);
+    let all = 1 << 12 | 1 << 38 | 1 << 39;
+    effective & all == all
 }
 
 /// A program that passes everything, loaded and attached until dropped. The other end of a veth

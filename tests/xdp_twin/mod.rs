@@ -12,7 +12,7 @@ use consensus::sync::AtomicU64;
 use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
 use consensus::{Epoch, NodeId, frame};
-use nearwire::xdp::{Loaded, Mapping, OBJECT, Settings, Verdict, XdpError};
+use nearwire::xdp::{Loaded, Mapping, OBJECT, Settings, Verdict, XdpError, is_permitted};
 use std::io::Write as _;
 
 pub const PORT: u16 = 4747;
@@ -51,7 +51,7 @@ impl Twin {
         let settings = Self::settings(shape);
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
-            Err(error) if !is_capable() => {
+            Err(error) if !is_permitted() => {
                 let said = error.to_string();
                 let said = said.lines().next().unwrap_or_default();
                 skip(
@@ -239,16 +239,6 @@ impl Twin {
             count: Some(Count::Answered),
         }
     }
-}
-
-/// Whether this process has CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39).
-fn is_capable() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
-    let mut lines = status.lines();
-    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = u64::from_str_radix(effective.unwrap_or("0").trim(), 16).expect("a number");
-    let all = 1 << 12 | 1 << 38 | 1 << 39;
-    effective & all == all
 }
 
 pub fn skip(test: &str, why: &str) {

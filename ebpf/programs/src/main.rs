@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod packet;
+mod repeat;
 mod region;
 
 use aya_ebpf::Global;

@@ -29,16 +29,24 @@ impl Mapping {
         ];
         let starts = starts.map(|words| words.unwrap_or(0) * size_of::<AtomicU64>());
         // Reserved as one, so that nothing else comes in between.
-        let start = map(ptr::null_mut(), layout.bytes(), Backing::None)?;
-        let mapping = Self {
-            start,
-            bytes: layout.bytes(),
-        };
+        let mapping = Self::reserve(layout.bytes())?;
         for (section, ends) in sections.iter().zip(starts.windows(2)) {
-            let place = start.wrapping_byte_add(ends[0]);
+            let place = mapping.start.wrapping_byte_add(ends[0]);
             map(place, ends[1] - ends[0], Backing::Map(section))?;
         }
         Ok(mapping)
+    }
+
+    /// Maps the first `bytes` bytes of one map.
+    pub(super) fn of(section: &MapData, bytes: usize) -> io::Result<Self> {
+        let mapping = Self::reserve(bytes)?;
+        map(mapping.start, bytes, Backing::Map(section))?;
+        Ok(mapping)
+    }
+
+    fn reserve(bytes: usize) -> io::Result<Self> {
+        let start = map(ptr::null_mut(), bytes, Backing::None)?;
+        Ok(Self { start, bytes })
     }
 }
 
