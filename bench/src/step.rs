@@ -160,22 +160,22 @@ pub struct Row {
 
 impl Row {
     /// A row of these figures.
-    pub fn new(setting: Setting, measured: Measured) -> Self {
+    pub fn new(setting: Setting, measured: Measured, machine: Machine) -> Self {
         Self {
             schema: SCHEMA,
             setting,
             measured,
             unsupported: None,
             command_line: std::env::args().collect::<Vec<_>>().join(" "),
-            machine: Machine::read(),
+            machine,
         }
     }
 
     /// A row that cannot be measured here, and why.
-    pub fn unsupported(setting: Setting, reason: String) -> Self {
+    pub fn unsupported(setting: Setting, reason: String, machine: Machine) -> Self {
         Self {
             unsupported: Some(reason),
-            ..Self::new(setting, Measured::default())
+            ..Self::new(setting, Measured::default(), machine)
         }
     }
 }
@@ -319,8 +319,12 @@ mod tests {
     #[test]
     fn every_row_has_every_key_measured_or_not_and_no_other() {
         let rows = [
-            Row::new(setting(), Measured::new(&[times(90.0)], 1024, None)),
-            Row::unsupported(setting(), "no object".into()),
+            Row::new(
+                setting(),
+                Measured::new(&[times(90.0)], 1024, None),
+                Machine::read(),
+            ),
+            Row::unsupported(setting(), "no object".into(), Machine::read()),
         ];
         let json: serde_json::Value = serde_json::from_str(&to_json(&rows)).expect("JSON");
         let mut expected = KEYS.to_vec();
@@ -340,8 +344,12 @@ mod tests {
     #[test]
     fn the_table_says_what_was_timed_and_what_was_not() {
         let rows = [
-            Row::new(setting(), Measured::new(&[times(90.0)], 1024, Some(8627))),
-            Row::unsupported(setting(), "no object".into()),
+            Row::new(
+                setting(),
+                Measured::new(&[times(90.0)], 1024, Some(8627)),
+                Machine::read(),
+            ),
+            Row::unsupported(setting(), "no object".into(), Machine::read()),
         ];
         let text = to_table(&rows);
         for part in [

@@ -267,7 +267,7 @@ impl Engine for InKernel {
         let around = self.repeater.run(Timed::Refill)?;
         let floor = self.repeater.run(Timed::Bounce)?;
         for ran in [&whole, &around] {
-            let (found, wanted) = (u64::from(ran.taken), datagrams.len() as u64);
+            let (found, wanted) = (ran.taken, datagrams.len() as u64);
             if found != wanted || matches!(ran.last, Verdict::Other(_)) {
                 return Err(TrialError::Unproved {
                     message: self.message.name(),

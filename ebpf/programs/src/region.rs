@@ -30,7 +30,7 @@ pub(crate) struct Maps;
 
 /// A record in one of them. The verifier proves that every word named is within the record.
 #[derive(Clone, Copy)]
-pub(crate) struct Record(*mut u64);
+pub(crate) struct Record(pub(crate) *mut u64);
 
 impl Record {
     #[inline(always)]

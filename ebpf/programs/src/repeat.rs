@@ -2,13 +2,14 @@
 //! gives a program the packet that its last run has left, so another frame is put there first.
 
 use crate::packet::{Packet, unknown};
-use crate::region::BPF_F_MMAPABLE;
+use crate::region::{BPF_F_MMAPABLE, Maps, Record};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
+use consensus::memory::Memory as _;
 use consensus::pieces::{Pieces as _, PiecesMut as _};
 
 const WORD: usize = size_of::<u64>();
@@ -23,7 +24,7 @@ static FRAME_BYTES: Global<u32> = Global::new(WORD as u32);
 static FRAMES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// How many of them were put into the packet.
 #[map]
-static TAKEN: Array<u32> = Array::with_max_entries(1, 0);
+static TAKEN: Array<u64> = Array::with_max_entries(1, 0);
 /// What is timed: at 0 the acceptor, at 1 [`bounce`].
 #[map]
 static TIMED: ProgramArray = ProgramArray::with_max_entries(2, 0);
@@ -62,8 +63,7 @@ fn repeat(context: &XdpContext, timed: u32) -> u32 {
 fn refill(context: &XdpContext) -> Option<()> {
     let taken = TAKEN.get_ptr_mut(0)?;
     // SAFETY: only one test run at a time uses these maps.
-    let index = unsafe { *taken };
-    let frame = FRAMES.get_ptr(index)?;
+    let frame = FRAMES.get_ptr(unsafe { *taken } as u32)?;
     let bytes = FRAME_BYTES.load() as usize;
     let change = bytes as i32 - unknown(Packet::of(context).length() as u64) as i32;
     // Called even where nothing changes, so that this costs the same whatever the program left.
@@ -77,8 +77,9 @@ fn refill(context: &XdpContext) -> Option<()> {
     }
     // The last word overlaps the one before. A frame has headers, so it is longer than a word.
     copy(frame, &mut packet, bytes.checked_sub(WORD)?)?;
-    // SAFETY: as above.
-    unsafe { *taken = index + 1 };
+    // A read-modify-write lets the stores above reach the cache first: a load that covers parts of
+    // two of them would wait for that, and no driver's buffer is still being written.
+    Maps.fetch_add(Record(taken), 0, 1);
     Some(())
 }
 

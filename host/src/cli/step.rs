@@ -2,6 +2,7 @@
 
 use super::output::Output;
 use super::{Failure, output};
+use bench::machine::Machine;
 use bench::step::{Measured, Row, Setting, Times, to_json, to_table};
 use clap::ValueEnum;
 use consensus::region::Layout;
@@ -53,7 +54,7 @@ pub(crate) struct Args {
         long,
         env = "NEARWIRE_ROUNDS",
         value_name = "N",
-        default_value_t = 50,
+        default_value_t = 20,
         value_parser = clap::value_parser!(u16).range(1..=10_000)
     )]
     rounds: u16,
@@ -105,6 +106,8 @@ impl Engine {
 pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let layout = Layout::new(1, args.window_slots, args.region_value_bytes)
         .map_err(|error| Failure::usage(error.to_string()))?;
+    // Before this thread is pinned, which would hide the other CPUs.
+    let machine = Machine::read();
     let cpus = bench::site::allowed_cpus();
     Placement {
         cpu: cpus.last().copied(),
@@ -124,7 +127,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
                     value_bytes,
                     is_keyed,
                 };
-                let (row, failure) = args.row(*engine, case, layout)?;
+                let (row, failure) = args.row(*engine, case, layout, &machine)?;
                 rows.push(row);
                 refused = refused.or(failure);
             }
@@ -149,6 +152,7 @@ impl Args {
         engine: Engine,
         case: Case,
         layout: Layout,
+        machine: &Machine,
     ) -> anyhow::Result<(Row, Option<Failure>)> {
         let setting = Setting {
             engine: engine.name(),
@@ -166,18 +170,18 @@ impl Args {
             Engine::Xdp => {
                 let Some(object) = OBJECT else {
                     let failure = no_object();
-                    let row = Row::unsupported(setting, failure.to_string());
+                    let row = Row::unsupported(setting, failure.to_string(), machine.clone());
                     return Ok((row, Some(failure)));
                 };
                 self.xdp(object, case, layout)
             }
         };
         match measured {
-            Ok(measured) => Ok((Row::new(setting, measured), None)),
+            Ok(measured) => Ok((Row::new(setting, measured, machine.clone()), None)),
             Err(error) => {
                 let failure = failed(error)?;
                 Ok((
-                    Row::unsupported(setting, failure.to_string()),
+                    Row::unsupported(setting, failure.to_string(), machine.clone()),
                     Some(failure),
                 ))
             }

@@ -35,7 +35,7 @@ pub struct Ran {
     /// How the last repeat ended.
     pub last: Verdict,
     /// How many frames were put into the packet.
-    pub taken: u32,
+    pub taken: u64,
 }
 
 /// A program and room for the frames that it is to be shown.
@@ -152,24 +152,24 @@ impl Repeater {
         })
     }
 
-    fn taken(&self) -> Result<u32, XdpError> {
+    fn taken(&self) -> Result<u64, XdpError> {
         let named = |source| XdpError::Map {
             name: TAKEN,
             source,
         };
         let map = self.loaded.ebpf.map(TAKEN).ok_or_else(|| missing(TAKEN))?;
-        let taken = Array::<_, u32>::try_from(map).map_err(named)?;
+        let taken = Array::<_, u64>::try_from(map).map_err(named)?;
         taken.get(&0, 0).map_err(named)
     }
 
-    fn set_taken(&mut self, count: u32) -> Result<(), XdpError> {
+    fn set_taken(&mut self, count: u64) -> Result<(), XdpError> {
         let named = |source| XdpError::Map {
             name: TAKEN,
             source,
         };
         let map = self.loaded.ebpf.map_mut(TAKEN);
         let map = map.ok_or_else(|| missing(TAKEN))?;
-        let mut taken = Array::<_, u32>::try_from(map).map_err(named)?;
+        let mut taken = Array::<_, u64>::try_from(map).map_err(named)?;
         taken.set(0, count, 0).map_err(named)
     }
 }
