@@ -435,15 +435,13 @@ impl<E: Engine> Trial<E> {
             incarnation: BIRTH.incarnation(),
             layout: *region.layout(),
         };
-        let message = match case.message {
-            Message::FetchHit => Message::Accept,
-            Message::FetchEmpty => Message::Prepare,
+        let (message, count) = match case.message {
+            Message::FetchHit => (Message::Accept, repeats),
+            Message::FetchEmpty => (Message::Prepare, 1),
             Message::Prepare | Message::Accept | Message::Decide => return trial,
         };
-        let case = Case { message, ..case };
-        let first = case.request(1);
-        let requests = (1..=repeats).map(|number| case.request(number));
-        for (header, value) in requests.take_while(|(header, _)| header.ballot == first.0.ballot) {
+        let before = Case { message, ..case };
+        for (header, value) in (1..=count).map(|number| before.request(number)) {
             let mut payload = Buffers {
                 request: &value,
                 reply: &mut [],
@@ -526,7 +524,9 @@ impl<E: Engine> Trial<E> {
             .as_deref()
             .map(|last| wire::parse(last, case.value_bytes));
         let is_right = matches!(&read, Some(wire::Parsed::Ours(header, value))
-            if header.kind == kind && (kind != Kind::Vote || value.len() == case.value_bytes));
+            if header.kind == kind
+                && (kind != Kind::Vote || value.len() == case.value_bytes)
+                && (!case.is_keyed || auth::is_authentic(KEY, header, value)));
         proved(
             "it was answered as it must be",
             if is_right { wanted } else { 0 },

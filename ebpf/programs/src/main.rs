@@ -7,8 +7,8 @@
 #![feature(asm_experimental_arch)]
 
 mod packet;
-mod repeat;
 mod region;
+mod repeat;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};

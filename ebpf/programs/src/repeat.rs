@@ -5,7 +5,7 @@ use crate::packet::{Packet, unknown};
 use crate::region::{BPF_F_MMAPABLE, Maps, Record};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_TX};
-use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail};
+use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
