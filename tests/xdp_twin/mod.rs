@@ -13,7 +13,7 @@ use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
 use consensus::{Epoch, NodeId, frame};
 use nearwire::mapping::Mapping;
-use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
+use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError, is_permitted};
 use std::io::Write as _;
 
 pub const PORT: u16 = 4747;
@@ -52,7 +52,7 @@ impl Twin {
         let settings = Self::settings(shape);
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
-            Err(error) if !is_capable() => {
+            Err(error) if !is_permitted() => {
                 let said = error.to_string();
                 let said = said.lines().next().unwrap_or_default();
                 skip(
@@ -240,16 +240,6 @@ impl Twin {
             count: Some(Count::Answered),
         }
     }
-}
-
-/// Whether this process has CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39).
-fn is_capable() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
-    let mut lines = status.lines();
-    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = u64::from_str_radix(effective.unwrap_or("0").trim(), 16).expect("a number");
-    let all = 1 << 12 | 1 << 38 | 1 << 39;
-    effective & all == all
 }
 
 /// The number that the environment has for this run.

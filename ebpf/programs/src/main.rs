@@ -9,6 +9,7 @@
 mod echo;
 mod packet;
 mod region;
+mod repeat;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
