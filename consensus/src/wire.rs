@@ -4,6 +4,7 @@
 //! packet is ours, not ours (the stack gets it), or ours but malformed (counted and dropped).
 
 use crate::pieces::Pieces;
+use crate::simulation::{Mutation, mutated};
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, SessionId, Slot};
 use core::ops::Range;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -399,7 +400,8 @@ pub fn header<P: Pieces + ?Sized>(packet: &P, at: Range<usize>, max_value: usize
         return Headed::Malformed(Malformed::Flags);
     }
     let ballot = Ballot(raw.ballot.get());
-    if ballot.round() > Ballot::MAX_ROUND || raw.sender.get() > NodeId::MAX {
+    let is_sealed = ballot.round() > Ballot::MAX_ROUND && !mutated(Mutation::SealedBallotTaken);
+    if is_sealed || raw.sender.get() > NodeId::MAX {
         return Headed::Malformed(Malformed::Ballot);
     }
     Headed::Ours(Header {

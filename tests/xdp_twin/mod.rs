@@ -3,6 +3,11 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 #![allow(unreachable_pub, reason = "a module of several crates")]
 
+pub mod conversation;
+pub mod duel;
+pub mod duellists;
+pub mod objects;
+
 use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
 use consensus::conformance::Shape;
@@ -13,6 +18,8 @@ use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
 use consensus::{Epoch, NodeId, frame};
 use nearwire::xdp::{Loaded, Mapping, OBJECT, Settings, Verdict, XdpError};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
 use std::io::Write as _;
 
 pub const PORT: u16 = 4747;
@@ -34,6 +41,7 @@ pub struct Twin {
     software: Region<Vec<AtomicU64>>,
     pub acceptor: Acceptor,
     pub key: Option<Key>,
+    pub shape: Shape,
     pub now_ns: u64,
     blank: Vec<u64>,
     /// What should have been counted so far.
@@ -48,6 +56,11 @@ impl Twin {
             skip(test, "no XDP object is embedded: see the build's warning");
             return None;
         };
+        Self::of(object, test, shape)
+    }
+
+    /// As [`Twin::new`], with the programs of another object.
+    pub fn of(object: &[u8], test: &str, shape: Shape) -> Option<Self> {
         let settings = Self::settings(shape);
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
@@ -82,6 +95,7 @@ impl Twin {
                 layout,
             },
             key: shape.key,
+            shape,
             now_ns: START_NS,
             blank,
             counts: [0; Count::COUNT],
@@ -167,11 +181,17 @@ impl Twin {
     }
 
     /// Compares what the kernel counted with what came of every frame so far.
-    pub fn compare_counters(&self) -> Result<(), XdpError> {
-        let got = self.kernel.counters()?;
+    ///
+    /// # Errors
+    /// They differ, and where; or the kernel refuses.
+    pub fn compare_counters(&self) -> Result<(), String> {
+        let got = self.kernel.counters().map_err(|error| error.to_string())?;
         for count in Count::all() {
-            let at = count.index();
-            assert_eq!(got[at], self.counts[at], "{}", count.name());
+            let (name, at) = (count.name(), count.index());
+            let (kernel, expected) = (got[at], self.counts[at]);
+            if kernel != expected {
+                return Err(format!("{name}: {kernel} counted, not {expected}"));
+            }
         }
         Ok(())
     }
@@ -254,4 +274,14 @@ fn is_capable() -> bool {
 pub fn skip(test: &str, why: &str) {
     // Not `eprintln!`, which the test harness keeps to itself.
     let _ = writeln!(std::io::stderr(), "nearwire-test-skipped: {test}: {why}");
+}
+
+/// Works in a namespace of a rig that is no node's.
+pub fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(format!("/run/netns/{name}")).expect("the namespace is there");
+    let inside = || {
+        setns(&file, CloneFlags::CLONE_NEWNET).expect("it can be entered");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).expect("no panic inside")
 }

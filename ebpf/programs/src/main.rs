@@ -6,11 +6,15 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[cfg(feature = "duel")]
+mod duel;
 mod packet;
 mod region;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+#[cfg(not(feature = "duel"))]
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -63,6 +67,7 @@ static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::COUNT as u32, 0);
 
+#[cfg(not(feature = "duel"))]
 #[xdp]
 pub fn acceptor(context: XdpContext) -> u32 {
     match serve(&context) {
