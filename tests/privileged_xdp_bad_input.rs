@@ -15,17 +15,8 @@ use consensus::wire::{self, HEADER_BYTES, Header, Kind};
 use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, acceptor};
 use datapath::netns::{INTERFACE, Neighbours, Rig};
 use nearwire::xdp::{Bystander, Loaded, Mode, OBJECT};
-use nix::ifaddrs::getifaddrs;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike as _, bind,
-    recv, send, setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
-use nix::unistd::Pid;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
+use xdp_twin::cable::{Cable, SOON, pin};
 use xdp_twin::conversation::framed;
 use xdp_twin::{PORT, Twin, in_namespace, skip};
 
@@ -40,8 +31,6 @@ const SHAPE: Shape = Shape {
     key: None,
 };
 const KEY: Key = Key([3, 4]);
-/// An answer that takes longer was lost.
-const SOON_S: i64 = 5;
 const OTHER_PORT: u16 = 9;
 const IPV4_AT: usize = ETHERNET_BYTES;
 const UDP_AT: usize = IPV4_AT + IPV4_BYTES;
@@ -166,6 +155,14 @@ impl Line {
         let cut = length(UDP_BYTES as u16 + 63);
         cases.add(
             "UDP cuts the header",
+            &cut,
+            datagram(wire::Malformed::Truncated),
+        );
+        // The host's kind stands behind the datagram.
+        let mut cut = length(UDP_BYTES as u16 + 3);
+        cut[HEADER_AT + 3] = Kind::Hello as u8;
+        cases.add(
+            "UDP cuts the kind",
             &cut,
             datagram(wire::Malformed::Truncated),
         );
@@ -394,50 +391,6 @@ impl Cases {
     }
 }
 
-/// The other end of the acceptor's cable.
-struct Cable(OwnedFd);
-
-impl Cable {
-    /// On an interface of the calling thread's namespace.
-    fn on(interface: &str) -> Self {
-        let raw = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::empty(),
-            SockProtocol::EthAll,
-        )
-        .expect("CAP_NET_RAW");
-        let mut addresses = getifaddrs().expect("the kernel lists interfaces");
-        let address = addresses.find_map(|found| {
-            let link: LinkAddr = *found.address?.as_link_addr()?;
-            (found.interface_name == interface).then_some(link)
-        });
-        let address = address.expect("the rig has the interface");
-        assert_eq!(address.family(), Some(AddressFamily::Packet));
-        bind(raw.as_raw_fd(), &address).expect("the interface is up");
-        let soon = TimeVal::new(SOON_S, 0);
-        setsockopt(&raw, sockopt::ReceiveTimeout, &soon).expect("a timeout");
-        Self(raw)
-    }
-
-    fn send(&self, frame: &[u8]) {
-        let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty());
-        assert_eq!(sent, Ok(frame.len()));
-    }
-
-    /// The next frame of which `wanted` makes something.
-    fn receive<T>(&self, what: &str, wanted: impl Fn(&[u8]) -> Option<T>) -> T {
-        let mut room = [0; 2048];
-        loop {
-            let length = recv(self.0.as_raw_fd(), &mut room, MsgFlags::empty());
-            let length = length.unwrap_or_else(|error| panic!("wait for {what}: {error}"));
-            if let Some(found) = wanted(&room[..length]) {
-                return found;
-            }
-        }
-    }
-}
-
 /// An acceptor in a driver, and who else hears there.
 struct Site {
     rig: Rig,
@@ -482,7 +435,7 @@ impl Site {
         let listen = |port: u16| {
             let bound = node.run(|| UdpSocket::bind((node.ipv4, port)));
             let socket = bound.expect("the namespace is there").expect("a free port");
-            let soon = Duration::from_secs(SOON_S as u64);
+            let soon = SOON;
             socket.set_read_timeout(Some(soon)).expect("a timeout");
             socket
         };
@@ -636,15 +589,6 @@ impl Site {
     }
 }
 
-fn pin() {
-    let own = Pid::from_raw(0);
-    let allowed = sched_getaffinity(own).expect("the kernel says where we may run");
-    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true));
-    let mut set = CpuSet::new();
-    set.set(first.expect("a processor")).expect("it is one");
-    sched_setaffinity(own, &set).expect("it is ours");
-}
-
 fn bad_frames_change_nothing(test: &str, prefix: &str, key: Option<Key>) {
     // One processor sends into one queue of the cable, in order.
     pin();
@@ -678,7 +622,7 @@ fn bad_frames_change_nothing(test: &str, prefix: &str, key: Option<Key>) {
         let frame::Parsed::Ours(_, at) = frame::parse(frame, 40_000) else {
             return None;
         };
-        (wire::kind(&frame[at], 0) == Some(Kind::Accepted)).then_some(())
+        (wire::kind(frame, at) == Some(Kind::Accepted)).then_some(())
     });
     let words = site
         .region()

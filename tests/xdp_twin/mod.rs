@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 #![allow(unreachable_pub, reason = "a module of several crates")]
 
+pub mod cable;
 pub mod conversation;
 pub mod duel;
 pub mod duellists;
@@ -216,7 +217,7 @@ impl Twin {
             frame::Parsed::Malformed(reason) => return dropped(Count::Frame(reason)),
         };
         let datagram = &bytes[at];
-        if wire::kind(datagram, 0).is_some_and(|kind| !kind.is_for_acceptor()) {
+        if wire::kind(datagram, 0..datagram.len()).is_some_and(|kind| !kind.is_for_acceptor()) {
             return passed;
         }
         let limit = self.acceptor.layout.value_bytes();

@@ -114,7 +114,7 @@ fn serve(context: &XdpContext) -> Outcome {
         frame::Parsed::NotOurs => return Outcome::NotOurs,
         frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
     };
-    if wire::kind(&frame, at.start).is_some_and(|kind| !kind.is_for_acceptor()) {
+    if wire::kind(&frame, at.clone()).is_some_and(|kind| !kind.is_for_acceptor()) {
         // The host listens on the same port.
         return Outcome::NotOurs;
     }
