@@ -9,7 +9,7 @@ use nearwire::xdp::Loaded;
 use std::fmt::Write as _;
 use xdp_twin::Twin;
 use xdp_twin::conversation::{PLAIN, conform, converse, paths, shapes};
-use xdp_twin::duellists::fight;
+use xdp_twin::duellists::{are_alone, fight};
 use xdp_twin::objects::{read, set_global, tell};
 
 /// Random messages that may show a defect.
@@ -75,7 +75,7 @@ fn every_defect_that_the_kernel_can_commit_is_caught() {
         return;
     };
     // It says why if the kernel takes no programs from this process.
-    if Twin::of(&object, test, PLAIN).is_none() {
+    if Twin::of(&object, test, PLAIN).is_none() || are_alone(test) {
         return;
     }
     let cases = corpus().unwrap_or_else(|error| panic!("{error}"));
@@ -129,7 +129,7 @@ fn a_step_that_leaves_out_a_lock_loses_the_duel() {
     let Some(object) = read(test, "mutations,duel.o") else {
         return;
     };
-    if Twin::of(&object, test, PLAIN).is_none() {
+    if Twin::of(&object, test, PLAIN).is_none() || are_alone(test) {
         return;
     }
     for mutation in OF_CONCURRENCY {

@@ -4,7 +4,7 @@ mod xdp_twin;
 
 use std::time::Instant;
 use xdp_twin::Twin;
-use xdp_twin::duellists::{SHAPE, fight};
+use xdp_twin::duellists::{SHAPE, are_alone, fight};
 use xdp_twin::objects::read;
 
 /// Votes to be cast.
@@ -18,7 +18,7 @@ fn duelling_leaders_on_every_processor_break_nothing() {
         return;
     };
     // It says why if the kernel takes no programs from this process.
-    if Twin::of(&object, test, SHAPE).is_none() {
+    if Twin::of(&object, test, SHAPE).is_none() || are_alone(test) {
         return;
     }
     let votes = std::env::var(VARIABLE).map_or(VOTES, |votes| {

@@ -20,7 +20,7 @@ use xdp_twin::objects::tell;
 
 /// Frames to be shown.
 const VARIABLE: &str = "NEARWIRE_FRAMES";
-const FRAMES: u64 = 2_000_000;
+const FRAMES: u64 = 4_000_000;
 /// Longest random frame in bytes.
 const LONGEST: u64 = 1514;
 

@@ -1,7 +1,7 @@
 //! Leaders that duel in the kernel on every processor, and who watches them.
 
 use super::duel::{self, Flaw};
-use super::{PORT, Twin};
+use super::{PORT, Twin, skip};
 use consensus::conformance::Shape;
 use consensus::memory::Memory as _;
 use consensus::region::{Region, entry, group, vote};
@@ -108,6 +108,15 @@ pub fn fight(object: &[u8], votes: u64, most: u64) -> Ended {
         looks,
         flaws: flawed,
     }
+}
+
+/// Whether nobody could overlap here, which is printed.
+pub fn are_alone(test: &str) -> bool {
+    let is_alone = processors().len() < 2;
+    if is_alone {
+        skip(test, "leaders duel on two processors at least");
+    }
+    is_alone
 }
 
 fn processors() -> Vec<usize> {

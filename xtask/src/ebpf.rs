@@ -137,9 +137,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_object_cannot_panic_and_was_made_from_the_sources() {
+    fn the_committed_object_has_neither_panics_nor_defects_and_was_made_from_the_sources() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        judge(&fs::read(root.join(OBJECT)).expect("it is committed")).expect("it is clean");
+        let object = fs::read(root.join(OBJECT)).expect("it is committed");
+        judge(&object).expect("it is clean");
+        let file = File::parse(&*object).expect("an ELF file");
+        let mut symbols = file.symbols();
+        assert!(symbols.all(|symbol| symbol.name() != Ok("MUTATION")));
         let (state, sources) = committed(&root).expect("the digests are committed");
         assert_eq!(state, Committed::Current, "run `cargo xtask ebpf`");
         assert!(sources.contains(&"consensus/src/acceptor.rs".to_owned()));
