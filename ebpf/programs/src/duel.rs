@@ -15,7 +15,7 @@ use crate::packet::{Packet, Workbench, unknown};
 use crate::region::{Maps, Record};
 use crate::{GROUP_COUNT, Outcome, VALUE_BYTES, WINDOW, count, serve};
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP};
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_xdp_adjust_tail};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::XdpContext;
@@ -192,6 +192,7 @@ fn ask(context: &XdpContext, leader: &mut Leader) -> Option<()> {
     leader.newest = note(words::NEWEST + leader.entry as usize);
     leader.highest = note(words::HIGHEST + number as usize);
 
+    stretch(context)?;
     let mut bench = Workbench::new(context, &PATH)?;
     let mut request = Header {
         epoch: Epoch(1),
@@ -222,7 +223,22 @@ fn ask(context: &XdpContext, leader: &mut Leader) -> Option<()> {
         Kind::Read => request.ballot = Ballot::NONE,
         _ => {}
     }
-    bench.write(&request).ok()
+    bench.write(&request).ok()?;
+    if matches!(kind, Kind::Fetch | Kind::Read) {
+        // Room for the vote, behind the packet.
+        stretch(context)?;
+    }
+    Some(())
+}
+
+/// Makes the packet as long as the longest request or answer.
+#[inline(always)]
+fn stretch(context: &XdpContext) -> Option<()> {
+    let longest = (AT + HEADER_BYTES) as i32 + VALUE_BYTES.load() as i32;
+    let change = longest - Packet::of(context).length() as i32;
+    // SAFETY: the context is this program's; pointers into the packet are not used again.
+    let refused = change != 0 && unsafe { bpf_xdp_adjust_tail(context.ctx, change) } != 0;
+    (!refused).then_some(())
 }
 
 /// Compares an answer with what was known before its request, and learns from it.
