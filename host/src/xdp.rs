@@ -305,6 +305,19 @@ impl Loaded {
         program.test_run(options).map_err(XdpError::Run)
     }
 
+    /// Runs the program so many times in the kernel, first on `frame` and then on what it left of it.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    pub fn run_repeatedly(&self, frame: &[u8], times: u32) -> Result<(), XdpError> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.repeat = times;
+        let program = self.ebpf.program(ACCEPTOR).ok_or_else(no_program)?;
+        let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
+        program.test_run(options).map(drop).map_err(XdpError::Run)
+    }
+
     /// Sets the time of a rehearsal, in nanoseconds.
     ///
     /// # Errors

@@ -32,6 +32,15 @@ pub(crate) struct Maps;
 #[derive(Clone, Copy)]
 pub(crate) struct Record(pub(crate) *mut u64);
 
+#[cfg(feature = "duel")]
+impl Maps {
+    /// The page of the header.
+    #[inline(always)]
+    pub(crate) fn header(&self) -> Option<Record> {
+        HEADER.get_ptr_mut(0).map(|found| Record(found.cast()))
+    }
+}
+
 impl Record {
     #[inline(always)]
     fn word(self, word: usize) -> *mut u64 {
