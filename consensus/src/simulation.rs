@@ -125,6 +125,10 @@ mutations! {
     TornPublished = "torn-published",
     /// A region of another incarnation is opened as this one.
     OtherLifeOpened = "other-life-opened",
+    /// A seal does not wait for the steps that are under way.
+    SealWaitsForNobody = "seal-waits-for-nobody",
+    /// A sealed region goes on with the promise that was saved, whatever its votes are.
+    ResumeForgetsVotes = "resume-forgets-votes",
 
     // Who counts.
     /// Quorums of which the sizes sum up to the number of members are taken.
@@ -211,6 +215,8 @@ mutations! {
     DecideNotJournalled = "decide-not-journalled",
     /// What another replica taught is not journalled.
     LessonNotJournalled = "lesson-not-journalled",
+    /// What another engine voted for is applied, and no record holds it.
+    KernelVoteNotJournalled = "kernel-vote-not-journalled",
     /// A process that starts journals only the last window of what its ring holds.
     RingHalfJournalled = "ring-half-journalled",
     /// A snapshot is frozen before the decided records that it rests on are journalled.

@@ -32,7 +32,10 @@ impl<S: StateMachine> Replica<S> {
                 length: value.len() as u16,
                 ..Header::new(Kind::Learn, self.config.group, self.config.node)
             };
-            if turn.local.is_shared() && !turn.local.record(&lesson, &value) {
+            if turn.local.is_shared()
+                && !mutated(Mutation::KernelVoteNotJournalled)
+                && !turn.local.record(&lesson, &value)
+            {
                 // The engine that took the vote journals nothing. Not journalled, so not learned.
                 break;
             }
