@@ -2,8 +2,14 @@
 
 mod offload_scene;
 
+use consensus::wire::{Flags, Header, Kind};
+use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
 use nearwire::xdp_site::Ports;
-use offload_scene::Scene;
+use offload_scene::{Ended, NODES, Scene};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn a_running_node_is_told_and_obeys() {
@@ -121,4 +127,214 @@ fn who_sits_on_the_interface_is_named() {
     drop(sitting);
     let installed = scene.json(1, &["install"]);
     assert_eq!(installed["offload"]["state"], "voting", "{installed:#}");
+}
+
+/// Writes through the node that leads.
+fn put(scene: &Scene, key: &str, timeout_ms: &str) -> Ended {
+    let config = scene.config(scene.leader());
+    let rest = [
+        "--config",
+        &config,
+        "--timeout-ms",
+        timeout_ms,
+        key,
+        "value",
+    ];
+    scene.nearwire(scene.leader(), &[&["put"][..], &rest].concat())
+}
+
+#[test]
+fn a_sealed_region_votes_no_more_until_its_node_runs() {
+    let mut scene = Scene::new("seal", |_| {});
+    scene.await_voting();
+    let refused = scene.offload(1, &["seal"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.err.contains("nearwire offload remove"),
+        "{refused:?}"
+    );
+    let leader = scene.leader();
+    let followers: Vec<u16> = NODES.filter(|node| *node != leader).collect();
+    for node in &followers {
+        scene.cluster.kill(*node);
+    }
+    let written = put(&scene, "before", "20000");
+    assert_eq!(written.code, Some(0), "the kernel votes: {written:?}");
+    for node in &followers {
+        let sealed = scene.json(*node, &["seal"]);
+        assert_eq!(sealed["sealed"], true, "{sealed:#}");
+        let status = scene.json(*node, &["status"]);
+        assert_eq!(status["regions"][0]["state"], "sealed", "{status:#}");
+        assert_eq!(status["regions"][0]["interface"], "eth0", "{status:#}");
+        assert!(status["regions"][0]["ballot"].is_null(), "{status:#}");
+    }
+    let config = scene.config(leader);
+    let waiting = [
+        "put",
+        "--config",
+        &config,
+        "--timeout-ms",
+        "500",
+        "after",
+        "x",
+    ];
+    let unwritten = scene.nearwire(leader, &waiting);
+    assert_eq!(unwritten.code, Some(1), "nobody votes: {unwritten:?}");
+    for node in &followers {
+        scene.start(*node);
+    }
+    scene.await_voting();
+    let written = put(&scene, "last", "20000");
+    assert_eq!(written.code, Some(0), "{written:?}\n{}", scene.logs());
+    let config = scene.config(1);
+    let read = scene.nearwire(
+        1,
+        &[
+            "get",
+            "--config",
+            &config,
+            "--timeout-ms",
+            "20000",
+            "before",
+        ],
+    );
+    assert_eq!((read.code, &*read.out), (Some(0), "value\n"), "{read:?}");
+}
+
+fn packet(directory: &Path, name: &str, header: Header, value: &[u8]) -> String {
+    let header = Header {
+        epoch: Epoch(1),
+        length: value.len() as u16,
+        ..header
+    };
+    let bytes = [&header.to_bytes()[..], value].concat();
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}\n")).collect();
+    let path = directory.join(name);
+    fs::write(&path, format!("# {name}\n{text}")).expect("it is written");
+    path.to_str().expect("a plain path").to_owned()
+}
+
+/// A Prepare, an Accept that it lets through, one that comes too late, and one that is malformed.
+fn packets(directory: &Path) -> [String; 4] {
+    let request = |kind, round| Header {
+        slot: Slot(if kind == Kind::Accept { 5 } else { 0 }),
+        ballot: Ballot::new(round, NodeId(2)),
+        nonce: 77,
+        ..Header::new(kind, GroupId(0), NodeId(2))
+    };
+    let malformed = Header {
+        flags: Flags(0x8000),
+        ..request(Kind::Accept, 3)
+    };
+    [
+        packet(directory, "prepare", request(Kind::Prepare, 3), &[]),
+        packet(directory, "accept", request(Kind::Accept, 3), b"a value."),
+        packet(directory, "late", request(Kind::Accept, 2), b"too late"),
+        packet(directory, "malformed", malformed, b"whatever"),
+    ]
+}
+
+fn tested(arguments: &[&str]) -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nearwire"));
+    command
+        .args(["offload", "test", "--output", "json"])
+        .args(arguments);
+    let output = command.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn after<'a>(shown: &'a Value, word: &str) -> Option<&'a str> {
+    let changed = shown["changed"].as_array()?;
+    changed.iter().find(|changed| changed["word"] == word)?["after"].as_str()
+}
+
+#[test]
+fn what_the_program_would_do_with_a_packet_is_shown() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let packets = packets(scratch.path());
+    let shown = tested(&packets.each_ref().map(String::as_str));
+    let verdicts: Vec<_> = (0..4).map(|at| shown[at]["verdict"].as_str()).collect();
+    let wanted = [Some("send"), Some("send"), Some("send"), Some("drop")];
+    assert_eq!(verdicts, wanted, "{shown:#}");
+    let replies: Vec<_> = (0..3)
+        .map(|at| shown[at]["reply"]["kind"].as_str())
+        .collect();
+    assert_eq!(replies, [Some("Promise"), Some("Accepted"), Some("Nack")]);
+    assert_eq!(shown[2]["reply"]["vote_ballot"], "3.2", "{shown:#}");
+    assert_eq!(shown[1]["reply"]["nonce"], 77);
+    assert_eq!(
+        shown[3]["counted"],
+        serde_json::json!(["flags"]),
+        "{shown:#}"
+    );
+    assert_eq!(shown[3]["unread"], "malformed: flags", "{shown:#}");
+    assert_eq!(
+        after(&shown[0], "group 0 promised"),
+        Some("3.2"),
+        "{shown:#}"
+    );
+    assert_eq!(after(&shown[1], "group 0 highest"), Some("5"), "{shown:#}");
+    assert_eq!(
+        after(&shown[1], "entry 5 vote 1 ballot"),
+        Some("3.2"),
+        "{shown:#}"
+    );
+    let value = format!("{:016x}", u64::from_ne_bytes(*b"a value."));
+    assert_eq!(
+        after(&shown[1], "entry 5 vote 1 value[0]"),
+        Some(&*value),
+        "{shown:#}"
+    );
+    assert_eq!(shown[3]["changed"], serde_json::json!([]), "{shown:#}");
+
+    // What was put into a frame may be given as that frame; to another port it is the stack's.
+    let frame = scratch.path().join("frame");
+    fs::write(&frame, shown[0]["frame"].as_str().expect("a text")).expect("it is written");
+    let frame = frame.to_str().expect("a plain path");
+    let again = tested(&[frame]);
+    assert_eq!(again[0]["reply_frame"], shown[0]["reply_frame"]);
+    let passed = tested(&["--port", "4748", frame]);
+    assert_eq!(passed[0]["verdict"], "pass", "{passed:#}");
+    assert_eq!(passed[0]["counted"], serde_json::json!([]));
+}
+
+/// What a process with these capabilities and no others is started by, as nobody.
+fn nobody_with(capabilities: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    let only = format!("-all,{capabilities}");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    command.arg(format!("--inh-caps={only}"));
+    command.arg(format!("--ambient-caps={only}"));
+    command.arg(format!("--bounding-set={only}"));
+    command
+}
+
+const CAPABILITIES: &str = "+bpf,+net_admin,+perfmon";
+
+#[test]
+fn three_capabilities_are_enough_to_test_packets_and_two_are_not() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(scratch.path(), readable).expect("it is ours");
+    let [prepare, ..] = packets(scratch.path());
+    let program = env!("CARGO_BIN_EXE_nearwire");
+    let test = |capabilities| {
+        let mut command = nobody_with(capabilities);
+        command.args([program, "offload", "test", &prepare]);
+        command.output().expect("setpriv is part of util-linux")
+    };
+    let ended = test(CAPABILITIES);
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success(), "{said}");
+    let shown = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(shown.contains("send; counted: answered"), "{shown}");
+    let ended = test("+net_admin,+perfmon");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("remedy: this process lacks CAP_BPF:"),
+        "{said}"
+    );
 }

@@ -121,6 +121,22 @@ impl Scene {
         serde_json::from_str(&ended.out).expect("JSON")
     }
 
+    /// The node that leads.
+    pub(crate) fn leader(&self) -> u16 {
+        let client = self.site.client().node.as_ref().expect("a namespace");
+        let began = Instant::now();
+        loop {
+            for node in NODES {
+                let report = client.run(|| self.cluster.inspect(node, Duration::from_secs(1)));
+                let report = report.expect("the namespace is there").unwrap_or_default();
+                if report["role"] == "leader" {
+                    return node;
+                }
+            }
+            assert!(began.elapsed() < SOON, "nobody leads: {}", self.logs());
+        }
+    }
+
     pub(crate) fn logs(&self) -> String {
         NODES.map(|node| self.cluster.log(node)).collect()
     }

@@ -1,7 +1,10 @@
 //! `nearwire offload`.
 
 mod change;
+mod seal;
 mod status;
+mod test;
+mod words;
 
 use super::Failure;
 use super::asking::AskingArgs;
@@ -22,6 +25,8 @@ pub(crate) enum Command {
     Install(change::InstallArgs),
     Remove(change::RemoveArgs),
     Status(status::Args),
+    Seal(seal::Args),
+    Test(test::Args),
 }
 
 pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
@@ -29,6 +34,8 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         Command::Install(args) => change::install(args, output),
         Command::Remove(args) => change::remove(args, output),
         Command::Status(args) => status::main(args, output),
+        Command::Seal(args) => seal::main(args, output),
+        Command::Test(args) => test::main(args, output),
     }
 }
 

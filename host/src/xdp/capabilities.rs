@@ -19,7 +19,7 @@ fn lacking_of(effective: u64) -> Vec<&'static str> {
     let has = |number: u32| effective >> number & 1 == 1;
     WANTED
         .iter()
-        .filter(|(_, number, by_admin)| !has(*number) && !(*by_admin && has(CAP_SYS_ADMIN)))
+        .filter(|(_, number, by_admin)| !(has(*number) || *by_admin && has(CAP_SYS_ADMIN)))
         .map(|(name, ..)| *name)
         .collect()
 }

@@ -2,6 +2,7 @@
 
 use super::{NodeArgs, OwnNode, bpffs_of, nonce_text};
 use crate::cli::output::{self, Output};
+use crate::cli::status::cell;
 use nearwire::data_directory::cluster_number;
 use nearwire::inspect::{Inspector, Report};
 use nearwire::supervision::Wish;
@@ -89,14 +90,6 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     match &own {
         Some(own) => output::line(&format!("\n{}", sentence(own))),
         None => Ok(()),
-    }
-}
-
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }
 
