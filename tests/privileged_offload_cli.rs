@@ -26,6 +26,7 @@ fn a_running_node_is_told_and_obeys() {
     assert_eq!(region["link"], "pinned", "{status:#}");
     assert_eq!(region["process"], scene.process(1), "{status:#}");
     assert_eq!(region["node"], 1, "{status:#}");
+    assert_eq!(region["programs"], 1, "{status:#}");
     assert_ne!(region["ballot"], "0.0", "{status:#}");
     assert_eq!(status["node"]["offload"]["state"], "voting", "{status:#}");
 
@@ -337,4 +338,122 @@ fn three_capabilities_are_enough_to_test_packets_and_two_are_not() {
         said.contains("remedy: this process lacks CAP_BPF:"),
         "{said}"
     );
+}
+
+#[test]
+fn three_capabilities_are_enough_to_run_and_none_to_give_orders() {
+    let mut scene = Scene::new("caps", |_| {});
+    scene.await_voting();
+    scene.cluster.kill(1);
+    // What it takes beside them: its data directory and its pins are its own.
+    let directory = scene.cluster.directory().display().to_string();
+    let data = scene.cluster.data_directory(1).display().to_string();
+    let mut given = Command::new("sh");
+    given.args([
+        "-ec",
+        "chmod 755 $0 /sys/fs/bpf; chown -R 65534:65534 $1 /sys/fs/bpf/nearwire",
+    ]);
+    given.args([&directory, &data]);
+    let given = scene.run(1, given);
+    assert_eq!(given.code, Some(0), "{given:?}");
+    let program = env!("CARGO_BIN_EXE_nearwire");
+    let config = scene.config(1);
+    let mut run = nobody_with(CAPABILITIES);
+    run.args([program, "run", "--config", &config]);
+    let log = format!("{directory}/nobody.log");
+    run.stderr(fs::File::create(&log).expect("a file"));
+    let child = scene
+        .site
+        .spawn(0, run)
+        .expect("setpriv is part of util-linux");
+    scene.cluster.adopt(1, child);
+    scene.await_report(1, "voting in XDP", |report| report["engine"] == "xdp");
+    let order = |word: &str| {
+        let mut command = nobody_with("-bpf");
+        let rest = [
+            "--config",
+            &config,
+            "--timeout-ms",
+            "30000",
+            "--output",
+            "json",
+        ];
+        command.args([program, "offload", word]).args(rest);
+        let ended = scene.run(1, command);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        serde_json::from_str::<Value>(&ended.out).expect("JSON")
+    };
+    assert_eq!(order("remove")["offload"]["state"], "removed");
+    assert_eq!(order("install")["offload"]["state"], "voting");
+    let status = order("status");
+    assert_eq!(status["regions"][0]["state"], "attached", "{status:#}");
+    assert!(status["regions"][0]["programs"].is_null(), "{status:#}");
+}
+
+#[test]
+fn an_interface_is_probed_and_left_as_it_was() {
+    let scene = Scene::new("probe", |_| {});
+    scene.await_voting();
+    let config = scene.config(1);
+    let probe = |words: &[&str], code| {
+        let rest = ["--output", "json"];
+        let ended = scene.nearwire(1, &[&["offload", "probe"][..], words, &rest].concat());
+        assert_eq!(ended.code, Some(code), "{words:?}: {ended:?}");
+        let probed: Value = serde_json::from_str(&ended.out).unwrap_or_default();
+        (probed["interfaces"][0].clone(), ended.err)
+    };
+    let status = scene.json(1, &["status"]);
+    let (eth0, _) = probe(&["--config", &config], 0);
+    assert_eq!(eth0["interface"], "eth0", "{eth0:#}");
+    assert_eq!(eth0["driver"], "veth", "{eth0:#}");
+    assert_eq!(eth0["native"], "yes", "{eth0:#}");
+    assert_eq!(eth0["generic"], false, "{eth0:#}");
+    let program = &eth0["programs"][0];
+    assert_eq!(program["name"], "acceptor", "{eth0:#}");
+    assert_eq!(program["mode"], "native", "{eth0:#}");
+    assert_eq!(
+        program["region"], status["regions"][0]["region"],
+        "{eth0:#}"
+    );
+    assert_eq!(program["id"], status["regions"][0]["program"], "{eth0:#}");
+    let eth0_only = ["--interface", "eth0"];
+    let and_try = ["--interface", "eth0", "--try"];
+    let (_, said) = probe(&and_try, 1);
+    assert!(
+        said.contains("(acceptor) in native mode sits there"),
+        "{said}"
+    );
+
+    scene.json(1, &["remove"]);
+    let (eth0, _) = probe(&and_try, 0);
+    assert_eq!(eth0["native"], "tried", "{eth0:#}");
+    let (eth0, _) = probe(&eth0_only, 0);
+    assert_eq!(eth0["programs"], serde_json::json!([]), "{eth0:#}");
+    assert_eq!(eth0["generic"], true, "{eth0:#}");
+
+    // A pair of its own: the other end of eth0 has a program that limits its MTU.
+    let resize = |mtu: &str| {
+        let mut command = Command::new("sh");
+        let script = "ip link add v0 type veth peer name v1 2>/dev/null || true; \
+                      ip link set v0 mtu $0; ip link set v1 mtu $0";
+        command.args(["-ec", script, mtu]);
+        let ended = scene.run(1, command);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    };
+    let and_try = ["--interface", "v0", "--try"];
+    resize("9000");
+    let (v0, said) = probe(&["--config", &config, "--interface", "v0"], 3);
+    assert_eq!((&v0["native"], &v0["mtu"]), (&"no".into(), &9000.into()));
+    let note = v0["notes"][0].as_str().unwrap_or_default();
+    assert!(note.contains("mtu 3506"), "{v0:#}");
+    assert!(said.contains("takes no acceptor in native mode"), "{said}");
+    let (v0, _) = probe(&and_try, 0);
+    assert_eq!(v0["native"], "no", "the kernel agrees: {v0:#}");
+    resize("3507");
+    let (v0, _) = probe(&and_try, 0);
+    assert_eq!(v0["native"], "no", "the kernel agrees: {v0:#}");
+    resize("3506");
+    let (v0, _) = probe(&and_try, 0);
+    assert_eq!(v0["native"], "tried", "the largest that it names: {v0:#}");
+    probe(&["--interface", "eth7"], 3);
 }

@@ -108,7 +108,7 @@ pub enum XdpError {
         wanted_bytes: u32,
     },
     /// Nothing can be pinned there.
-    #[error("pin the region in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
+    #[error("use pins in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
     NoBpffs(PathBuf),
     /// bpffs refuses.
     #[error("{doing} {}: {source}", path.display())]

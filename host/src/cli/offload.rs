@@ -1,6 +1,7 @@
 //! `nearwire offload`.
 
 mod change;
+mod probe;
 mod seal;
 mod status;
 mod test;
@@ -10,9 +11,12 @@ use super::Failure;
 use super::asking::AskingArgs;
 use super::output::Output;
 use clap::Subcommand;
+use consensus::Epoch;
 use consensus::auth::Key;
+use consensus::region::{Birth, Layout};
 use nearwire::config::{Config, Overrides};
 use nearwire::data_directory::{self, Identity};
+use nearwire::xdp::Settings;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +26,7 @@ use std::time::Duration;
 /// keeps its votes in maps that are pinned in bpffs: they outlive the process.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Probe(probe::Args),
     Install(change::InstallArgs),
     Remove(change::RemoveArgs),
     Status(status::Args),
@@ -31,6 +36,7 @@ pub(crate) enum Command {
 
 pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
     match command {
+        Command::Probe(args) => probe::main(args, output),
         Command::Install(args) => change::install(args, output),
         Command::Remove(args) => change::remove(args, output),
         Command::Status(args) => status::main(args, output),
@@ -108,6 +114,19 @@ impl OwnNode {
             Failure::failed(format!("no node has ever run in {directory}"))
                 .remedy("start it with `nearwire run`, or correct --data-directory")
         })
+    }
+}
+
+/// What a program is told that votes over a blank region and is shown packets.
+pub(super) fn scratch(port: u16, layout: Layout, birth: Birth, key: Option<Key>) -> Settings {
+    Settings {
+        port,
+        layout,
+        birth,
+        epoch: Epoch(1),
+        lease_ns: 0,
+        key,
+        is_rehearsal: true,
     }
 }
 

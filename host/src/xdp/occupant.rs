@@ -69,15 +69,16 @@ impl fmt::Display for Occupant {
 
 /// The name of a program that is loaded.
 pub(super) fn program_name(id: u32) -> Option<String> {
+    // Others are unloaded while we list; who may not list has one error.
     let program = loaded_programs()
-        .map_while(Result::ok)
+        .flatten()
         .find(|program| program.id() == id)?;
     program.name_as_str().map(str::to_owned)
 }
 
 fn link_of(program: u32) -> Option<u32> {
     let link = loaded_links()
-        .map_while(Result::ok)
+        .flatten()
         .find(|link| link.program_id() == program)?;
     Some(link.id())
 }

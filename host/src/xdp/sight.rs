@@ -2,14 +2,15 @@
 
 use super::link::{self, Link};
 use super::pins::Pins;
-use super::{ACCEPTOR, HEADER, Mode, XdpError, netlink, occupant};
+use super::{ACCEPTOR, GROUP, HEADER, Mode, XdpError, netlink, occupant};
 use crate::mapping::Mapping;
 use aya::maps::{Array, Map};
-use aya::programs::loaded_programs;
+use aya::programs::{ProgramError, loaded_programs};
 use consensus::GroupId;
 use consensus::region::{self, GroupView, Layout, Region};
 use consensus::sync::AtomicU64;
 use std::collections::BTreeSet;
+use std::io;
 
 /// How often a group's record is read again that was published anew meanwhile.
 const TRIES: u32 = 1000;
@@ -23,7 +24,7 @@ pub struct Sight {
     pub holder: Option<Option<u32>>,
     /// What is attached over it.
     pub attachment: Option<Attachment>,
-    /// The programs that have its maps, if this process may ask: that takes CAP_SYS_ADMIN.
+    /// The programs that can vote on it, if this process may ask: that takes CAP_SYS_ADMIN.
     pub programs: Option<BTreeSet<u32>>,
     /// Its words, or why they are none.
     pub region: Result<Region<Mapping>, XdpError>,
@@ -61,6 +62,16 @@ impl Sight {
         })
     }
 
+    /// Whether a program is this region's.
+    pub fn has(&self, program: u32) -> bool {
+        let is_attached = self
+            .attachment
+            .as_ref()
+            .is_some_and(|on| on.program == program);
+        let programs = self.programs.as_ref();
+        is_attached || programs.is_some_and(|programs| programs.contains(&program))
+    }
+
     /// What the first group's record says.
     pub fn view(&self) -> Option<GroupView> {
         let region = self.region.as_ref().ok()?;
@@ -86,12 +97,22 @@ impl Pins {
     }
 }
 
-/// The programs that have a region's maps. `None` if this process may not ask.
-pub(super) fn programs_over(pins: &Pins) -> Option<BTreeSet<u32>> {
-    let map = pins.open(HEADER).ok()?.info().ok()?.id();
+/// The programs that vote on a region. `None` if this process may not ask.
+fn programs_over(pins: &Pins) -> Option<BTreeSet<u32>> {
+    // Programs have the maps that they mention, and the header is the host's.
+    let map = pins.open(GROUP).ok()?.info().ok()?.id();
     let mut over = BTreeSet::new();
     for program in loaded_programs() {
-        let program = program.ok()?;
+        let program = match program {
+            Ok(program) => program,
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return None;
+            }
+            // It was unloaded while we listed.
+            Err(_) => continue,
+        };
         let maps = program.map_ids().ok().flatten().unwrap_or_default();
         if maps.contains(&map) {
             over.insert(program.id());

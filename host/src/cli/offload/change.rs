@@ -64,11 +64,18 @@ pub(crate) struct RemoveArgs {
         env = "NEARWIRE_ORPHAN",
         value_name = "NONCE",
         value_parser = parse_nonce,
-        conflicts_with = "config"
+        conflicts_with = "config",
+        help_heading = "Orphans"
     )]
     orphan: Option<u64>,
     /// The bpffs that the orphan is pinned in.
-    #[arg(long, env = "NEARWIRE_BPFFS", value_name = "DIR", requires = "orphan")]
+    #[arg(
+        long,
+        env = "NEARWIRE_BPFFS",
+        value_name = "DIR",
+        requires = "orphan",
+        help_heading = "Orphans"
+    )]
     bpffs: Option<PathBuf>,
 }
 
@@ -91,7 +98,7 @@ pub(crate) fn remove(args: &RemoveArgs, output: Output) -> anyhow::Result<()> {
     }
 }
 
-fn no_offload(node: &OwnNode) -> Failure {
+pub(super) fn no_offload(node: &OwnNode) -> Failure {
     Failure::usage(format!(
         "node {} has no [offload] in its configuration",
         node.config.node

@@ -3,11 +3,13 @@
 use super::{NodeArgs, OwnNode, bpffs_of, nonce_text};
 use crate::cli::output::{self, Output};
 use crate::cli::status::cell;
+use consensus::region::Region;
 use nearwire::data_directory::cluster_number;
 use nearwire::inspect::{Inspector, Report};
 use nearwire::supervision::Wish;
 use nearwire::xdp::{Pins, Sight};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,11 +29,12 @@ Columns:
   generation  how often its votes have been handed over
   ballot      the highest promised, as ROUND.NODE; highest, trim and decided are slots
   state       voting: a program on the interface answers; passing: it is attached but lets everything
-              pass; detached: no program is on any interface; sealed: it must not vote until its node
-              runs; unreadable: it is no whole region
+              pass; attached: which of the two takes CAP_SYS_ADMIN to see; detached: no program is
+              on any interface; sealed: it must not vote until its node runs; unreadable: it is no
+              whole region
   interface   where the program is; elsewhere: in another network namespace
   link        pinned: the program outlives its process; process: it ends with it
-  programs    how many programs have its maps; - without CAP_SYS_ADMIN
+  programs    how many programs could vote on it; - without CAP_SYS_ADMIN
   process     the node that uses it; none: `nearwire run` does not run
   owner       with --config. this: the region that the node's data directory names; orphan: one that
               it named before, whose votes count no more; other: another node's
@@ -41,7 +44,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     node: NodeArgs,
     /// The bpffs to look at, if not the node's or /sys/fs/bpf.
-    #[arg(long, env = "NEARWIRE_BPFFS", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "NEARWIRE_BPFFS",
+        value_name = "DIR",
+        help_heading = "Where"
+    )]
     bpffs: Option<PathBuf>,
 }
 
@@ -104,7 +112,7 @@ fn row(sight: &Sight, node: Option<&OwnNode>) -> Value {
         "mode": attachment.map(|on| on.mode),
         "link": attachment.map(|on| if on.is_pinned { "pinned" } else { "process" }),
         "program": attachment.map(|on| on.program),
-        "programs": sight.programs.as_ref().map(|programs| programs.len()),
+        "programs": sight.programs.as_ref().map(BTreeSet::len),
         "held": sight.holder.is_some(),
         "process": match sight.holder {
             None => json!("none"),
@@ -143,8 +151,11 @@ fn state(sight: &Sight) -> &'static str {
         (Err(_), _) => "unreadable",
         (Ok(region), _) if region.is_sealed() => "sealed",
         (Ok(_), None) => "detached",
-        (Ok(_), Some(attached)) if attached.votes == Some(false) => "passing",
-        (Ok(_), Some(_)) => "voting",
+        (Ok(_), Some(attached)) => match attached.votes {
+            Some(true) => "voting",
+            Some(false) => "passing",
+            None => "attached",
+        },
     }
 }
 
@@ -153,7 +164,7 @@ fn owner(sight: &Sight, node: &OwnNode) -> &'static str {
     let identity = node.identity.as_ref();
     let named = identity.filter(|identity| Some(identity.region_nonce) == sight.pins.nonce());
     if let Some(identity) = named {
-        let generation = sight.region.as_ref().ok().map(|region| region.generation());
+        let generation = sight.region.as_ref().ok().map(Region::generation);
         let is_here = identity
             .bpffs
             .as_deref()

@@ -1,17 +1,17 @@
 //! `nearwire offload test`.
 
-use super::NodeArgs;
 use super::words::{self, Changed};
+use super::{NodeArgs, scratch};
 use crate::cli::Failure;
 use crate::cli::output::{self, Output};
 use crate::cli::status::cell;
 use anyhow::Context as _;
+use consensus::NodeId;
 use consensus::frame::{self, Addresses, Mac, Path};
 use consensus::memory::Memory as _;
 use consensus::region::{Birth, Layout, Region};
 use consensus::tally::Count;
 use consensus::wire::{self, Header, MAGIC, Parsed};
-use consensus::{Epoch, NodeId};
 use nearwire::config;
 use nearwire::data_directory;
 use nearwire::mapping::Mapping;
@@ -52,30 +52,33 @@ pub(crate) struct Args {
     packets: Vec<String>,
     #[command(flatten)]
     node: NodeArgs,
-    /// UDP port of requests, without --config.
+    /// UDP port of requests.
     #[arg(
         long,
         env = "NEARWIRE_PORT",
         value_name = "PORT",
         conflicts_with = "config",
+        help_heading = "Without --config",
         default_value_t = wire::DEFAULT_PORT
     )]
     port: u16,
-    /// Slots of the region, without --config.
+    /// Slots of the region.
     #[arg(
         long,
         env = "NEARWIRE_WINDOW_SLOTS",
         value_name = "N",
         conflicts_with = "config",
+        help_heading = "Without --config",
         default_value_t = config::Region::default().window_slots
     )]
     window_slots: u64,
-    /// Longest value in bytes, without --config.
+    /// Longest value in bytes.
     #[arg(
         long,
         env = "NEARWIRE_VALUE_BYTES",
         value_name = "N",
         conflicts_with = "config",
+        help_heading = "Without --config",
         default_value_t = config::Region::default().value_bytes
     )]
     value_bytes: usize,
@@ -123,7 +126,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
             nonce: 0,
             boot: 0,
         };
-        return Ok(told(args.port, layout, birth, None));
+        return Ok(scratch(args.port, layout, birth, None));
     };
     let birth = Birth {
         cluster: data_directory::cluster_number(&node.config.cluster),
@@ -135,19 +138,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
             .map_or(0, |found| run::parse_boot_id(&found.boot_id)),
     };
     let port = node.config.this().address.port();
-    Ok(told(port, node.config.layout()?, birth, node.key))
-}
-
-fn told(port: u16, layout: Layout, birth: Birth, key: Option<consensus::auth::Key>) -> Settings {
-    Settings {
-        port,
-        layout,
-        birth,
-        epoch: Epoch(1),
-        lease_ns: 0,
-        key,
-        is_rehearsal: true,
-    }
+    Ok(scratch(port, node.config.layout()?, birth, node.key))
 }
 
 /// Reads a packet.
@@ -190,7 +181,14 @@ fn parse_hex(text: &str) -> Result<Vec<u8>, String> {
 /// The frame that a packet comes in.
 fn framed(packet: Vec<u8>, port: u16) -> Result<Vec<u8>, Failure> {
     if packet.get(..2) != Some(&MAGIC.to_be_bytes()) {
-        return Ok(packet);
+        let bytes = packet.len();
+        // The kernel shows programs nothing shorter.
+        return (bytes >= frame::ETHERNET_BYTES)
+            .then_some(packet)
+            .ok_or_else(|| {
+                Failure::usage(format!("a packet of {bytes} bytes is no Ethernet frame"))
+                    .remedy("give the whole frame, or a datagram that begins with 4e57")
+            });
     }
     let path = Path {
         source_mac: Mac([2, 0, 0, 0, 0, 1]),
