@@ -69,6 +69,30 @@ fn what_a_dead_node_left_is_seen_and_detached() {
 }
 
 #[test]
+fn a_start_that_failed_is_seen_to_have_left_nothing_voting() {
+    let mut scene = Scene::new("fail", |_| {});
+    scene.await_voting();
+    scene.cluster.kill(2);
+    let config = scene.config(2);
+    let text = fs::read_to_string(&config).expect("it was written");
+    let other = text.replace("\n[worker]", "\n[region]\nwindow_slots = 64\n\n[worker]");
+    fs::write(&config, &other).expect("it is written");
+    scene.start(2);
+    let ended = scene.cluster.wait(2).expect("it was started");
+    let log = scene.cluster.log(2);
+    assert_eq!(ended.code(), Some(1), "{log}");
+    assert!(log.contains("restore [region] as it was"), "{log}");
+    let status = scene.json(2, &["status"]);
+    let region = &status["regions"][0];
+    assert_eq!(region["state"], "passing", "{status:#}");
+    assert_eq!(region["window_slots"], 4096, "{status:#}");
+    assert_eq!(region["owner"], "this", "{status:#}");
+    fs::write(&config, &text).expect("it is written");
+    scene.start(2);
+    scene.await_report(2, "voting in XDP", |report| report["engine"] == "xdp");
+}
+
+#[test]
 fn an_orphan_goes_only_once_nobody_holds_it() {
     let mut scene = Scene::new("orphan", |_| {});
     scene.await_voting();
