@@ -30,6 +30,17 @@ fn a_running_node_is_told_and_obeys() {
     assert_ne!(region["ballot"], "0.0", "{status:#}");
     assert_eq!(status["node"]["offload"]["state"], "voting", "{status:#}");
 
+    // The same bpffs, seen from another network.
+    let elsewhere = scene.site.replicas()[1].node.as_ref().expect("a namespace");
+    let mut entered = Command::new("nsenter");
+    entered.arg(format!("--net=/run/netns/{}", elsewhere.namespace));
+    entered.args([env!("CARGO_BIN_EXE_nearwire"), "offload", "status"]);
+    entered.args(["--output", "json"]);
+    let seen = scene.run(1, entered);
+    let seen: Value = serde_json::from_str(&seen.out).expect("JSON");
+    assert_eq!(seen["regions"][0]["interface"], "elsewhere", "{seen:#}");
+    assert_eq!(seen["regions"][0]["state"], "voting", "{seen:#}");
+
     let removed = scene.json(1, &["remove"]);
     assert_eq!(removed["offload"]["state"], "removed", "{removed:#}");
     assert_eq!(removed["engine"], "software", "{removed:#}");

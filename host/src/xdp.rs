@@ -11,7 +11,7 @@ mod pinned;
 mod pins;
 mod sight;
 
-pub use hold::Hold;
+pub use hold::{Hold, Holder};
 pub use occupant::Occupant;
 pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};

@@ -12,6 +12,15 @@ use std::time::Duration;
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Who has the pins of a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holder {
+    /// Nobody.
+    Nobody,
+    /// A process; its number, as far as it can be seen from here.
+    Process(Option<u32>),
+}
+
 /// A lock on a directory of pins. It ends with its process, however that ends.
 #[derive(Debug)]
 pub struct Hold {
@@ -42,15 +51,15 @@ impl Pins {
         })
     }
 
-    /// Whether a process holds the directory, and which, as far as can be seen from here.
+    /// Who holds the directory.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn holder(&self) -> io::Result<Option<Option<u32>>> {
+    pub fn holder(&self) -> io::Result<Holder> {
         let directory = File::open(self.directory())?;
         match directory.try_lock_shared() {
-            Ok(()) => Ok(None),
-            Err(TryLockError::WouldBlock) => Ok(Some(locker(&directory))),
+            Ok(()) => Ok(Holder::Nobody),
+            Err(TryLockError::WouldBlock) => Ok(Holder::Process(locker(&directory))),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }

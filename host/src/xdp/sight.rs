@@ -1,5 +1,6 @@
 //! What is pinned, and what it does at this moment: read beside whatever votes.
 
+use super::hold::Holder;
 use super::link::{self, Link};
 use super::pins::Pins;
 use super::{ACCEPTOR, GROUP, HEADER, Mode, XdpError, netlink, occupant};
@@ -20,8 +21,8 @@ const TRIES: u32 = 1000;
 pub struct Sight {
     /// Its pins.
     pub pins: Pins,
-    /// Whether a process uses it, and which, as far as can be seen from here.
-    pub holder: Option<Option<u32>>,
+    /// The process that uses it.
+    pub holder: Holder,
     /// What is attached over it.
     pub attachment: Option<Attachment>,
     /// The programs that can vote on it, if this process may ask: that takes CAP_SYS_ADMIN.

@@ -101,7 +101,11 @@ fn bpffs_is_mounted(bpffs: &Path) -> Check {
 fn compiler() -> Check {
     const CHECK: &str = "bpf jit";
     match &*read("/proc/sys/net/core/bpf_jit_enable") {
-        "" => Check::warn(CHECK, "unknown", "only root may see it"),
+        "" => Check::warn(
+            CHECK,
+            "unknown",
+            "shown to root alone, in the first network namespace",
+        ),
         "0" => Check::warn(
             CHECK,
             "off",

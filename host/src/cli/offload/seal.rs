@@ -37,13 +37,12 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     };
     // As long as this is held the node cannot start.
     let directory = match DataDirectory::open(&node.config.data_directory, &expectation) {
-        Err(error @ DataDirectoryError::InUse { .. }) => {
-            return Err(anyhow::Error::new(error).context(
-                Failure::failed(format!(
-                    "node {number} runs, so it votes whatever the kernel does"
-                ))
-                .remedy("`nearwire offload remove` has it vote in its process; or stop it"),
-            ));
+        Err(DataDirectoryError::InUse { process, .. }) => {
+            return Err(Failure::failed(format!(
+                "node {number} runs, as process {process}: it votes whatever the kernel does"
+            ))
+            .remedy("`nearwire offload remove` has it vote in its process; or stop it")
+            .into());
         }
         directory => directory?,
     };

@@ -7,7 +7,7 @@ use consensus::region::Region;
 use nearwire::data_directory::cluster_number;
 use nearwire::inspect::{Inspector, Report};
 use nearwire::supervision::Wish;
-use nearwire::xdp::{Pins, Sight};
+use nearwire::xdp::{Holder, Pins, Sight};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -78,7 +78,12 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let bpffs = bpffs_of(args.bpffs.as_deref(), node.as_ref());
     let mut regions = Vec::new();
     for pins in Pins::all(&bpffs)? {
-        regions.push(row(&Sight::of(pins)?, node.as_ref()));
+        match Sight::of(pins.clone()) {
+            Ok(sight) => regions.push(row(&sight, node.as_ref())),
+            // Removed since it was listed.
+            Err(_) if !pins.directory().exists() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let own = node.as_ref().map(own).transpose()?;
     if output == Output::Json {
@@ -113,11 +118,11 @@ fn row(sight: &Sight, node: Option<&OwnNode>) -> Value {
         "link": attachment.map(|on| if on.is_pinned { "pinned" } else { "process" }),
         "program": attachment.map(|on| on.program),
         "programs": sight.programs.as_ref().map(BTreeSet::len),
-        "held": sight.holder.is_some(),
+        "held": sight.holder != Holder::Nobody,
         "process": match sight.holder {
-            None => json!("none"),
-            Some(None) => json!("unknown"),
-            Some(Some(process)) => json!(process),
+            Holder::Nobody => json!("none"),
+            Holder::Process(None) => json!("unknown"),
+            Holder::Process(Some(process)) => json!(process),
         },
         "owner": node.map(|node| owner(sight, node)),
         "error": sight.region.as_ref().err().map(ToString::to_string),
@@ -225,7 +230,7 @@ fn sentence(own: &Value) -> String {
     };
     let of = |field| offload.get(field).map_or_else(|| "-".to_owned(), cell);
     let mut text = format!(
-        "node {number} runs, its offload is {}; {} hand-overs; {votes}; {wanted} is wanted",
+        "node {number} runs, its offload is {}; hand-overs so far: {}; {votes}; {wanted} is wanted",
         of("state"),
         of("hand_overs"),
     );
