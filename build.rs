@@ -48,7 +48,7 @@ fn object(root: &Path, out: &Path) -> Result<Option<PathBuf>, String> {
     let Committed::Stale(source) = state else {
         return Ok(Some(root.join(OBJECT)));
     };
-    let built = object::build(root, &out.join("ebpf")).map_err(|problem| {
+    let built = object::build(root, &out.join("ebpf"), &[]).map_err(|problem| {
         format!(
             "XDP will be unavailable: {source} has changed since {OBJECT} was built, and it cannot \
              be built here: {problem}"

@@ -108,8 +108,9 @@ const REMEDY: &str = "install one of these and try again:
           LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22
 bpf-linker's LLVM must be at least as new as the compiler's";
 
-/// Builds the object below `directory` with the first usable toolchain.
-pub(crate) fn build(root: &Path, directory: &Path) -> Result<Built, Problem> {
+/// Builds the object below `directory` with the first usable toolchain. The committed one has none of
+/// the `features`.
+pub(crate) fn build(root: &Path, directory: &Path, features: &[&str]) -> Result<Built, Problem> {
     let missing = |what: String| Problem::Missing(what);
     let linker = find(LINKER).ok_or_else(|| missing(format!("there is no {LINKER}")))?;
     let toolchain = toolchain().ok_or_else(|| {
@@ -117,7 +118,7 @@ pub(crate) fn build(root: &Path, directory: &Path) -> Result<Built, Problem> {
             "no Rust compiler here has a core library for {TARGET} or its sources"
         ))
     })?;
-    build_with(&toolchain, &linker, root, directory).map_err(Problem::Failed)
+    build_with(&toolchain, &linker, root, directory, features).map_err(Problem::Failed)
 }
 
 fn build_with(
@@ -125,6 +126,7 @@ fn build_with(
     linker: &Path,
     root: &Path,
     directory: &Path,
+    features: &[&str],
 ) -> Result<Built, String> {
     let mut command = Command::new(&toolchain.cargo);
     command
@@ -132,6 +134,7 @@ fn build_with(
         .args(["build", "--release", "--locked", "--target", TARGET])
         .arg("--target-dir")
         .arg(directory)
+        .arg(format!("--features={}", features.join(",")))
         .env("RUSTC", &toolchain.rustc)
         // Inline assembly for BPF is an unstable feature.
         .env("RUSTC_BOOTSTRAP", "1")

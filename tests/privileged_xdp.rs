@@ -2,27 +2,22 @@
 
 mod xdp_twin;
 
-use consensus::auth::{self, Key};
-use consensus::conformance::{
-    Device, Failure, Outcome, Reason, Shape, Target, Verdict as Played, corpus, play,
-};
-use consensus::frame::{Addresses, Mac, Path};
-use consensus::memory::Memory as _;
+use consensus::auth::Key;
+use consensus::conformance::{Shape, corpus};
+use consensus::frame::Path;
 use consensus::random::Random;
-use consensus::region::{Layout, Region, entry, group};
+use consensus::region::Layout;
 use consensus::simulation::{Mutation, mutate};
 use consensus::tally::Count;
-use consensus::wire::{Flags, HEADER_BYTES, Header, Kind, Malformed};
-use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, acceptor, frame};
-use nearwire::mapping::Mapping;
+use consensus::wire::{Header, Kind, Malformed};
+use consensus::{NodeId, acceptor, frame};
 use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
-use xdp_twin::{GROUPS, PORT, Twin};
+use xdp_twin::conversation::{GROUP, conform, converse, framed, paths, shapes};
+use xdp_twin::{PORT, Twin, setting};
 
-const GROUP: GroupId = GroupId(1);
-/// Messages of a run of random ones.
+/// Messages of a run of random ones, unless NEARWIRE_MESSAGES says otherwise.
 const MESSAGES: u64 = 100_000;
 
 /// What no frame of a test run comes to: it always has room, nothing looks at UDP checksums, and the
@@ -60,146 +55,25 @@ const DEFECTS: [Mutation; 23] = [
     Mutation::SealedServed,
 ];
 
-/// Those of the software's conformance test that fit a frame and have 64 bits, and one of values
-/// nearly as long as a frame.
-fn shapes() -> [Shape; 4] {
-    let [small, keyed, wide, long, _narrow] = Shape::ALL;
-    let long = Shape {
-        value_bytes: 3368,
-        ..long
-    };
-    [small, keyed, wide, long]
-}
-
-/// Over IPv4 and IPv6, with and without a VLAN.
-fn paths() -> [Path; 4] {
-    let v4 = Addresses::V4 {
-        source: Ipv4Addr::new(10, 0, 0, 1),
-        destination: Ipv4Addr::new(10, 0, 0, 2),
-    };
-    let v6 = Addresses::V6 {
-        source: Ipv6Addr::from([0xfd; 16]),
-        destination: Ipv6Addr::from([0xfc; 16]),
-    };
-    [(v4, None), (v6, None), (v4, Some(5)), (v6, Some(0x6fff))].map(|(addresses, vlan)| Path {
-        source_mac: Mac([2, 0, 0, 0, 0, 1]),
-        destination_mac: Mac([2, 0, 0, 0, 0, 2]),
-        vlan,
-        addresses,
-        source_port: 40_000,
-        destination_port: PORT,
-    })
-}
-
-fn framed(path: &Path, datagram: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; path.header_bytes()];
-    bytes.extend_from_slice(datagram);
-    path.write(&mut bytes, datagram.len()).expect("room");
-    bytes
-}
-
-/// The acceptor in the kernel, asked through frames.
-struct Kernel {
-    twin: Twin,
-    target: Target,
-    path: Path,
-    nonce: u32,
-}
-
-impl Device for Kernel {
-    type Error = String;
-    type Memory = Region<Mapping>;
-
-    fn target(&self) -> Target {
-        self.target
-    }
-
-    fn nonce(&mut self) -> u32 {
-        self.nonce += 1;
-        self.nonce
-    }
-
-    fn exchange(&mut self, datagram: &[u8], _: bool) -> Result<Outcome, String> {
-        self.twin.follow();
-        let shown = self.twin.show(&framed(&self.path, datagram))?;
-        let reason = match shown.count {
-            Some(Count::Taken) => Some(Reason::Taken),
-            Some(Count::Step(reason)) => Some(Reason::Dropped(reason)),
-            Some(Count::Wire(reason)) => Some(Reason::Malformed(reason)),
-            // The stack gets what is not ours, and what is the host's: that is seen nowhere.
-            _ => None,
-        };
-        Ok(match shown.verdict {
-            Verdict::Sent(answer) => match frame::parse(&answer, self.path.source_port) {
-                frame::Parsed::Ours(path, at) => {
-                    assert_eq!(Some(path), self.path.reversed());
-                    Outcome::Answered(answer[at].to_vec())
-                }
-                other => panic!("{other:?}"),
-            },
-            _ => Outcome::Silence(reason),
-        })
-    }
-
-    fn overlap(&mut self, first: &[u8], second: &[u8]) -> Result<(), String> {
-        self.exchange(first, false)?;
-        self.exchange(second, false).map(drop)
-    }
-
-    fn wait(&mut self, ns: u64) -> Result<(), String> {
-        self.twin.now_ns += ns;
-        Ok(())
-    }
-
-    fn memory(&self) -> Option<(&Self::Memory, u64)> {
-        Some((self.twin.region(), self.twin.now_ns))
-    }
-}
-
 #[test]
 fn the_acceptor_in_the_kernel_conforms() {
     let cases = corpus().unwrap_or_else(|error| panic!("{error}"));
-    let mut played: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut failures: Vec<Failure> = Vec::new();
+    let mut played: BTreeMap<String, usize> = BTreeMap::new();
+    let mut failures: Vec<(String, String)> = Vec::new();
     for (shape, path) in shapes().into_iter().zip(paths()) {
         let Some(twin) = Twin::new("the_acceptor_in_the_kernel_conforms", shape) else {
             return;
         };
-        let target = Target {
-            node: twin.acceptor.node.0,
-            incarnation: twin.acceptor.incarnation.0,
-            epoch: shape.epoch,
-            group: GROUP.0,
-            window: shape.window,
-            value_bytes: shape.value_bytes,
-            lease_ns: shape.lease_ns,
-            is_narrow: false,
-            answers_read: true,
-            sets_clock: true,
-            shows_memory: true,
-            key: shape.key,
-        };
-        let mut device = Kernel {
-            twin,
-            target,
-            path,
-            nonce: 0x4e57_0000,
-        };
-        for case in &cases {
-            device.twin.clear();
-            match play(case, &mut device).unwrap_or_else(|difference| panic!("{difference}")) {
-                Played::Passed => *played.entry(&case.name).or_default() += 1,
-                Played::Failed(found) => failures.extend(found),
-                Played::Skipped(_) => {}
-                Played::Unshown(why) => panic!("{}: {why}", case.name),
-            }
+        let conformance = conform(twin, path, &cases);
+        for name in conformance.passed {
+            *played.entry(name).or_default() += 1;
         }
-        device.twin.compare_counters().expect("the map can be read");
+        failures.extend(conformance.failed);
     }
-    for failure in &failures {
-        eprintln!("{failure}");
+    for (case, wrong) in &failures {
+        eprintln!("{case}: {wrong}");
     }
-    assert!(failures.is_empty(), "{} fields", failures.len());
+    assert!(failures.is_empty(), "{} cases", failures.len());
     let narrow = |case: &&consensus::conformance::Case| {
         let need = consensus::conformance::Need::Narrow;
         !case.needs.contains(&need)
@@ -207,7 +81,7 @@ fn the_acceptor_in_the_kernel_conforms() {
     let unplayed: Vec<_> = cases
         .iter()
         .filter(narrow)
-        .filter(|case| !played.contains_key(&*case.name))
+        .filter(|case| !played.contains_key(&case.name))
         .map(|case| &case.name)
         .collect();
     assert!(unplayed.is_empty(), "{unplayed:?}");
@@ -219,190 +93,10 @@ fn the_acceptor_in_the_kernel_conforms() {
     );
 }
 
-/// A message that a few leaders might send, well-formed or nearly so.
-fn message(random: &mut Random, twin: &Twin) -> Vec<u8> {
-    const KINDS: [Kind; 12] = [
-        Kind::Prepare,
-        Kind::Fetch,
-        Kind::Fetch,
-        Kind::Accept,
-        Kind::Accept,
-        Kind::Accept,
-        Kind::Accept,
-        Kind::Decide,
-        Kind::Decide,
-        Kind::Read,
-        Kind::Read,
-        Kind::Hello,
-    ];
-    let window = twin.acceptor.layout.window();
-    let kind = KINDS[random.below(KINDS.len() as u64) as usize];
-    // Mostly one leader in one ballot, and now and then another.
-    let node = NodeId([1, 1, 1, 1, 1, 1, 2, 3][random.below(8) as usize]);
-    let rare = |random: &mut Random| random.below(64) == 0;
-    let length = match kind {
-        Kind::Accept => {
-            let beyond = if rare(random) { 40 } else { 0 };
-            random.below(twin.acceptor.layout.value_bytes() as u64 + 1 + beyond)
-        }
-        _ if rare(random) => random.below(9),
-        _ => 0,
-    };
-    let value: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
-    let groups = u64::from(GROUPS) + u64::from(rare(random));
-    let group = GroupId(random.below(groups) as u16);
-    let at = twin.acceptor.layout.group_at(group);
-    let trim = at.map_or(0, |at| twin.region().load(at, group::TRIM));
-    let mut header = Header {
-        incarnation: if random.below(4) == 0 {
-            Incarnation::ANY
-        } else {
-            twin.acceptor.incarnation
-        },
-        epoch: Epoch(1),
-        slot: Slot(trim.saturating_sub(1) + random.below(window + 2)),
-        ballot: Ballot::new(1 + twin.now_ns / 10_000_000 + random.below(16) / 15, node),
-        length: length as u16,
-        nonce: random.next() as u32,
-        ..Header::new(kind, group, node)
-    };
-    match kind {
-        Kind::Decide => {
-            header.vote_ballot = Ballot(random.below(header.slot.0 + 2));
-            if random.below(8) == 0 {
-                header.watermark = random.below(header.slot.0 + 2) / 2;
-            }
-            header.flags = Flags(random.below(8) as u16);
-        }
-        Kind::Read => header.ballot = Ballot::NONE,
-        _ => {}
-    }
-    if rare(random) {
-        header.incarnation = Incarnation(random.next() as u32);
-    }
-    if rare(random) {
-        header.epoch = Epoch(random.below(2) as u32);
-    }
-    if rare(random) {
-        header.slot = Slot(random.next() >> random.below(64));
-    }
-    // These end a story: what is promised or trimmed stays so.
-    match random.below(2048) {
-        0 => header.ballot = Ballot(random.next() >> random.below(64)),
-        1 => header.watermark = random.next() >> random.below(64),
-        _ => {}
-    }
-    if let Some(key) = twin.key {
-        header.tag = auth::tag(key, &header, &value);
-    }
-    let mut datagram = [&header.to_bytes()[..], &value].concat();
-    match random.below(64) {
-        0 => datagram.truncate(random.below(HEADER_BYTES as u64) as usize),
-        1 => datagram.extend(vec![0; 1 + random.below(80) as usize]),
-        2 => {
-            let at = random.below(8) as usize;
-            datagram[at] ^= 1 << random.below(8);
-        }
-        3 => {
-            let at = random.below(datagram.len() as u64) as usize;
-            datagram[at] = random.next() as u8;
-        }
-        _ => {}
-    }
-    datagram
-}
-
-/// Puts a datagram into a frame, which is now and then damaged, padded or sent to several.
-fn wrapped(random: &mut Random, datagram: &[u8]) -> Vec<u8> {
-    let mut path = paths()[random.below(4) as usize];
-    let rare = random.below(256);
-    if rare == 0 {
-        path.destination_mac = Mac([0xff; 6]);
-    } else if rare == 4 {
-        path.source_mac = Mac([0xff; 6]);
-    }
-    let mut frame = framed(&path, datagram);
-    match rare {
-        1 => frame.extend(vec![0; 1 + random.below(40) as usize]),
-        2 => {
-            let at = random.below(path.header_bytes() as u64) as usize;
-            frame[at] ^= 1 << random.below(8);
-        }
-        3 => {
-            // The kernel takes no frame below an Ethernet header.
-            let least = frame::ETHERNET_BYTES as u64;
-            frame.truncate((least + random.below(frame.len() as u64 - least)) as usize);
-        }
-        _ => {}
-    }
-    frame
-}
-
-/// What somebody beside the step does to a region: another core that holds a lock, the host that
-/// seals a group or moves it to another epoch.
-fn disturb(random: &mut Random, twin: &Twin) {
-    let layout = &twin.acceptor.layout;
-    let number = GroupId(random.below(GROUPS.into()) as u16);
-    let at = layout.group_at(number).expect("a group");
-    match random.below(6) {
-        0 => {
-            let state = [group::SEALED, group::ACTIVE, group::ACTIVE][random.below(3) as usize];
-            twin.set(
-                at,
-                group::STATE,
-                state | [1, 1, 2][random.below(3) as usize] << 32,
-            );
-        }
-        1 => hold_or_let_go(random, twin, at),
-        _ => {
-            let index = random.below(u64::from(GROUPS) * layout.window());
-            hold_or_let_go(random, twin, layout.entry_at(index).expect("an entry"));
-        }
-    }
-}
-
-/// Toggles a record's lock, which is the first word of both kinds; fewer are held than not.
-fn hold_or_let_go(random: &mut Random, twin: &Twin, at: usize) {
-    let sequence = twin.region().load(at, entry::LOCK);
-    if sequence & 1 != 0 || random.below(8) == 0 {
-        twin.set(at, entry::LOCK, sequence ^ 1);
-    }
-}
-
-/// Shows the twin so many random frames, or ends at the first difference. Counts the kinds of the
-/// answers.
-fn converse(
-    random: &mut Random,
-    twin: &mut Twin,
-    messages: u64,
-) -> Result<BTreeMap<u8, u64>, String> {
-    let mut answers: BTreeMap<u8, u64> = BTreeMap::new();
-    for _ in 0..messages {
-        // Now and then everything begins anew: ballots and trims only rise.
-        if random.below(300) == 0 {
-            twin.clear();
-        }
-        if random.below(50) == 0 {
-            disturb(random, twin);
-        }
-        twin.now_ns += random.below(200_000);
-        let datagram = message(random, twin);
-        let frame = wrapped(random, &datagram);
-        let Verdict::Sent(answer) = twin.show(&frame)?.verdict else {
-            continue;
-        };
-        // The answer to a request from a damaged port or of a damaged type is compared, too.
-        if let frame::Parsed::Ours(_, at) = frame::parse(&answer, 40_000) {
-            *answers.entry(answer[at.start + 3]).or_default() += 1;
-        }
-    }
-    Ok(answers)
-}
-
 #[test]
 fn random_messages_come_to_the_same_in_the_kernel() {
-    let seed = std::env::var("NEARWIRE_SEED").ok();
-    let seed = seed.map_or(1, |seed| seed.parse().expect("NEARWIRE_SEED is a number"));
+    let seed = setting("NEARWIRE_SEED", 1);
+    let messages = setting("NEARWIRE_MESSAGES", MESSAGES);
     eprintln!("REPRODUCE WITH: NEARWIRE_SEED={seed} cargo test --test privileged_xdp random");
     let keyed = Shape {
         key: Some(Key([1, 2])),
@@ -416,11 +110,12 @@ fn random_messages_come_to_the_same_in_the_kernel() {
         else {
             return;
         };
-        let found = converse(&mut random, &mut twin, MESSAGES / 2);
+        let found = converse(&mut random, &mut twin, messages / 2);
         for (kind, times) in found.unwrap_or_else(|difference| panic!("{difference}")) {
             *answers.entry(kind).or_default() += times;
         }
-        twin.compare_counters().expect("the map can be read");
+        let counted = twin.compare_counters();
+        counted.unwrap_or_else(|difference| panic!("{difference}"));
         for count in Count::all() {
             totals[count.index()] += twin.count(count);
         }

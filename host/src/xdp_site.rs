@@ -31,11 +31,19 @@ impl Ports {
     /// # Errors
     /// The kernel refuses, or there is no program.
     pub fn open(rig: &Rig) -> Result<Self, PortsError> {
+        Self::open_lossy(rig, 0.0)
+    }
+
+    /// As [`Ports::open`], on a network that loses this part of all frames on their way to it.
+    ///
+    /// # Errors
+    /// As for [`Ports::open`].
+    pub fn open_lossy(rig: &Rig, loss: f64) -> Result<Self, PortsError> {
         let object = xdp::OBJECT.ok_or(PortsError::NoObject)?;
         let attach = || {
             let ports = (1..=rig.nodes().len()).map(|port| format!("p{port}"));
             ports
-                .map(|port| Bystander::attach(object, &port, Mode::Native))
+                .map(|port| Bystander::attach_lossy(object, &port, Mode::Native, loss))
                 .collect::<Result<_, _>>()
         };
         let bystanders = rig.run_at_bridge(attach)??;

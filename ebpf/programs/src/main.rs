@@ -6,13 +6,18 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[cfg(feature = "duel")]
+mod duel;
 mod echo;
 mod packet;
 mod region;
+mod repeat;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+#[cfg(not(feature = "duel"))]
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
@@ -57,6 +62,10 @@ static KEY: Global<[u64; 2]> = Global::new([0; 2]);
 #[unsafe(no_mangle)]
 static IS_REHEARSAL: Global<u8> = Global::new(0);
 
+/// How many of 2^32 frames are lost where a network is to be a bad one. For tests.
+#[unsafe(no_mangle)]
+static LOSS: Global<u32> = Global::new(0);
+
 /// The time of a rehearsal, in nanoseconds.
 #[map]
 static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
@@ -64,6 +73,7 @@ static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::COUNT as u32, 0);
 
+#[cfg(not(feature = "duel"))]
 #[xdp]
 pub fn acceptor(context: XdpContext) -> u32 {
     match serve(&context) {
@@ -83,9 +93,14 @@ pub fn acceptor(context: XdpContext) -> u32 {
     }
 }
 
-/// Passes everything. The other end of a veth pair needs a program, or what XDP_TX sends is lost.
+/// Passes everything, but for the part of [`LOSS`]. The other end of a veth pair needs a program, or
+/// what XDP_TX sends is lost.
 #[xdp]
 pub fn pass(_: XdpContext) -> u32 {
+    // SAFETY: the helper takes nothing.
+    if LOSS.load() != 0 && unsafe { bpf_get_prandom_u32() } < LOSS.load() {
+        return XDP_DROP;
+    }
     XDP_PASS
 }
 
@@ -110,7 +125,7 @@ fn serve(context: &XdpContext) -> Outcome {
         frame::Parsed::NotOurs => return Outcome::NotOurs,
         frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
     };
-    if wire::kind(&frame, at.start).is_some_and(|kind| !kind.is_for_acceptor()) {
+    if wire::kind(&frame, at.clone()).is_some_and(|kind| !kind.is_for_acceptor()) {
         // The host listens on the same port.
         return Outcome::NotOurs;
     }

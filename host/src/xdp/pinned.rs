@@ -5,7 +5,7 @@ use super::hold::Hold;
 use super::link::{self, Link};
 use super::occupant;
 use super::pins::Pins;
-use super::{ACCEPTOR, CLOCK, Mode, PASS, Settings, XdpError};
+use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
 use crate::mapping::Mapping;
 use crate::offload::{Offload, Refusal};
 use aya::Ebpf;
@@ -78,7 +78,7 @@ impl Pinned {
     ) -> Result<Self, XdpError> {
         pins.make()?;
         let hold = pins.hold()?;
-        let mut ebpf = super::load(object, settings, Some(&pins))?;
+        let mut ebpf = super::load(object, settings, Frames::NONE, Some(&pins))?;
         super::program(&mut ebpf, PASS)?
             .load()
             .map_err(XdpError::Verify)?;
