@@ -118,6 +118,9 @@ fn an_orphan_goes_only_once_nobody_holds_it() {
     let process = format!("process {} uses it", scene.process(3));
     assert!(refused.err.contains(&process), "{refused:?}");
     scene.cluster.kill(3);
+    let refused = scene.offload(3, &orphan[1..]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("is no orphan"), "{refused:?}");
     let removed = scene.nearwire(3, &orphan);
     assert_eq!(removed.code, Some(0), "{removed:?}");
     let status = scene.json(3, &["status"]);

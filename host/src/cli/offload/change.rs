@@ -53,6 +53,8 @@ Examples:
   nearwire offload status                               which regions are there
   nearwire offload remove --orphan 00c0ffee00c0ffee     forget one for good
 
+With --config as well, the region that this node's data directory names is not taken for an orphan.
+
 With a node that does not run, what it left attached is detached, so that nothing votes for it any
 more. Its votes stay pinned for its next start.")]
 pub(crate) struct RemoveArgs {
@@ -64,7 +66,6 @@ pub(crate) struct RemoveArgs {
         env = "NEARWIRE_ORPHAN",
         value_name = "NONCE",
         value_parser = parse_nonce,
-        conflicts_with = "config",
         help_heading = "Orphans"
     )]
     orphan: Option<u64>,
@@ -265,7 +266,17 @@ impl Changed {
 }
 
 fn remove_orphan(nonce: u64, args: &RemoveArgs, output: Output) -> anyhow::Result<()> {
-    let bpffs = bpffs_of(args.bpffs.as_deref(), None);
+    let node = args.node.node()?;
+    let named = node.as_ref().and_then(|node| node.identity.as_ref());
+    if named.is_some_and(|identity| identity.region_nonce == nonce && identity.bpffs.is_some()) {
+        return Err(Failure::failed(format!(
+            "region {} is no orphan: the data directory of this node names it",
+            nonce_text(nonce)
+        ))
+        .remedy("leave it; or leave out --config, if this node is never to run again")
+        .into());
+    }
+    let bpffs = bpffs_of(args.bpffs.as_deref(), node.as_ref());
     let pins = Pins::new(&bpffs, nonce)?;
     let directory = pins.directory().to_owned();
     if !directory.exists() {

@@ -191,7 +191,8 @@ impl Probed {
             (Some(Ok(())), _) => "tried",
             (Some(Err(_)), _) => "no",
             (None, _) if self.occupants.iter().any(is_there) => "yes",
-            (None, Some(features)) if !features.native || self.is_too_long() => "no",
+            (None, _) if self.is_too_long() => "no",
+            (None, Some(features)) if !features.native => "no",
             (None, Some(_)) => "yes",
             (None, None) => "unknown",
         }
@@ -329,6 +330,7 @@ mod tests {
 
     #[test]
     fn what_nobody_says_is_unknown() {
+        assert_eq!(probed(NATIVE_MTU + 1, None).native(), "no");
         let silent = probed(1500, None);
         assert_eq!(silent.native(), "unknown");
         assert!(silent.notes()[0].contains("--try"));
