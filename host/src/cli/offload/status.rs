@@ -35,7 +35,7 @@ Columns:
   interface   where the program is; elsewhere: in another network namespace
   link        pinned: the program outlives its process; process: it ends with it
   programs    how many programs could vote on it; - without CAP_SYS_ADMIN
-  process     the node that uses it; none: `nearwire run` does not run
+  process     of the node that uses it; none: it does not run; -: it is not seen from here
   owner       with --config. this: the region that the node's data directory names; orphan: one that
               it named before, whose votes count no more; other: another node's
 
@@ -92,7 +92,12 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     if regions.is_empty() {
         output::line(&format!("no region is pinned in {}", bpffs.display()))?;
     } else {
-        let cells = |row: &Value| COLUMNS.map(|column| cell(&row[column]));
+        let cells = |row: &Value| {
+            COLUMNS.map(|column| match column {
+                "process" if row["held"] == false => "none".to_owned(),
+                column => cell(&row[column]),
+            })
+        };
         output::line(&output::table(COLUMNS, regions.iter().map(cells)))?;
     }
     for region in &regions {
@@ -120,9 +125,8 @@ fn row(sight: &Sight, node: Option<&OwnNode>) -> Value {
         "programs": sight.programs.as_ref().map(BTreeSet::len),
         "held": sight.holder != Holder::Nobody,
         "process": match sight.holder {
-            Holder::Nobody => json!("none"),
-            Holder::Process(None) => json!("unknown"),
-            Holder::Process(Some(process)) => json!(process),
+            Holder::Nobody => None,
+            Holder::Process(process) => process,
         },
         "owner": node.map(|node| owner(sight, node)),
         "error": sight.region.as_ref().err().map(ToString::to_string),
