@@ -72,7 +72,7 @@ fn every_offset_is_the_one_in_the_code() {
     assert_table(
         "Groups",
         0,
-        words!(group: LOCK STATE PROMISED HIGHEST TRIM WINDOW BASE LEASE_NS BODIES),
+        words!(group: LOCK STATE PROMISED HIGHEST TRIM WINDOW BASE LEASE_NS BODIES SAVED),
     );
     assert_table(
         "Groups",
@@ -91,8 +91,8 @@ fn the_bodies_of_a_group_fill_it_as_written() {
     assert_eq!(rows[8][1], body);
     assert_eq!((&rows[9][0], &rows[9][1]), (&second, &body));
     let (start, size): (usize, usize) = (
-        rows[10][0].parse().expect("a number"),
-        rows[10][1].parse().expect("a number"),
+        rows[11][0].parse().expect("a number"),
+        rows[11][1].parse().expect("a number"),
     );
     assert_eq!(start + size, group::WORDS * 8);
 }
