@@ -144,6 +144,24 @@ fn a_wrong_command_line_is_code_2() {
         &["propose", "--peers", "127.0.0.1:1", "FROBNICATE"],
         &["leader", "move", "--to", "0", "--peers", "127.0.0.1:1"],
         &["status", "--output", "xml"],
+        &["offload"],
+        &["offload", "install"],
+        &["offload", "remove"],
+        &["offload", "remove", "--orphan", "c0ffee"],
+        &[
+            "offload",
+            "remove",
+            "--orphan",
+            "00c0ffee00c0ffee",
+            "--config",
+            "x",
+        ],
+        &["offload", "remove", "--bpffs", "/sys/fs/bpf"],
+        &["offload", "seal"],
+        &["offload", "probe", "--try"],
+        &["offload", "test"],
+        &["offload", "test", "/nonexistent/packet.hex"],
+        &["offload", "test", "--value-bytes", "65", "/dev/null"],
         &["config", "check", "/nonexistent/node.toml"],
     ] {
         let ended = nearwire(arguments);
@@ -320,6 +338,50 @@ fn the_doctor_reports_each_check() {
         let result = check["result"].as_str().unwrap();
         assert!(["ok", "warn"].contains(&result), "{check}");
     }
+}
+
+#[test]
+fn offload_needs_an_offload_and_a_node_that_ran() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    let text = example().replace("/var/lib/nearwire/1", data.to_str().unwrap());
+    let path = written(scratch.path(), &text);
+    let ended = nearwire(&["offload", "install", "--config", &path]);
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    assert!(
+        ended.err.starts_with("error: node 1 has no [offload]"),
+        "{}",
+        ended.err
+    );
+    for word in ["remove", "seal"] {
+        let ended = nearwire(&["offload", word, "--config", &path]);
+        assert_eq!(ended.code, 1, "{}", ended.err);
+        let never = format!("error: no node has ever run in {}\n", data.display());
+        assert!(ended.err.starts_with(&never), "{}", ended.err);
+    }
+    assert!(!data.exists(), "a look makes no data directory");
+}
+
+#[test]
+fn offload_names_a_directory_that_is_no_bpffs() {
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().to_str().unwrap();
+    let ended = nearwire(&["offload", "status", "--bpffs", place]);
+    assert_eq!(ended.code, 3, "{}", ended.err);
+    let mount = format!("mount -t bpf bpf {place}\n");
+    assert!(ended.err.ends_with(&mount), "{}", ended.err);
+}
+
+#[test]
+fn a_packet_that_is_none_is_pointed_at() {
+    let scratch = tempfile::tempdir().unwrap();
+    let packet = scratch.path().join("packet.hex");
+    fs::write(&packet, "4e57 # magic\nwrong\n").unwrap();
+    let packet = packet.to_str().unwrap();
+    let ended = nearwire(&["offload", "test", packet]);
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    let error = format!("error: read {packet}: line 2: 'w' is no digit\nremedy: ");
+    assert!(ended.err.starts_with(&error), "{}", ended.err);
 }
 
 #[test]

@@ -64,6 +64,45 @@ fn a_region_opens_as_what_it_was_made() {
 }
 
 #[test]
+fn a_region_is_seen_as_what_it_was_made_and_left_as_it_was() {
+    let mut words = used();
+    // A writer is at work.
+    words[entry_at(1)] |= 1;
+    let shared = atomics(&words);
+    let region = Region::beside(&shared[..]).expect("a region");
+    assert_eq!((*region.layout(), *region.birth()), (layout(), BIRTH));
+    let view = region::view(&region, GROUP).expect("nobody publishes");
+    assert_eq!((view.promised, view.decided.upto), (ballot(3, 1), Slot(1)));
+    let after: Vec<u64> = shared
+        .iter()
+        .map(|word| word.load(std::sync::atomic::Ordering::Acquire))
+        .collect();
+    assert_eq!(after, words);
+}
+
+#[test]
+fn what_is_no_whole_region_is_not_seen_as_one() {
+    let beside = |words: &[u64]| {
+        let words = atomics(words);
+        Region::beside(&words[..]).map(|_| ())
+    };
+    let words = used();
+    assert_eq!(beside(&vec![0; words.len()]), Err(OpenError::Blank));
+    assert_eq!(beside(&vec![7; words.len()]), Err(OpenError::Foreign(7)));
+    let short = beside(&words[..words.len() - 1]);
+    assert!(matches!(short, Err(OpenError::Size { .. })), "{short:?}");
+    for word in [header::GROUPS, header::WINDOW, header::NODE, header::NONCE] {
+        let mut words = words.clone();
+        words[word] ^= 1;
+        let damaged = beside(&words);
+        assert!(
+            matches!(damaged, Err(OpenError::Damaged { .. })),
+            "{damaged:?}"
+        );
+    }
+}
+
+#[test]
 fn each_stranger_is_named() {
     let words = used();
     let other = |change: fn(&mut Birth)| {

@@ -294,8 +294,7 @@ impl DataDirectory {
     /// A number for this node of this cluster, to mark its files with.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        let name = crc32_iscsi(self.identity.cluster.as_bytes());
-        (u64::from(name) << 32) | u64::from(self.identity.node.0)
+        (cluster_number(&self.identity.cluster) << 32) | u64::from(self.identity.node.0)
     }
 
     /// Changes the identity; durable when this returns. After an error the old identity stands, in
@@ -332,6 +331,25 @@ impl Identity {
     pub fn voting_boot_id(&self) -> Option<&str> {
         let formed = self.formed_boot_id.as_deref().unwrap_or(&self.boot_id);
         self.formed.then_some(formed)
+    }
+}
+
+/// A number for a cluster's name, as regions carry it.
+#[must_use]
+pub fn cluster_number(cluster: &str) -> u64 {
+    crc32_iscsi(cluster.as_bytes()).into()
+}
+
+/// What a data directory says, whoever uses it at this moment. `None` if no node ever used it.
+///
+/// # Errors
+/// The identity is damaged, or the system refuses.
+pub fn look(directory: &Path) -> Result<Option<Identity>, DataDirectoryError> {
+    let file = directory.join("identity");
+    match fs::read(&file) {
+        Ok(bytes) => decode(&file, &bytes).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(refused("read", &file)(error)),
     }
 }
 

@@ -558,7 +558,8 @@ fn journal_again(local: &mut Local<Software, Wal>, applied: Slot) -> Result<(), 
     Ok(())
 }
 
-fn parse_boot_id(text: &str) -> u128 {
+/// The number that regions carry for a boot id.
+pub fn parse_boot_id(text: &str) -> u128 {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     // A boot id that is no UUID (a test's) still tells one boot from another.
     u128::from_str_radix(&digits, 16)

@@ -1,15 +1,23 @@
 //! The acceptor in XDP, seen from user space: the program loaded over a region of its own.
 
+pub mod capabilities;
 mod grace;
+mod hold;
 mod link;
+pub mod netlink;
 mod object;
+mod occupant;
 mod pinned;
 mod pins;
 mod repeat;
+mod sight;
 
+pub use hold::{Hold, Holder};
+pub use occupant::Occupant;
 pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
 pub use repeat::{Ran, Repeater, Timed};
+pub use sight::{Attachment, Sight};
 
 use crate::mapping::Mapping;
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
@@ -102,7 +110,7 @@ pub enum XdpError {
         wanted_bytes: u32,
     },
     /// Nothing can be pinned there.
-    #[error("pin the region in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
+    #[error("use pins in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
     NoBpffs(PathBuf),
     /// bpffs refuses.
     #[error("{doing} {}: {source}", path.display())]
@@ -133,6 +141,36 @@ pub enum XdpError {
     /// A link ended while it was being looked at.
     #[error("look at the program's link to {0}: /proc/self/fdinfo does not show it")]
     Vanished(String),
+    /// The kernel does not list its interfaces.
+    #[error("list the network interfaces: {0}")]
+    Netlink(io::Error),
+    /// Another program sits on the interface.
+    #[error(
+        "attach {program} to {interface} in {mode} mode: {occupant} sits there: {}",
+        occupant.remedy(interface)
+    )]
+    Occupied {
+        /// Which program.
+        program: &'static str,
+        /// Where.
+        interface: String,
+        /// How.
+        mode: &'static str,
+        /// Who is there.
+        occupant: Occupant,
+    },
+    /// Another process uses the pins.
+    #[error(
+        "use the pinned region {}: {} uses it; stop that first",
+        path.display(),
+        process.map_or_else(|| "a process".to_owned(), |process| format!("process {process}"))
+    )]
+    Held {
+        /// The directory of the pins.
+        path: PathBuf,
+        /// The process, as far as can be seen.
+        process: Option<u32>,
+    },
     /// Running programs cannot be waited for.
     #[error("wait for running programs: {0}")]
     Grace(io::Error),

@@ -21,7 +21,63 @@ pub struct Locked {
     pub at: usize,
 }
 
+impl Layout {
+    /// What a region was made with, by the words of its header.
+    ///
+    /// # Errors
+    /// It is no region, of another version, or damaged.
+    pub fn of_header(header: &[AtomicU64]) -> Result<(Self, Birth), OpenError> {
+        let word = |at: usize| {
+            header
+                .get(at)
+                .map_or(0, |word| word.load(Ordering::Acquire))
+        };
+        match word(header::MAGIC) {
+            MAGIC => {}
+            0 => return Err(OpenError::Blank),
+            other => return Err(OpenError::Foreign(other)),
+        }
+        if word(header::VERSION) != VERSION {
+            return Err(OpenError::Version(word(header::VERSION)));
+        }
+        let damaged = OpenError::Damaged {
+            what: "header",
+            at: 0,
+        };
+        if word(header::CHECKSUM) != checksum(header) {
+            return Err(damaged);
+        }
+        let layout = Self::new(
+            word(header::GROUPS) as u16,
+            word(header::WINDOW),
+            word(header::VALUE_BYTES) as usize,
+        );
+        let birth = Birth {
+            cluster: word(header::CLUSTER),
+            node: NodeId(word(header::NODE) as u16),
+            nonce: word(header::NONCE),
+            boot: u128::from(word(header::BOOT_HIGH)) << 64 | u128::from(word(header::BOOT_LOW)),
+        };
+        Ok((layout.map_err(|_| damaged)?, birth))
+    }
+}
+
 impl<W: AsRef<[AtomicU64]>> Region<W> {
+    /// A region that an engine may be stepping at this moment, to look at it or to seal it. Nothing
+    /// is written, and torn records stay as they are.
+    ///
+    /// # Errors
+    /// As for [`Layout::of_header`]; or `words` are too few or too many.
+    pub fn beside(words: W) -> Result<Self, OpenError> {
+        let (layout, birth) = Layout::of_header(words.as_ref())?;
+        check_size(words.as_ref(), &layout)?;
+        Ok(Self {
+            words,
+            layout,
+            birth,
+        })
+    }
+
     /// How often these votes were handed over.
     pub fn generation(&self) -> u64 {
         self.word(header::GENERATION)

@@ -2,6 +2,8 @@
 //!
 //! Each check tries what the runtime itself does, rather than reading what ought to be possible.
 
+pub(super) mod xdp;
+
 use super::Failure;
 use super::output::{self, Output};
 use datapath::Placement;
@@ -50,7 +52,7 @@ const LOOPBACK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Finding {
+pub(super) enum Finding {
     /// As it should be.
     Ok,
     /// It works, but slower or with less.
@@ -70,9 +72,9 @@ impl Finding {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-struct Check {
-    check: &'static str,
-    result: Finding,
+pub(super) struct Check {
+    pub(super) check: &'static str,
+    pub(super) result: Finding,
     found: String,
     meaning: String,
     remedy: Option<String>,
@@ -111,24 +113,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let checks = examine(&args.data_directory);
     match output {
         Output::Json => output::json(&checks)?,
-        Output::Table => {
-            let head = ["check", "result", "found", "meaning"];
-            let rows = checks.iter().map(|check| {
-                [
-                    check.check.to_owned(),
-                    check.result.name().to_owned(),
-                    check.found.clone(),
-                    check.meaning.clone(),
-                ]
-            });
-            output::line(&output::table(head, rows))?;
-            // Commands stand by themselves: a column would break their lines.
-            for check in &checks {
-                if let Some(remedy) = &check.remedy {
-                    output::line(&format!("\n{}: {remedy}", check.check))?;
-                }
-            }
-        }
+        Output::Table => print(&checks)?,
     }
     let missing: Vec<_> = checks
         .iter()
@@ -146,6 +131,27 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     )
 }
 
+/// For people.
+pub(super) fn print(checks: &[Check]) -> anyhow::Result<()> {
+    let head = ["check", "result", "found", "meaning"];
+    let rows = checks.iter().map(|check| {
+        [
+            check.check.to_owned(),
+            check.result.name().to_owned(),
+            check.found.clone(),
+            check.meaning.clone(),
+        ]
+    });
+    output::line(&output::table(head, rows))?;
+    // Commands stand by themselves: a column would break their lines.
+    for check in checks {
+        if let Some(remedy) = &check.remedy {
+            output::line(&format!("\n{}: {remedy}", check.check))?;
+        }
+    }
+    Ok(())
+}
+
 fn examine(data_directory: &Path) -> Vec<Check> {
     let mut checks = vec![
         kernel(),
@@ -159,6 +165,7 @@ fn examine(data_directory: &Path) -> Vec<Check> {
         locked_memory(),
     ];
     checks.extend(storage(data_directory));
+    checks.extend(xdp::checks(Path::new(nearwire::xdp::BPFFS)));
     checks
 }
 
@@ -166,12 +173,18 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).map_or(String::new(), |text| text.trim().to_owned())
 }
 
-fn kernel() -> Check {
+/// What the kernel calls itself, and the first two numbers of it.
+fn kernel_version() -> (String, Option<(u32, u32)>) {
     let release = read("/proc/sys/kernel/osrelease");
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map_while(|n| n.parse().ok());
-    let version: Option<(u32, u32)> = numbers.next().zip(numbers.next());
+    let version = numbers.next().zip(numbers.next());
+    (release, version)
+}
+
+fn kernel() -> Check {
+    let (release, version) = kernel_version();
     let (major, minor) = OLDEST_KERNEL;
     match version {
         Some(version) if version >= OLDEST_KERNEL => {

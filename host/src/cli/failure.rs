@@ -4,6 +4,8 @@ use nearwire::client::ClientError;
 use nearwire::config;
 use nearwire::conform::ConformError;
 use nearwire::data_directory::DataDirectoryError;
+use nearwire::region_place::RegionError;
+use nearwire::xdp::{XdpError, capabilities};
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
@@ -140,6 +142,9 @@ fn judge(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(error) = error.downcast_ref::<ConformError>() {
         return judge_conform(error);
     }
+    if let Some(error) = error.downcast_ref::<XdpError>() {
+        return Some(judge_xdp(error));
+    }
     match error.downcast_ref::<datapath::Error>()? {
         // The texts of both end with what mends it.
         datapath::Error::Unsupported { .. } => Some((Exit::Unsupported, None)),
@@ -171,8 +176,32 @@ fn judge_run(error: &nearwire::run::Error) -> Option<(Exit, Option<String>)> {
         Error::Directory(error) => judge(error),
         Error::Datapath(error) => judge(error),
         Error::Key(error) => Some((Exit::Usage, Some(error.remedy()))),
+        Error::Region(RegionError::NoObject) => Some((Exit::Unsupported, None)),
+        Error::Region(RegionError::Xdp(error)) => Some(judge_xdp(error)),
         _ => None,
     }
+}
+
+/// Whatever the kernel refuses, it refuses it to processes without these capabilities first.
+fn judge_xdp(error: &XdpError) -> (Exit, Option<String>) {
+    match error {
+        // The texts end with what mends it.
+        XdpError::NoBpffs(_) => return (Exit::Unsupported, None),
+        XdpError::Held { .. } | XdpError::Occupied { .. } | XdpError::OtherMap { .. } => {
+            return (Exit::Failed, None);
+        }
+        _ => {}
+    }
+    let lacking = capabilities::lacking();
+    if lacking.is_empty() {
+        return (Exit::Failed, None);
+    }
+    let lacking = lacking.join(", ");
+    let remedy = format!(
+        "this process lacks {lacking}: run it as root, or `setcap \
+         cap_bpf,cap_net_admin,cap_perfmon+ep $(command -v nearwire)`"
+    );
+    (Exit::Unsupported, Some(remedy))
 }
 
 fn directory_exit(error: &DataDirectoryError) -> Exit {

@@ -137,7 +137,8 @@ fn cells(row: &Report) -> [String; COLUMNS.len()] {
     })
 }
 
-fn cell(value: &Value) -> String {
+/// A value as it stands in a table.
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),

@@ -40,8 +40,13 @@ impl Link {
     /// interface is gone.
     pub(super) fn is_on(&self, interface: &str) -> bool {
         let index = nix::net::if_::if_nametoindex(interface).unwrap_or_default();
+        index != 0 && self.index() == Some(index)
+    }
+
+    /// The number of the interface that it is tied to, in that one's network namespace.
+    pub(super) fn index(&self) -> Option<u32> {
         let text = fs::read_to_string(&self.fdinfo).unwrap_or_default();
-        index != 0 && field(&text, "ifindex") == Some(index)
+        field(&text, "ifindex").filter(|index| *index != 0)
     }
 }
 

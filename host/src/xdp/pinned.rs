@@ -1,7 +1,9 @@
 //! A node's acceptor in the kernel: its region in pinned maps, its program on an interface.
 
 use super::grace::wait_for_programs;
+use super::hold::Hold;
 use super::link::{self, Link};
+use super::occupant;
 use super::pins::Pins;
 use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
 use crate::mapping::Mapping;
@@ -58,6 +60,7 @@ pub struct Pinned {
     link: Option<Link>,
     /// Whether the link, if there is one, calls the acceptor.
     votes: bool,
+    _hold: Hold,
 }
 
 impl Pinned {
@@ -66,7 +69,7 @@ impl Pinned {
     /// until [`Offload::install`].
     ///
     /// # Errors
-    /// As for [`super::Loaded::load`]; or bpffs refuses.
+    /// As for [`super::Loaded::load`]; or bpffs refuses; or another process has the pins.
     pub fn load(
         object: &[u8],
         settings: &Settings,
@@ -74,6 +77,7 @@ impl Pinned {
         seat: Seat,
     ) -> Result<Self, XdpError> {
         pins.make()?;
+        let hold = pins.hold()?;
         let mut ebpf = super::load(object, settings, Frames::NONE, Some(&pins))?;
         super::program(&mut ebpf, PASS)?
             .load()
@@ -84,6 +88,7 @@ impl Pinned {
             seat,
             link: None,
             votes: false,
+            _hold: hold,
         };
         pinned.quiet()?;
         Ok(pinned)
@@ -120,9 +125,9 @@ impl Pinned {
         let refused = link::refused(&self.seat.interface);
         let attach = self.attach_refused(name);
         let program = super::program(&mut self.ebpf, name)?;
-        let moved = XdpLink::try_from(link.fd).and_then(|link| {
+        let moved = XdpLink::try_from(link.fd).map(|link| {
             let id = program.attach_to_link(link);
-            Ok(id.and_then(|id| program.take_link(id)))
+            id.and_then(|id| program.take_link(id))
         });
         let link = moved.map_err(refused)?.map_err(attach)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&self.seat.interface))?;
@@ -140,7 +145,8 @@ impl Pinned {
         let link = program
             .attach(&interface, mode.into())
             .and_then(|id| program.take_link(id))
-            .map_err(attach)?;
+            .map_err(attach)
+            .map_err(occupant::named)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&interface))?;
         let link = Link::new(fd, &interface)?;
         match on_host_death {

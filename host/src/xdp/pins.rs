@@ -32,24 +32,18 @@ impl Pins {
     /// # Errors
     /// `bpffs` is none.
     pub fn new(bpffs: &Path, nonce: u64) -> Result<Self, XdpError> {
-        let kind = statfs(bpffs).map_err(|error| XdpError::Pins {
-            doing: "look at",
-            path: bpffs.to_owned(),
-            source: error.into(),
-        })?;
-        if kind.filesystem_type() != BPF_FS {
-            return Err(XdpError::NoBpffs(bpffs.to_owned()));
-        }
+        check(bpffs)?;
         Ok(Self {
             directory: bpffs.join(OURS).join(format!("{nonce:016x}")),
         })
     }
 
-    /// All that are in `bpffs`.
+    /// All that are in `bpffs`, by their numbers.
     ///
     /// # Errors
-    /// It cannot be listed.
+    /// It is none, or cannot be listed.
     pub fn all(bpffs: &Path) -> Result<Vec<Self>, XdpError> {
+        check(bpffs)?;
         let ours = bpffs.join(OURS);
         let refused = |source| XdpError::Pins {
             doing: "list",
@@ -65,7 +59,13 @@ impl Pins {
             let directory = entry.map_err(refused)?.path();
             all.push(Self { directory });
         }
+        all.sort_by(|one, other| one.directory.cmp(&other.directory));
         Ok(all)
+    }
+
+    /// Whose region they are.
+    pub fn nonce(&self) -> Option<u64> {
+        u64::from_str_radix(self.directory.file_name()?.to_str()?, 16).ok()
     }
 
     /// The directory.
@@ -124,7 +124,7 @@ impl Pins {
         super::mapping_of([&header?, &peer?, &group?, &entry?], layout)
     }
 
-    fn open(&self, name: &'static str) -> Result<MapData, XdpError> {
+    pub(super) fn open(&self, name: &'static str) -> Result<MapData, XdpError> {
         MapData::from_pin(self.map(name)).map_err(|source| XdpError::Map { name, source })
     }
 
@@ -157,7 +157,7 @@ impl Pins {
         fs::remove_dir(&self.directory).map_err(self.refused("remove"))
     }
 
-    fn refused(&self, doing: &'static str) -> impl FnOnce(io::Error) -> XdpError {
+    pub(super) fn refused(&self, doing: &'static str) -> impl FnOnce(io::Error) -> XdpError {
         let path = self.directory.clone();
         move |source| XdpError::Pins {
             doing,
@@ -165,4 +165,17 @@ impl Pins {
             source,
         }
     }
+}
+
+/// Refuses what is no bpffs.
+fn check(bpffs: &Path) -> Result<(), XdpError> {
+    let kind = statfs(bpffs).map_err(|error| XdpError::Pins {
+        doing: "look at",
+        path: bpffs.to_owned(),
+        source: error.into(),
+    })?;
+    if kind.filesystem_type() != BPF_FS {
+        return Err(XdpError::NoBpffs(bpffs.to_owned()));
+    }
+    Ok(())
 }
