@@ -204,12 +204,13 @@ pub struct Replica<S> {
     reported: Slot,
     reported_ns: u64,
     snapshot_wanted: bool,
-    observed: Observed,
+    /// What the region said in the last turn.
+    observed: Option<Observed>,
     tally: Tally,
 }
 
-/// What the region said last.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a region says of candidates and leaders.
+#[derive(Clone, Copy, Debug)]
 struct Observed {
     promised: Ballot,
     seen_ns: u64,
@@ -251,7 +252,7 @@ impl<S: StateMachine> Replica<S> {
             reported: Slot::NONE,
             reported_ns: 0,
             snapshot_wanted: false,
-            observed: Observed::default(),
+            observed: None,
             tally: Tally::default(),
             config,
         }

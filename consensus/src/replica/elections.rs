@@ -267,20 +267,19 @@ impl<S: StateMachine> Replica<S> {
             return;
         };
         let seen_ns = self.leader_seen_ns(turn.local);
-        let before = core::mem::replace(
-            &mut self.observed,
-            Observed {
-                promised: view.promised,
-                seen_ns,
-            },
-        );
+        let before = self.observed.replace(Observed {
+            promised: view.promised,
+            seen_ns,
+        });
+        self.check_superseded(turn);
+        // What an earlier life left is no news.
+        let Some(before) = before else { return };
         if view.promised > before.promised && self.lead.is_none() {
             self.election.wait(turn.now_ns);
         }
         if seen_ns > before.seen_ns {
             self.election.led(turn.now_ns);
         }
-        self.check_superseded(turn);
     }
 
     pub(super) fn check_superseded<M: Memory, J: Journal, I: Io>(
