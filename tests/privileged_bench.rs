@@ -5,11 +5,11 @@ mod bench_schema;
 use bench_schema::{check_row, nearwire};
 use std::time::{Duration, Instant};
 
-#[test]
-fn a_row_from_namespaces_carries_the_schema() {
+/// The row of a benchmark in namespaces, unless this machine has none.
+fn row(arguments: &[&str]) -> Option<serde_json::Value> {
     let deadline = Instant::now() + Duration::from_secs(120);
     let output = loop {
-        let output = nearwire(&["bench", "lat", "--where", "netns"]);
+        let output = nearwire(&[&["bench", "lat", "--where", "netns"], arguments].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         // Another benchmark runs on this machine; it will end.
         if !said.contains("is in use") || Instant::now() > deadline {
@@ -21,8 +21,29 @@ fn a_row_from_namespaces_carries_the_schema() {
     if output.status.code() == Some(3) {
         assert!(said.contains("is not available"), "{said}");
         eprintln!("skipped: {said}");
-        return;
+        return None;
     }
     assert!(output.status.success(), "{said}");
-    assert_eq!(check_row(&output.stdout)["where"], "netns");
+    Some(check_row(&output.stdout))
+}
+
+#[test]
+fn a_row_from_namespaces_carries_the_schema() {
+    if let Some(row) = row(&[]) {
+        assert_eq!(row["where"], "netns");
+        assert!(row["floors"]["xdp_echo_p50_us"].is_null());
+    }
+}
+
+#[test]
+fn acceptors_in_the_kernel_have_a_row_and_an_echo_of_their_kind() {
+    if let Some(row) = row(&["--engine", "xdp"]) {
+        assert_eq!(
+            (&row["engine"], &row["acceptor_wait"]),
+            (&"xdp".into(), &"inline".into())
+        );
+        let echo = row["floors"]["xdp_echo_p50_us"].as_f64();
+        assert!(echo.is_some_and(|us| us > 0.0), "{row:#}");
+        assert_eq!(row["lost"], 0);
+    }
 }

@@ -333,7 +333,7 @@ fn ground(options: &Options, watch: &mut dyn FnMut(Progress)) -> Result<Ground, 
     let opened = match options.engine {
         Engine::Software => return Ok(Ground::loopback()),
         Engine::Auto | Engine::Xdp if options.durability == Durability::Sync => {
-            Err("durability \"sync\" is served by the processes, which can wait for a disk".into())
+            Err("durability \"sync\" waits for a disk, which the kernel's acceptors do not".into())
         }
         Engine::Auto | Engine::Xdp => Ground::namespaces(),
     };
@@ -341,8 +341,8 @@ fn ground(options: &Options, watch: &mut dyn FnMut(Progress)) -> Result<Ground, 
         Engine::Xdp => Err(Error::NoXdp(why)),
         Engine::Auto | Engine::Software => {
             watch(Progress::Said(format!(
-                "software acceptors on loopback: {why}; for acceptors in the kernel: sudo nearwire \
-                 demo --engine xdp"
+                "software acceptors on loopback: {why}; for acceptors in the kernel, as root: \
+                 nearwire demo --engine xdp --durability volatile"
             )));
             Ok(Ground::loopback())
         }

@@ -39,8 +39,14 @@ pub(crate) fn check_row(stdout: &[u8]) -> Value {
     assert_eq!(row["schema"], "nearwire.bench/1");
     assert!(row["unsupported"].is_null(), "{row}");
     assert!(row["machine"]["kernel"].is_string(), "{row}");
-    for side in ["client_wait", "leader_wait", "acceptor_wait", "floor_wait"] {
+    for side in ["client_wait", "leader_wait", "floor_wait"] {
         assert_eq!(row[side], "blocking", "{row}");
     }
+    let waits = if row["engine"] == "xdp" {
+        "inline"
+    } else {
+        "blocking"
+    };
+    assert_eq!(row["acceptor_wait"], waits, "{row}");
     row
 }
