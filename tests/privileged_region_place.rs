@@ -159,7 +159,7 @@ fn votes_move_into_the_kernel_and_back() {
         assert_eq!(opened.region.generation(), generation);
         assert_eq!(scene.directory.identity().generation, generation);
         assert_eq!(scene.has_file(), !in_kernel);
-        assert_eq!(scene.pins().are_complete(), in_kernel);
+        assert_eq!(scene.pins().are_complete().ok(), Some(in_kernel));
         assert_votes(&opened.region, 1..=slots);
         slots += 1;
         scene.accept(&opened.region, slots);
@@ -264,4 +264,84 @@ fn maps_of_another_layout_are_refused() {
         .expect_err("another layout")
         .to_string();
     assert!(said.contains("restore [region]"), "{said}");
+}
+
+#[test]
+fn a_first_start_that_died_before_it_was_written_down_is_begun_again() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let before = scene.directory.identity().clone();
+    drop(scene.make(true));
+    let restored = scene.directory.update(|identity| *identity = before);
+    restored.expect("it can be written");
+    let opened = scene.make(true);
+    scene.accept(&opened.region, 1);
+}
+
+#[test]
+fn pins_that_another_process_has_are_left_alone() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    drop(scene.make(true));
+    let hold = scene.pins().hold().expect("nobody has them");
+    for in_kernel in [true, false] {
+        let refused = scene.try_open(in_kernel).expect_err("somebody has them");
+        assert!(refused.to_string().contains("process"), "{refused}");
+    }
+    assert_eq!(scene.pins().are_complete().ok(), Some(true));
+    drop(hold);
+    drop(scene.open(false));
+}
+
+#[test]
+fn the_same_bpffs_by_another_path_is_no_other_place() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let opened = scene.make(true);
+    scene.accept(&opened.region, 1);
+    drop(opened);
+    let alias = scene.directory.path().join("bpf");
+    std::os::unix::fs::symlink(BPFFS, &alias).expect("a link");
+    scene.kernel.bpffs = alias;
+    let opened = scene.open(true);
+    assert_eq!(opened.region.generation(), 0);
+    assert_votes(&opened.region, 1..=1);
+    drop(opened);
+    assert_votes(&scene.open(true).region, 1..=1);
+}
+
+#[test]
+fn pins_that_were_left_are_removed_by_the_next_start() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let opened = scene.make(true);
+    scene.accept(&opened.region, 1);
+    drop(opened);
+    drop(scene.open(false));
+    // As if it had died after it had written down the new place.
+    let kernel = Some(&scene.kernel);
+    let mut other = scene.terms;
+    other.birth.boot = 8;
+    let settings = Settings {
+        birth: other.birth,
+        ..scene.kernel.settings
+    };
+    let left = nearwire::xdp::Pinned::load(
+        OBJECT.expect("an object"),
+        &settings,
+        scene.pins(),
+        kernel.expect("a seat").seat.clone(),
+    );
+    drop(left.expect("maps"));
+    let leaving = scene
+        .directory
+        .update(|identity| identity.leaving = Some(BPFFS.into()));
+    leaving.expect("it can be written");
+    assert_votes(&scene.open(false).region, 1..=1);
+    assert!(!scene.pins().directory().exists());
+    assert_eq!(scene.directory.identity().leaving, None);
 }

@@ -158,6 +158,8 @@ pub struct Identity {
     pub generation: u64,
     /// The bpffs whose pinned maps are the region; `None` if it is a file here.
     pub bpffs: Option<PathBuf>,
+    /// The bpffs that it was moved away from, while its pins may still be there.
+    pub leaving: Option<PathBuf>,
 }
 
 /// Who may open the directory, and how it is made if it is new.
@@ -190,6 +192,7 @@ struct Text {
     #[serde(default)]
     generation: u64,
     bpffs: Option<PathBuf>,
+    leaving: Option<PathBuf>,
     pins: BTreeMap<String, u32>,
 }
 
@@ -451,6 +454,7 @@ fn new_identity(
         formed_boot_id: None,
         generation: 0,
         bpffs: None,
+        leaving: None,
         epoch: Epoch::default(),
     })
 }
@@ -474,6 +478,7 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         formed_boot_id: identity.formed_boot_id.clone(),
         generation: identity.generation,
         bpffs: identity.bpffs.clone(),
+        leaving: identity.leaving.clone(),
         pins,
     })?;
     Ok(format!(
@@ -533,6 +538,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         formed_boot_id: text.formed_boot_id,
         generation: text.generation,
         bpffs: text.bpffs,
+        leaving: text.leaving,
         epoch: Epoch(text.epoch),
     })
 }

@@ -36,6 +36,8 @@ const REPORT_NS: u64 = 100_000_000;
 const LEADERLESS_NS: u64 = 5_000_000_000;
 /// Between two looks of a follower at a region that another engine steps, in nanoseconds.
 const WATCH_NS: u64 = 1_000_000;
+/// A window that has been full for so long is told, in nanoseconds.
+const FULL_NS: u64 = 300_000_000;
 /// Longest sleep of a worker.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
@@ -184,6 +186,8 @@ pub struct NodeService<S> {
     snapshot_due_ns: u64,
     /// Whoever wanted the last one still does.
     snapshot_failed: bool,
+    /// How far was decided when the window was found full, and since when.
+    full: Option<(Slot, u64)>,
     report: Arc<Mutex<String>>,
     report_due_ns: u64,
     stop: Arc<AtomicBool>,
@@ -270,6 +274,7 @@ impl<S: StateMachine> NodeService<S> {
             snapshot_slots: parts.snapshot_slots,
             snapshot_due_ns: 0,
             snapshot_failed: false,
+            full: None,
             report: Arc::new(Mutex::new(String::new())),
             report_due_ns: 0,
             stop: parts.stop,
@@ -528,6 +533,15 @@ impl<S: StateMachine> NodeService<S> {
         let leads = replica.is_some_and(|replica| replica.role() == Role::Leader);
         let full = view.filter(|view| {
             leads && view.highest.0 + 1 >= view.trim.0 + local.acceptor().layout.window()
+        });
+        // Under load it is full now and then.
+        self.full = full.map(|view| match self.full {
+            Some((decided, since_ns)) if decided == view.decided.upto => (decided, since_ns),
+            _ => (view.decided.upto, now_ns),
+        });
+        let full = full.filter(|_| {
+            let since_ns = self.full.map_or(now_ns, |(_, since_ns)| since_ns);
+            now_ns >= since_ns + FULL_NS
         });
         let reason = reason.or_else(|| {
             let (trim, highest) = full.map(|view| (view.trim, view.highest))?;

@@ -11,6 +11,7 @@ use consensus::Epoch;
 use consensus::region::{Birth, Layout, Locked, OpenError, Region};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The region cannot be used.
@@ -98,7 +99,14 @@ pub fn make(
     terms: &Terms,
     kernel: Option<&InKernel>,
 ) -> Result<Opened, RegionError> {
-    remove_pins(directory)?;
+    let nonce = terms.birth.nonce;
+    remove_left(directory, nonce)?;
+    let named = directory.identity().bpffs.clone();
+    // What a start left behind that died before it had written down where the region is.
+    let wanted = kernel.map(|kernel| kernel.bpffs.clone());
+    for bpffs in named.iter().chain(&wanted) {
+        Pins::new(bpffs, nonce)?.discard()?;
+    }
     let (mapping, pinned) = blank(directory, terms, kernel)?;
     let path = path_of(directory, kernel);
     let Terms {
@@ -109,7 +117,10 @@ pub fn make(
     } = *terms;
     let region = Region::create(mapping, layout, birth, epoch, lease_ns)
         .map_err(|source| RegionError::Open { path, source })?;
-    name(directory, kernel, 0)?;
+    directory.update(|identity| {
+        identity.generation = 0;
+        identity.bpffs = wanted;
+    })?;
     Ok(Opened {
         region,
         restored: 0,
@@ -118,8 +129,8 @@ pub fn make(
 }
 
 /// Opens the region that an earlier life left, and moves it if it is to be elsewhere. The data
-/// directory's lock proves that no other process steps it, and nothing in the kernel does when this
-/// returns.
+/// directory's lock, and that on the pins, prove that no other process steps it, and nothing in the
+/// kernel does when this returns.
 ///
 /// # Errors
 /// [`RegionError::Lost`] if there is none any more; others if it is another's or damaged, or the
@@ -129,45 +140,99 @@ pub fn open(
     terms: &Terms,
     kernel: Option<&InKernel>,
 ) -> Result<Opened, RegionError> {
-    let bpffs = directory.identity().bpffs.clone();
     let nonce = terms.birth.nonce;
-    let is_home = bpffs.as_deref() == kernel.map(|kernel| kernel.bpffs.as_path());
-    let path = match &bpffs {
-        Some(bpffs) => bpffs.clone(),
-        None => file_path(directory),
-    };
-    let mut pinned = None;
-    let mapping = match (&bpffs, kernel) {
-        (None, _) => open_file(&path, &terms.layout)?,
-        (Some(bpffs), kernel) => {
-            let pins = Pins::new(bpffs, nonce)?;
-            if !pins.are_complete() {
-                let directory = pins.directory().display();
-                return Err(RegionError::Lost(format!(
-                    "its maps are not pinned in {directory} any more"
-                )));
-            }
-            match kernel {
-                Some(kernel) if is_home => {
-                    let loaded = load(kernel, pins)?;
-                    let mapping = loaded.mapping(&terms.layout)?;
-                    pinned = Some(loaded);
-                    mapping
-                }
-                _ => {
-                    pins.detach()?;
-                    pins.mapping(&terms.layout)?
-                }
-            }
+    remove_left(directory, nonce)?;
+    let named = directory.identity().bpffs.clone();
+    let wanted = kernel.map(|kernel| kernel.bpffs.as_path());
+    if is_same_place(named.as_deref(), wanted) {
+        let opened = open_at_home(directory, terms, kernel)?;
+        remove_file(directory, kernel)?;
+        return Ok(opened);
+    }
+    // Held until the old words are gone: another process may have a copy of the data directory.
+    let old = named.as_deref().map(|bpffs| Pins::new(bpffs, nonce));
+    let old = old.transpose()?;
+    let (mapping, _hold) = match &old {
+        None => (open_file(&file_path(directory), &terms.layout)?, None),
+        Some(pins) => {
+            refuse_incomplete(pins)?;
+            let hold = pins.hold()?;
+            pins.detach()?;
+            (pins.mapping(&terms.layout)?, Some(hold))
         }
     };
+    let path = named.unwrap_or_else(|| file_path(directory));
+    let (region, restored) = checked(directory, terms, mapping, &path)?;
+    region.seal()?;
+    if let Some(kernel) = kernel {
+        // A copy that no identity names.
+        Pins::new(&kernel.bpffs, nonce)?.discard()?;
+    }
+    let (mapping, pinned) = blank(directory, terms, kernel)?;
+    let path = path_of(directory, kernel);
+    let moved = region
+        .copy_into(mapping)
+        .map_err(|source| RegionError::Open { path, source })?;
+    let wanted = wanted.map(Path::to_owned);
+    directory.update(|identity| {
+        identity.generation = moved.generation();
+        identity.leaving = std::mem::replace(&mut identity.bpffs, wanted);
+    })?;
+    drop(region);
+    if let Some(pins) = &old {
+        pins.remove()?;
+        directory.update(|identity| identity.leaving = None)?;
+    }
+    remove_file(directory, kernel)?;
+    Ok(Opened {
+        region: moved,
+        restored,
+        pinned,
+    })
+}
+
+/// Opens the region where it is and is to be.
+fn open_at_home(
+    directory: &DataDirectory,
+    terms: &Terms,
+    kernel: Option<&InKernel>,
+) -> Result<Opened, RegionError> {
+    let path = path_of(directory, kernel);
+    let (mapping, pinned) = match kernel {
+        None => (open_file(&path, &terms.layout)?, None),
+        Some(kernel) => {
+            let pins = Pins::new(&kernel.bpffs, terms.birth.nonce)?;
+            refuse_incomplete(&pins)?;
+            let loaded = load(kernel, pins)?;
+            (loaded.mapping(&terms.layout)?, Some(loaded))
+        }
+    };
+    let (region, restored) = checked(directory, terms, mapping, &path)?;
+    if region.is_sealed() {
+        // A hand-over that did not come to its end.
+        region.resume();
+    }
+    Ok(Opened {
+        region,
+        restored,
+        pinned,
+    })
+}
+
+/// The region that the identity names, with how many torn records were restored.
+fn checked(
+    directory: &DataDirectory,
+    terms: &Terms,
+    mapping: Mapping,
+    path: &Path,
+) -> Result<(Region<Mapping>, u64), RegionError> {
     let (region, restored) =
         Region::open(mapping, terms.layout, terms.birth).map_err(|source| match source {
             OpenError::Blank | OpenError::OtherIncarnation { .. } => {
                 RegionError::Lost(source.to_string())
             }
             source => RegionError::Open {
-                path: path.clone(),
+                path: path.to_owned(),
                 source,
             },
         })?;
@@ -179,52 +244,39 @@ pub fn open(
             path.display()
         )));
     }
-    let restored = restored.entries + restored.groups;
-    if is_home {
-        if region.is_sealed() {
-            // A hand-over that did not come to its end.
-            region.resume();
-        }
-        remove_file(directory, kernel)?;
-        return Ok(Opened {
-            region,
-            restored,
-            pinned,
-        });
-    }
-    region.seal()?;
-    if let Some(kernel) = kernel {
-        Pins::new(&kernel.bpffs, nonce)?.remove()?;
-    }
-    let (mapping, pinned) = blank(directory, terms, kernel)?;
-    let path = path_of(directory, kernel);
-    let moved = region
-        .copy_into(mapping)
-        .map_err(|source| RegionError::Open { path, source })?;
-    name(directory, kernel, moved.generation())?;
-    drop(region);
-    if let Some(bpffs) = bpffs {
-        Pins::new(&bpffs, nonce)?.remove()?;
-    }
-    remove_file(directory, kernel)?;
-    Ok(Opened {
-        region: moved,
-        restored,
-        pinned,
-    })
+    Ok((region, restored.entries + restored.groups))
 }
 
-/// Writes down, durably, where the votes are and which generation counts.
-fn name(
-    directory: &mut DataDirectory,
-    kernel: Option<&InKernel>,
-    generation: u64,
-) -> Result<(), DataDirectoryError> {
-    let bpffs = kernel.map(|kernel| kernel.bpffs.clone());
-    directory.update(|identity| {
-        identity.generation = generation;
-        identity.bpffs = bpffs;
-    })
+fn refuse_incomplete(pins: &Pins) -> Result<(), RegionError> {
+    if pins.are_complete()? {
+        return Ok(());
+    }
+    let directory = pins.directory().display();
+    Err(RegionError::Lost(format!(
+        "its maps are not pinned in {directory} any more"
+    )))
+}
+
+/// Whether both are files, or the same bpffs by whatever path.
+fn is_same_place(one: Option<&Path>, other: Option<&Path>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else {
+        return one.is_none() && other.is_none();
+    };
+    let number = |path: &Path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    one == other || number(one).is_some_and(|found| Some(found) == number(other))
+}
+
+/// Removes the pins of votes that were handed over, which an earlier start did not come to.
+fn remove_left(directory: &mut DataDirectory, nonce: u64) -> Result<(), RegionError> {
+    let Some(bpffs) = directory.identity().leaving.clone() else {
+        return Ok(());
+    };
+    Pins::new(&bpffs, nonce)?.discard()?;
+    directory.update(|identity| identity.leaving = None)?;
+    Ok(())
 }
 
 /// Words for a new region.
@@ -246,15 +298,6 @@ fn load(kernel: &InKernel, pins: Pins) -> Result<Pinned, RegionError> {
     let object = xdp::OBJECT.ok_or(RegionError::NoObject)?;
     let seat = kernel.seat.clone();
     Ok(Pinned::load(object, &kernel.settings, pins, seat)?)
-}
-
-/// Removes the pins that the identity names.
-fn remove_pins(directory: &DataDirectory) -> Result<(), XdpError> {
-    let identity = directory.identity();
-    match &identity.bpffs {
-        Some(bpffs) => Pins::new(bpffs, identity.region_nonce)?.remove(),
-        None => Ok(()),
-    }
 }
 
 /// A file beside pinned maps is what was copied into them.

@@ -128,11 +128,15 @@ impl Supervision {
                     self.due_ns = now_ns + RETRY_NS;
                 }
             },
-            (false, State::Voting) => match self.offload.remove() {
-                Ok(()) => self.becomes(State::Removed),
+            (false, State::Removed) => {}
+            // Even if it does not vote: an earlier life may have left it attached.
+            (false, _) if is_formed => match self.offload.remove() {
+                Ok(()) => {
+                    self.error = None;
+                    self.becomes(State::Removed);
+                }
                 Err(error) => self.error = Some(error.to_string()),
             },
-            (false, _) if is_formed => self.becomes(State::Removed),
             (false, _) => {}
         }
     }

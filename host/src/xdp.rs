@@ -522,7 +522,7 @@ fn load(
     // At most 4,096 groups of 2^20 slots.
     let entries = u32::try_from(u64::from(groups) * window).unwrap_or(u32::MAX);
     let mut loader = EbpfLoader::new();
-    for name in SECTIONS.into_iter().chain([COUNTERS]) {
+    for name in SECTIONS {
         if let Some(pins) = pins {
             loader.map_pin_path(name, pins.map(name));
         }

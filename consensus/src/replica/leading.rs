@@ -230,10 +230,12 @@ impl<S: StateMachine> Replica<S> {
             // The others may have chosen it without this node's acceptor.
             let missing = turn.local.durability() != Durability::Volatile
                 && !voters.has(self.place)
-                && turn
-                    .local
-                    .vote(self.config.group, slot)
-                    .is_none_or(|(own, _)| own < ballot);
+                // Another engine's votes are in no record.
+                && (turn.local.is_shared()
+                    || turn
+                        .local
+                        .vote(self.config.group, slot)
+                        .is_none_or(|(own, _)| own < ballot));
             let record = Header {
                 slot,
                 vote_ballot: ballot,

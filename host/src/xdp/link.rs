@@ -2,21 +2,24 @@
 
 use super::XdpError;
 use aya::programs::links::{FdLink, PinnedLink};
-use std::fs;
+use nix::errno::Errno;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// A link of the kernel that this process holds, pinned or not.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) fd: FdLink,
-    /// Where the kernel says what it is tied to.
-    fdinfo: PathBuf,
+    /// Where the kernel says what it is tied to. Open, since descriptors may run out later.
+    fdinfo: File,
 }
 
 impl Link {
     pub(super) fn new(fd: FdLink, interface: &str) -> Result<Self, XdpError> {
         let id = fd.info().map_err(refused(interface))?.id();
-        let fdinfo = fdinfo(id).ok_or_else(|| XdpError::Vanished(interface.to_owned()))?;
+        let fdinfo = fdinfo(id).and_then(|path| File::open(path).ok());
+        let fdinfo = fdinfo.ok_or_else(|| XdpError::Vanished(interface.to_owned()))?;
         Ok(Self { fd, fdinfo })
     }
 
@@ -39,14 +42,25 @@ impl Link {
     /// Whether it is tied to this interface: it is to none once somebody has detached it or the
     /// interface is gone.
     pub(super) fn is_on(&self, interface: &str) -> bool {
-        let index = nix::net::if_::if_nametoindex(interface).unwrap_or_default();
-        index != 0 && self.index() == Some(index)
+        match nix::net::if_::if_nametoindex(interface) {
+            Err(Errno::ENODEV) => false,
+            // What cannot be asked is no answer.
+            Err(_) => true,
+            Ok(index) => self.tied().is_none_or(|tied| tied == Some(index)),
+        }
     }
 
     /// The number of the interface that it is tied to, in that one's network namespace.
     pub(super) fn index(&self) -> Option<u32> {
-        let text = fs::read_to_string(&self.fdinfo).unwrap_or_default();
-        field(&text, "ifindex").filter(|index| *index != 0)
+        self.tied().flatten()
+    }
+
+    /// The same; `None` if the kernel cannot be asked.
+    fn tied(&self) -> Option<Option<u32>> {
+        let mut text = [0; 4096];
+        let length = self.fdinfo.read_at(&mut text, 0).ok()?;
+        let text = String::from_utf8_lossy(text.get(..length)?);
+        Some(field(&text, "ifindex").filter(|index| *index != 0))
     }
 }
 

@@ -129,8 +129,36 @@ impl Pins {
     }
 
     /// Whether all maps of a region are there.
-    pub fn are_complete(&self) -> bool {
-        super::SECTIONS.iter().all(|name| self.map(name).exists())
+    ///
+    /// # Errors
+    /// That cannot be told, for instance because the directory is another user's.
+    pub fn are_complete(&self) -> Result<bool, XdpError> {
+        for name in super::SECTIONS {
+            if !self
+                .map(name)
+                .try_exists()
+                .map_err(self.refused("look into"))?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes them, if they are there and no process has them.
+    ///
+    /// # Errors
+    /// A process has them, or the system refuses.
+    pub fn discard(&self) -> Result<(), XdpError> {
+        if !self
+            .directory
+            .try_exists()
+            .map_err(self.refused("look for"))?
+        {
+            return Ok(());
+        }
+        let _hold = self.hold()?;
+        self.remove()
     }
 
     /// Detaches what is attached and removes the pins: the kernel forgets what nobody else holds.

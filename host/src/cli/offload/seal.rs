@@ -56,7 +56,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         .into());
     };
     let pins = Pins::new(bpffs, identity.region_nonce)?;
-    if !pins.are_complete() {
+    if !pins.are_complete()? {
         return Err(Failure::failed(format!(
             "node {number}'s votes are not pinned in {} any more",
             pins.directory().display()
