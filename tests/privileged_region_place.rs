@@ -13,7 +13,7 @@ use nearwire::config::Durability;
 use nearwire::data_directory::{DataDirectory, Expectation};
 use nearwire::mapping::Mapping;
 use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
-use nearwire::xdp::{BPFFS, Mode, OBJECT, OnHostDeath, Pins, Seat, Settings};
+use nearwire::xdp::{BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
 use std::path::Path;
 
 const NODE: NodeId = NodeId(1);
@@ -323,19 +323,9 @@ fn pins_that_were_left_are_removed_by_the_next_start() {
     drop(opened);
     drop(scene.open(false));
     // As if it had died after it had written down the new place.
-    let kernel = Some(&scene.kernel);
-    let mut other = scene.terms;
-    other.birth.boot = 8;
-    let settings = Settings {
-        birth: other.birth,
-        ..scene.kernel.settings
-    };
-    let left = nearwire::xdp::Pinned::load(
-        OBJECT.expect("an object"),
-        &settings,
-        scene.pins(),
-        kernel.expect("a seat").seat.clone(),
-    );
+    let object = OBJECT.expect("an object");
+    let seat = scene.kernel.seat.clone();
+    let left = Pinned::load(object, &scene.kernel.settings, scene.pins(), seat);
     drop(left.expect("maps"));
     let leaving = scene
         .directory
