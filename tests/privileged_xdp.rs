@@ -17,9 +17,9 @@ use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, acceptor, fra
 use nearwire::mapping::Mapping;
 use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
-use xdp_twin::{GROUPS, PORT, Twin};
+use xdp_twin::{GROUPS, IPS, MAC, PORT, Twin};
 
 const GROUP: GroupId = GroupId(1);
 /// Messages of a run of random ones.
@@ -71,24 +71,57 @@ fn shapes() -> [Shape; 4] {
     [small, keyed, wide, long]
 }
 
-/// Over IPv4 and IPv6, with and without a VLAN.
-fn paths() -> [Path; 4] {
-    let v4 = Addresses::V4 {
-        source: Ipv4Addr::new(10, 0, 0, 1),
-        destination: Ipv4Addr::new(10, 0, 0, 2),
+/// To the twin at `ip`, from a neighbour.
+fn path_to(ip: IpAddr) -> Path {
+    let addresses = match ip {
+        IpAddr::V4(destination) => Addresses::V4 {
+            source: Ipv4Addr::new(10, 0, 0, 1),
+            destination,
+        },
+        IpAddr::V6(destination) => Addresses::V6 {
+            source: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
+            destination,
+        },
     };
-    let v6 = Addresses::V6 {
-        source: Ipv6Addr::from([0xfd; 16]),
-        destination: Ipv6Addr::from([0xfc; 16]),
-    };
-    [(v4, None), (v6, None), (v4, Some(5)), (v6, Some(0x6fff))].map(|(addresses, vlan)| Path {
+    Path {
         source_mac: Mac([2, 0, 0, 0, 0, 1]),
-        destination_mac: Mac([2, 0, 0, 0, 0, 2]),
-        vlan,
+        destination_mac: MAC,
+        vlan: None,
         addresses,
         source_port: 40_000,
         destination_port: PORT,
-    })
+    }
+}
+
+/// Paths to others than the twin at `ip`, as a promiscuous card or a bridge's port shows them.
+fn paths_to_others(ip: IpAddr) -> Vec<(&'static str, Path)> {
+    let path = path_to(ip);
+    let mac = |mac| Path {
+        destination_mac: mac,
+        ..path
+    };
+    let vlan = |control| Path {
+        vlan: Some(control),
+        ..path
+    };
+    let at = |ip| path_to(ip);
+    let (other, group): (IpAddr, IpAddr) = match ip {
+        IpAddr::V4(_) => ([10, 0, 0, 3].into(), [239, 1, 1, 1].into()),
+        IpAddr::V6(_) => (
+            [0xfd00, 0, 0, 0, 0, 0, 0, 3].into(),
+            [0xff02, 0, 0, 0, 0, 0, 0, 1].into(),
+        ),
+    };
+    let family = IPS[usize::from(ip == IPS[0])];
+    vec![
+        ("another station", mac(Mac([2, 0, 0, 0, 0, 3]))),
+        ("all stations", mac(Mac([0xff; 6]))),
+        ("another address", at(other)),
+        ("a group's address", at(group)),
+        ("the other family", at(family)),
+        ("a VLAN", vlan(5)),
+        ("a priority", vlan(0x6000)),
+    ]
 }
 
 fn framed(path: &Path, datagram: &[u8]) -> Vec<u8> {
@@ -161,8 +194,8 @@ fn the_acceptor_in_the_kernel_conforms() {
     let cases = corpus().unwrap_or_else(|error| panic!("{error}"));
     let mut played: BTreeMap<&str, usize> = BTreeMap::new();
     let mut failures: Vec<Failure> = Vec::new();
-    for (shape, path) in shapes().into_iter().zip(paths()) {
-        let Some(twin) = Twin::new("the_acceptor_in_the_kernel_conforms", shape) else {
+    for (shape, ip) in shapes().into_iter().zip(IPS.into_iter().cycle()) {
+        let Some(twin) = Twin::at("the_acceptor_in_the_kernel_conforms", shape, ip) else {
             return;
         };
         let target = Target {
@@ -182,7 +215,7 @@ fn the_acceptor_in_the_kernel_conforms() {
         let mut device = Kernel {
             twin,
             target,
-            path,
+            path: path_to(ip),
             nonce: 0x4e57_0000,
         };
         for case in &cases {
@@ -312,12 +345,14 @@ fn message(random: &mut Random, twin: &Twin) -> Vec<u8> {
     datagram
 }
 
-/// Puts a datagram into a frame, which is now and then damaged, padded or sent to several.
-fn wrapped(random: &mut Random, datagram: &[u8]) -> Vec<u8> {
-    let mut path = paths()[random.below(4) as usize];
+/// Puts a datagram into a frame to the twin at `ip`, which is now and then damaged, padded or for
+/// another.
+fn wrapped(random: &mut Random, ip: IpAddr, datagram: &[u8]) -> Vec<u8> {
+    let mut path = path_to(ip);
     let rare = random.below(256);
     if rare == 0 {
-        path.destination_mac = Mac([0xff; 6]);
+        let others = paths_to_others(ip);
+        path = others[random.below(others.len() as u64) as usize].1;
     } else if rare == 4 {
         path.source_mac = Mac([0xff; 6]);
     }
@@ -387,7 +422,7 @@ fn converse(
         }
         twin.now_ns += random.below(200_000);
         let datagram = message(random, twin);
-        let frame = wrapped(random, &datagram);
+        let frame = wrapped(random, twin.own.ip, &datagram);
         let Verdict::Sent(answer) = twin.show(&frame)?.verdict else {
             continue;
         };
@@ -507,7 +542,8 @@ fn what_is_not_ours_reaches_the_stack() {
             .unwrap_or_else(|difference| panic!("{difference}"));
         assert_eq!((shown.verdict, shown.count), (Verdict::Passed, None));
     };
-    for path in paths() {
+    {
+        let path = path_to(IPS[0]);
         for kind in Kind::ALL.iter().filter(|kind| !kind.is_for_acceptor()) {
             let header = Header::new(*kind, GROUP, NodeId(1));
             passed(&mut twin, &framed(&path, &header.to_bytes()));
@@ -524,10 +560,51 @@ fn what_is_not_ours_reaches_the_stack() {
     // A fragment, and options behind the IPv4 header.
     let header = Header::new(Kind::Read, GROUP, NodeId(1)).to_bytes();
     for (at, byte) in [(20, 0x20), (14, 0x46), (23, 6)] {
-        let mut frame = framed(&paths()[0], &header);
+        let mut frame = framed(&path_to(IPS[0]), &header);
         frame[at] = byte;
         passed(&mut twin, &frame);
     }
     assert_eq!(twin.count(Count::Wire(Malformed::Truncated)), 0);
     assert_eq!(twin.count(Count::Step(acceptor::Drop::NotARequest)), 0);
+}
+
+#[test]
+fn what_is_for_others_reaches_the_stack_even_if_it_is_damaged() {
+    let [small, ..] = shapes();
+    for ip in IPS {
+        let Some(mut twin) = Twin::at("what_is_for_others_reaches_the_stack", small, ip) else {
+            return;
+        };
+        let read = Header {
+            epoch: Epoch(1),
+            slot: Slot(1),
+            ..Header::new(Kind::Read, GROUP, NodeId(1))
+        };
+        let read = read.to_bytes();
+        let mut shown = |frame: &[u8]| {
+            let shown = twin.show(frame);
+            shown.unwrap_or_else(|difference| panic!("{difference}"))
+        };
+        for (what, path) in paths_to_others(ip) {
+            let whole = framed(&path, &read);
+            let cut = &whole[..whole.len() - 1];
+            let mut long = whole.clone();
+            let at = path.header_bytes();
+            long[at - 4..at - 2].copy_from_slice(&[0xff; 2]);
+            for frame in [&whole[..], cut, &long] {
+                let shown = shown(frame);
+                assert_eq!(
+                    (shown.verdict, shown.count),
+                    (Verdict::Passed, None),
+                    "{what}"
+                );
+            }
+        }
+        // It is the addresses: the same datagram to the twin is answered, or counted.
+        let whole = framed(&path_to(ip), &read);
+        assert!(matches!(shown(&whole).verdict, Verdict::Sent(_)));
+        let cut = Count::Frame(frame::Malformed::Truncated);
+        assert_eq!(shown(&whole[..whole.len() - 1]).count, Some(cut));
+        twin.compare_counters().expect("the map can be read");
+    }
 }

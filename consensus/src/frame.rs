@@ -2,12 +2,12 @@
 //!
 //! [`parse`] answers three ways, as [`crate::wire::parse`] does. The stack gets whatever we would
 //! have to work on before we knew that it is ours: fragments, IPv4 options, IPv6 extension
-//! headers, more than one VLAN tag. So headers have a fixed length, and an answer is written over
-//! its request: [`Path::reversed`], [`Path::write`].
+//! headers, more than one VLAN tag; and what is for another than [`Own`]. So headers have a fixed
+//! length, and an answer is written over its request: [`Path::reversed`], [`Path::write`].
 
 use crate::pieces::{Pieces, PiecesMut};
 use crate::wire::HEADER_BYTES;
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::Range;
 use zerocopy::byteorder::big_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -32,6 +32,8 @@ pub const XDP_VALUE_BYTES: usize = 3384;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Of an 802.1Q control field.
+const VLAN_IDENTIFIER: u16 = 0x0fff;
 const PROTOCOL_UDP: u8 = 17;
 const HOPS: u8 = 64;
 /// Version 4, five words.
@@ -159,6 +161,33 @@ pub struct Path {
     pub destination_port: u16,
 }
 
+/// Where an engine answers: one address on one network.
+///
+/// A card that is promiscuous or a port of a bridge shows an engine what is for others; and what a
+/// host forwards comes to its own card.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Own {
+    /// The station.
+    pub mac: Mac,
+    /// The VLAN whose frames are tagged, or `None` for those without a tag.
+    pub vlan: Option<u16>,
+    /// The IP address.
+    pub ip: IpAddr,
+}
+
+impl Own {
+    #[inline(always)]
+    fn is_meant(&self, mac: Mac, control: Option<u16>, addresses: &Addresses) -> bool {
+        let is_ip = match (self.ip, addresses) {
+            (IpAddr::V4(own), Addresses::V4 { destination, .. }) => own == *destination,
+            (IpAddr::V6(own), Addresses::V6 { destination, .. }) => own == *destination,
+            (IpAddr::V4(_), Addresses::V6 { .. }) | (IpAddr::V6(_), Addresses::V4 { .. }) => false,
+        };
+        let vlan = control.map(|control| control & VLAN_IDENTIFIER);
+        is_ip && self.mac == mac && self.vlan == vlan
+    }
+}
+
 /// Why a frame to our port was refused. The discriminant indexes counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
@@ -218,16 +247,18 @@ struct Carried {
     bytes: usize,
 }
 
-/// Parses a frame that may hold a datagram to UDP port `port`. The UDP checksum is not looked at:
-/// between virtual interfaces it is left to hardware that does not exist. See [`is_intact`].
+/// Parses a frame that may hold a datagram to UDP port `port` of anybody. The UDP checksum is not
+/// looked at: between virtual interfaces it is left to hardware that does not exist. See
+/// [`is_intact`].
 #[inline]
 pub fn parse(frame: &[u8], port: u16) -> Parsed {
-    parse_pieces(frame, port)
+    parse_pieces(frame, port, None)
 }
 
-/// Parses a frame that is reached piece by piece, as [`parse`] does.
+/// Parses a frame that is reached piece by piece, as [`parse`] does, and calls it ours only if it is
+/// for `own`, unless that is `None`.
 #[inline(always)]
-pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16) -> Parsed {
+pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16, own: Option<&Own>) -> Parsed {
     let Some(ethernet) = frame.piece::<ETHERNET_BYTES>(0) else {
         return Parsed::NotOurs;
     };
@@ -257,6 +288,10 @@ pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16) -> Parsed {
     };
     let udp: &RawUdp = zerocopy::transmute_ref!(udp);
     if udp.destination.get() != port {
+        return Parsed::NotOurs;
+    }
+    let is_meant = |own: &Own| own.is_meant(ethernet.destination, vlan, &carried.addresses);
+    if !own.is_none_or(is_meant) {
         return Parsed::NotOurs;
     }
     if !carried.header_is_right {
@@ -752,6 +787,89 @@ mod tests {
         for (what, parsed) in cases {
             assert_eq!(parsed, Parsed::NotOurs, "{what}");
         }
+    }
+
+    #[test]
+    fn what_is_for_others_is_not_ours_even_if_it_is_damaged() {
+        for (v6, ip) in [(false, [10, 0, 0, 2].into()), (true, [0xfc; 16].into())] {
+            for vlan in [None, Some(0), Some(5)] {
+                let own = Own {
+                    mac: Mac(US),
+                    vlan,
+                    ip,
+                };
+                let whole = foreign(v6, vlan, b"p");
+                let cut = &whole[..whole.len() - 1];
+                let is_ours =
+                    |own| !matches!(parse_pieces(&whole[..], PORT, Some(&own)), Parsed::NotOurs);
+                let is_bad = |own| parse_pieces(cut, PORT, Some(&own)) != Parsed::NotOurs;
+                assert!(is_ours(own) && is_bad(own));
+                let next = |vlan: u16| (vlan + 1) & VLAN_IDENTIFIER;
+                let others = [
+                    (
+                        "MAC",
+                        Own {
+                            mac: Mac(OTHER),
+                            ..own
+                        },
+                    ),
+                    (
+                        "family",
+                        Own {
+                            ip: if v6 {
+                                [10, 0, 0, 2].into()
+                            } else {
+                                [0xfc; 16].into()
+                            },
+                            ..own
+                        },
+                    ),
+                    (
+                        "IPv4",
+                        Own {
+                            ip: [10, 0, 0, 1].into(),
+                            ..own
+                        },
+                    ),
+                    (
+                        "IPv6",
+                        Own {
+                            ip: [0xfd; 16].into(),
+                            ..own
+                        },
+                    ),
+                    (
+                        "VLAN",
+                        Own {
+                            vlan: vlan.map(next).or(Some(0)),
+                            ..own
+                        },
+                    ),
+                    (
+                        "tag",
+                        Own {
+                            vlan: vlan.xor(Some(1)).filter(|_| vlan.is_none()),
+                            ..own
+                        },
+                    ),
+                ];
+                for (what, other) in others {
+                    assert!(!is_ours(other) && !is_bad(other), "{what} of {own:?}");
+                }
+            }
+        }
+        // The priority is no part of the VLAN.
+        let mut frame = foreign(false, Some(5), b"p");
+        frame[14] |= 0x60;
+        let own = Own {
+            mac: Mac(US),
+            vlan: Some(5),
+            ip: [10, 0, 0, 2].into(),
+        };
+        assert!(matches!(
+            parse_pieces(&frame[..], PORT, Some(&own)),
+            Parsed::Ours(..)
+        ));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 mod grace;
 mod link;
 mod object;
+mod own;
 mod pinned;
 mod pins;
 
+pub use own::own;
 pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
 
@@ -16,12 +18,13 @@ use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::auth::Key;
-use consensus::frame::XDP_VALUE_BYTES;
+use consensus::frame::{Own, XDP_VALUE_BYTES};
 use consensus::region::{Birth, Layout, OpenError, Region, group};
 use consensus::tally::Count;
 use consensus::{Epoch, NodeId};
 use serde::Deserialize;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -65,6 +68,26 @@ pub enum XdpError {
     /// The kernel does not run the program.
     #[error("run the XDP program: {0}")]
     Run(ProgramError),
+    /// There is no such interface.
+    #[error(
+        "look for the interface {0}: there is none in this network namespace; `ip -brief address` \
+         lists them"
+    )]
+    NoInterface(String),
+    /// The interfaces cannot be listed.
+    #[error("list the network interfaces: {0}")]
+    Interfaces(io::Error),
+    /// The program would be shown the requests of another network, or answer into it.
+    #[error(
+        "serve {ip} at {interface}: it has not this address; name the interface that has it: a \
+         VLAN's own, a bridge, a bond, not one below"
+    )]
+    NotItsAddress {
+        /// The interface.
+        interface: String,
+        /// The address.
+        ip: IpAddr,
+    },
     /// A map is missing or of another shape.
     #[error("use the map {name}: {source}")]
     Map {
@@ -143,6 +166,9 @@ pub enum XdpError {
 pub struct Settings {
     /// UDP port of requests.
     pub port: u16,
+    /// Where requests are sent to: see [`own`]. Frames with a VLAN's tag are never served, whatever
+    /// it says.
+    pub own: Own,
     /// Longest values and windows.
     pub layout: Layout,
     /// What the region is made with.
@@ -379,6 +405,15 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
     let (node, incarnation) = (birth.node.0, birth.incarnation().0);
     let (groups, window) = (layout.groups(), layout.window());
     let value_bytes = layout.value_bytes() as u64;
+    let mac = settings.own.mac.0;
+    let (ip, is_v6) = match settings.own.ip {
+        IpAddr::V4(ip) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&ip.octets());
+            (bytes, 0_u8)
+        }
+        IpAddr::V6(ip) => (ip.octets(), 1),
+    };
     let is_keyed = u8::from(settings.key.is_some());
     let key = settings.key.map_or([0; 2], |key| key.0);
     let is_rehearsal = u8::from(settings.is_rehearsal);
@@ -395,6 +430,9 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
         .map_max_entries(GROUP, groups.into())
         .map_max_entries(ENTRY, entries)
         .override_global("PORT", &settings.port, true)
+        .override_global("OWN_MAC", &mac, true)
+        .override_global("OWN_IP", &ip, true)
+        .override_global("OWN_IS_V6", &is_v6, true)
         .override_global("NODE", &node, true)
         .override_global("INCARNATION", &incarnation, true)
         .override_global("GROUP_COUNT", &groups, true)

@@ -6,17 +6,25 @@
 use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
 use consensus::conformance::Shape;
+use consensus::frame::{self, Mac, Own};
 use consensus::memory::{Buffers, Memory as _};
 use consensus::region::{Birth, Layout, Region};
 use consensus::sync::AtomicU64;
 use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
-use consensus::{Epoch, NodeId, frame};
+use consensus::{Epoch, NodeId};
 use nearwire::mapping::Mapping;
 use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub const PORT: u16 = 4747;
+pub const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+/// Where the twin is reached over IPv4, and over IPv6.
+pub const IPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)),
+];
 /// Cases are played in the middle one.
 pub const GROUPS: u16 = 3;
 /// When the clock begins, in nanoseconds.
@@ -34,6 +42,7 @@ pub struct Twin {
     kernel: Loaded,
     software: Region<Vec<AtomicU64>>,
     pub acceptor: Acceptor,
+    pub own: Own,
     pub key: Option<Key>,
     pub now_ns: u64,
     blank: Vec<u64>,
@@ -42,14 +51,20 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// Both over blank regions; `None` where the kernel gives this process no programs, which is
-    /// printed.
+    /// Both over blank regions, reached over IPv4; `None` where the kernel gives this process no
+    /// programs, which is printed.
     pub fn new(test: &str, shape: Shape) -> Option<Self> {
+        Self::at(test, shape, IPS[0])
+    }
+
+    /// As [`Twin::new`], reached at this address.
+    pub fn at(test: &str, shape: Shape, ip: IpAddr) -> Option<Self> {
         let Some(object) = OBJECT else {
             skip(test, "no XDP object is embedded: see the build's warning");
             return None;
         };
-        let settings = Self::settings(shape);
+        let mut settings = Self::settings(shape);
+        settings.own.ip = ip;
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
             Err(error) if !is_capable() => {
@@ -82,6 +97,7 @@ impl Twin {
                 incarnation: birth.incarnation(),
                 layout,
             },
+            own: settings.own,
             key: shape.key,
             now_ns: START_NS,
             blank,
@@ -93,6 +109,11 @@ impl Twin {
     pub fn settings(shape: Shape) -> Settings {
         Settings {
             port: PORT,
+            own: Own {
+                mac: MAC,
+                vlan: None,
+                ip: IPS[0],
+            },
             layout: Layout::new(GROUPS, shape.window, shape.value_bytes).expect("a layout"),
             birth: Birth {
                 cluster: 1,
@@ -191,7 +212,7 @@ impl Twin {
             verdict: Verdict::Dropped,
             count: Some(count),
         };
-        let (path, at) = match frame::parse(bytes, PORT) {
+        let (path, at) = match frame::parse_pieces(bytes, PORT, Some(&self.own)) {
             frame::Parsed::Ours(path, at) => (path, at),
             frame::Parsed::NotOurs => return passed,
             frame::Parsed::Malformed(reason) => return dropped(Count::Frame(reason)),
@@ -206,9 +227,7 @@ impl Twin {
             wire::Parsed::NotOurs => return passed,
             wire::Parsed::Malformed(reason) => return dropped(Count::Wire(reason)),
         };
-        let Some(back) = path.reversed() else {
-            return dropped(Count::ToMany);
-        };
+        let back = path.reversed().expect("one station");
         if let Some(key) = self.key
             && !auth::is_authentic(key, &header, value)
         {

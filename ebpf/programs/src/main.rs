@@ -17,7 +17,7 @@ use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
 use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
-use consensus::frame;
+use consensus::frame::{self, Mac, Own};
 use consensus::memory::Payload as _;
 use consensus::region::Layout;
 use consensus::tally::Count;
@@ -31,6 +31,15 @@ use region::Maps;
 /// UDP port of requests.
 #[unsafe(no_mangle)]
 static PORT: Global<u16> = Global::new(wire::DEFAULT_PORT);
+/// The Ethernet address that requests are sent to, in the order of the wire.
+#[unsafe(no_mangle)]
+static OWN_MAC: Global<[u8; 6]> = Global::new([0; 6]);
+/// The IP address that requests are sent to, in the order of the wire; IPv4's in the first four.
+#[unsafe(no_mangle)]
+static OWN_IP: Global<[u8; 16]> = Global::new([0; 16]);
+/// Whether it is one of IPv6: 0 or 1.
+#[unsafe(no_mangle)]
+static OWN_IS_V6: Global<u8> = Global::new(0);
 /// The acceptor's node number.
 #[unsafe(no_mangle)]
 static NODE: Global<u16> = Global::new(0);
@@ -104,7 +113,7 @@ enum Outcome {
 #[inline(always)]
 fn serve(context: &XdpContext) -> Outcome {
     let frame = Packet::of(context);
-    let (path, at) = match frame::parse_pieces(&frame, PORT.load()) {
+    let (path, at) = match frame::parse_pieces(&frame, PORT.load(), Some(&own())) {
         frame::Parsed::Ours(path, at) => (path, at),
         frame::Parsed::NotOurs => return Outcome::NotOurs,
         frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
@@ -125,7 +134,8 @@ fn serve(context: &XdpContext) -> Outcome {
         Headed::Malformed(reason) => return Outcome::Silence(Count::Wire(reason)),
     };
     let Some(back) = path.reversed() else {
-        return Outcome::Silence(Count::ToMany);
+        // The own address is one station's.
+        return Outcome::NotOurs;
     };
     let Ok(layout) = Layout::new(GROUP_COUNT.load(), WINDOW.load(), value_bytes) else {
         // The loader refuses such a region.
@@ -162,6 +172,22 @@ fn serve(context: &XdpContext) -> Outcome {
         }
         Step::Silent(_) => Outcome::Silence(Count::Taken),
         Step::Dropped(reason) => Outcome::Silence(Count::Step(reason)),
+    }
+}
+
+/// Frames with a tag are for the stack, which knows the VLAN's interface: where the card strips
+/// tags, an answer from here would go out without one.
+#[inline(always)]
+fn own() -> Own {
+    let ip = OWN_IP.load();
+    Own {
+        mac: Mac(OWN_MAC.load()),
+        vlan: None,
+        ip: if OWN_IS_V6.load() != 0 {
+            ip.into()
+        } else {
+            [ip[0], ip[1], ip[2], ip[3]].into()
+        },
     }
 }
 

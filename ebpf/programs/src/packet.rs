@@ -27,22 +27,18 @@ struct Scratch {
     back: Back,
 }
 
-/// A [`Path`] of which every byte is a number: an enum leaves those of its other variants open, and
-/// the verifier refuses to move them.
+/// A [`Path`] without a tag, of which every byte is a number: an enum leaves those of its other
+/// variants open, and the verifier refuses to move them.
 #[repr(C)]
 struct Back {
     source_mac: Mac,
     destination_mac: Mac,
     source_port: u16,
     destination_port: u16,
-    /// The control field, or [`NO_VLAN`].
-    vlan: u32,
     is_v6: u32,
     source: [u64; 2],
     destination: [u64; 2],
 }
-
-const NO_VLAN: u32 = u32::MAX;
 
 impl Back {
     #[inline(always)]
@@ -65,7 +61,6 @@ impl Back {
             destination_mac: path.destination_mac,
             source_port: path.source_port,
             destination_port: path.destination_port,
-            vlan: path.vlan.map_or(NO_VLAN, u32::from),
             is_v6,
             source,
             destination,
@@ -89,7 +84,7 @@ impl Back {
         Path {
             source_mac: self.source_mac,
             destination_mac: self.destination_mac,
-            vlan: (self.vlan != NO_VLAN).then_some(self.vlan as u16),
+            vlan: None,
             addresses,
             source_port: self.source_port,
             destination_port: self.destination_port,
