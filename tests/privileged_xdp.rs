@@ -12,7 +12,7 @@ use consensus::random::Random;
 use consensus::region::{Layout, Region, entry, group};
 use consensus::simulation::{Mutation, mutate};
 use consensus::tally::Count;
-use consensus::wire::{Flags, HEADER_BYTES, Header, Kind, Malformed};
+use consensus::wire::{self, Flags, HEADER_BYTES, Header, Kind, Malformed};
 use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot, acceptor, frame};
 use nearwire::mapping::Mapping;
 use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
@@ -25,8 +25,8 @@ const GROUP: GroupId = GroupId(1);
 /// Messages of a run of random ones.
 const MESSAGES: u64 = 100_000;
 
-/// What no frame of a test run comes to: it always has room, and the stack gets the other kinds.
-const NEVER: [Count; 2] = [Count::NoRoom, Count::Step(acceptor::Drop::NotARequest)];
+/// What no frame comes to: the stack gets the other kinds.
+const NEVER: [Count; 1] = [Count::Step(acceptor::Drop::NotARequest)];
 
 /// Defects that a step shows by itself, without another that overlaps it.
 const DEFECTS: [Mutation; 23] = [
@@ -149,7 +149,13 @@ impl Device for Kernel {
 
     fn exchange(&mut self, datagram: &[u8], _: bool) -> Result<Outcome, String> {
         self.twin.follow();
-        let shown = self.twin.show(&framed(&self.path, datagram))?;
+        let mut frame = framed(&self.path, datagram);
+        if matches!(wire::kind(datagram, 0), Some(Kind::Fetch | Kind::Read)) {
+            // Behind the packet there is room for the vote.
+            let longest = self.path.header_bytes() + HEADER_BYTES + self.target.value_bytes;
+            frame.resize(frame.len().max(longest), 0);
+        }
+        let shown = self.twin.show(&frame)?;
         let reason = match shown.count {
             Some(Count::Taken) => Some(Reason::Taken),
             Some(Count::Step(reason)) => Some(Reason::Dropped(reason)),
@@ -352,6 +358,10 @@ fn wrapped(random: &mut Random, ip: IpAddr, datagram: &[u8]) -> Vec<u8> {
         path.source_mac = Mac([0xff; 6]);
     }
     let mut frame = framed(&path, datagram);
+    if random.below(2) == 0 {
+        // Room for a vote behind the packet.
+        frame.resize(frame.len() + Shape::SMALL.value_bytes, 0);
+    }
     match rare {
         5 => {
             let at = path.header_bytes();
@@ -445,8 +455,8 @@ fn random_messages_come_to_the_same_in_the_kernel() {
     let mut random = Random::new(seed);
     let mut answers: BTreeMap<u8, u64> = BTreeMap::new();
     let mut totals = [0; Count::COUNT];
-    for shape in [Shape::SMALL, keyed] {
-        let Some(mut twin) = Twin::new("random_messages_come_to_the_same_in_the_kernel", shape)
+    for (shape, ip) in [Shape::SMALL, keyed].into_iter().zip(IPS) {
+        let Some(mut twin) = Twin::at("random_messages_come_to_the_same_in_the_kernel", shape, ip)
         else {
             return;
         };
@@ -669,6 +679,48 @@ fn what_is_for_others_reaches_the_stack_even_if_it_is_damaged() {
         assert!(matches!(shown(&whole).verdict, Verdict::Sent(_)));
         let cut = Count::Frame(frame::Malformed::Truncated);
         assert_eq!(shown(&whole[..whole.len() - 1]).count, Some(cut));
+        twin.compare_counters().expect("the map can be read");
+    }
+}
+
+#[test]
+fn an_answer_longer_than_its_request_is_left_to_the_host() {
+    let [small, ..] = shapes();
+    for ip in IPS {
+        let Some(mut twin) = Twin::at("an_answer_longer_than_its_request", small, ip) else {
+            return;
+        };
+        let about = |kind, length| Header {
+            epoch: Epoch(1),
+            slot: Slot(1),
+            ballot: Ballot::new(1, NodeId(1)),
+            length,
+            ..Header::new(kind, GROUP, NodeId(1))
+        };
+        let mut ask = |header: Header, value: &[u8]| {
+            let datagram = [&header.to_bytes()[..], value].concat();
+            let shown = twin.show(&framed(&path_to(ip), &datagram));
+            shown.unwrap_or_else(|difference| panic!("{difference}"))
+        };
+        assert_eq!(
+            ask(about(Kind::Accept, 9), &[7; 9]).count,
+            Some(Count::Answered)
+        );
+        for kind in [Kind::Fetch, Kind::Read] {
+            for room in 0..=16 {
+                let shown = ask(about(kind, room), &vec![0; room.into()]);
+                let (fits, what) = match shown.verdict {
+                    Verdict::Sent(_) => (true, Count::Answered),
+                    Verdict::Passed => (false, Count::NoRoom),
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(
+                    (fits, shown.count),
+                    (room >= 9, Some(what)),
+                    "{kind:?} {room}"
+                );
+            }
+        }
         twin.compare_counters().expect("the map can be read");
     }
 }

@@ -9,7 +9,7 @@ pub enum Count {
     Answered,
     /// Taken, and no answer was asked for.
     Taken,
-    /// The answer did not fit where the request was: the host was shown the request instead.
+    /// The answer is longer than the request: the host was shown that instead.
     NoRoom,
     /// The headers in front of the datagram were refused.
     Frame(frame::Malformed),

@@ -23,7 +23,7 @@ use consensus::region::Layout;
 use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES, Headed, Header, Kind, Malformed};
 use consensus::{Incarnation, NodeId};
-use packet::{Packet, Refused, Workbench, unknown};
+use packet::{Packet, Workbench, unknown};
 use region::Maps;
 
 // Set by the loader before the program is verified: the verifier knows them as constants.
@@ -102,9 +102,9 @@ enum Outcome {
     NotOurs,
     /// The answer stands where the request was.
     Answered,
-    /// The driver has no room for the answer: the host, which sees the same region, may serve the
-    /// request, which is as it came. Only votes are longer than requests, and reading one again
-    /// changes nothing.
+    /// The answer is longer than the request, and might be longer than the MTU, or than what a forger
+    /// of addresses should get sent to others: the host, which sees the same region, may serve the
+    /// request, which is as it came. Only votes are longer, and reading one again changes nothing.
     NoRoom,
     /// Nothing is sent.
     Silence(Count),
@@ -165,9 +165,8 @@ fn serve(context: &XdpContext) -> Outcome {
                 header.tag = auth::tag_of_words(key, &header, |index| bench.word(index));
             }
             match bench.write(&header) {
-                Ok(()) => Outcome::Answered,
-                Err(Refused::NoRoom) => Outcome::NoRoom,
-                Err(Refused::Spoilt) => Outcome::Silence(Count::NoRoom),
+                Some(()) => Outcome::Answered,
+                None => Outcome::NoRoom,
             }
         }
         Step::Silent(_) => Outcome::Silence(Count::Taken),

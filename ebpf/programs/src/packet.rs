@@ -171,14 +171,6 @@ pub(crate) struct Workbench<'a> {
     sum: Sum,
 }
 
-/// Why an answer was not written.
-pub(crate) enum Refused {
-    /// The packet cannot be made to fit it, and is as it was.
-    NoRoom,
-    /// The packet is no longer what it was.
-    Spoilt,
-}
-
 impl<'a> Workbench<'a> {
     /// That of this processor.
     #[inline(always)]
@@ -217,36 +209,35 @@ impl<'a> Workbench<'a> {
         (refused == 0).then_some(())
     }
 
-    /// Writes the answer with this header and the value that was put, over the request.
+    /// Writes the answer with this header and the value that was put, over the request. `None` if it
+    /// is longer than that, which is then as it came.
     #[inline(always)]
-    pub(crate) fn write(&self, header: &Header) -> Result<(), Refused> {
+    pub(crate) fn write(&self, header: &Header) -> Option<()> {
         // SAFETY: nobody else has the scratch.
         let back = unsafe { (*self.scratch).back.path() };
         let length = unknown(header.length.into()) as usize;
         if length > XDP_VALUE_BYTES {
-            return Err(Refused::NoRoom);
+            return None;
         }
         let start = back.header_bytes();
         let total = start + HEADER_BYTES + length;
-        let change = total as i32 - Packet::of(self.context).length() as i32;
+        let behind = Packet::of(self.context).length().checked_sub(total)?;
         // SAFETY: the context is this program's; pointers into the packet are not used again.
-        if change != 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, change) } != 0 {
-            return Err(Refused::NoRoom);
+        if behind != 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, -(behind as i32)) } != 0 {
+            return None;
         }
+        // The frame is as long as the answer from here on: nothing below is refused.
         let words = header.to_words();
         let sum = words
             .iter()
             .fold(self.sum, |sum, word| sum.eight(word.to_ne_bytes()));
         let mut frame = Packet::of(self.context);
-        let place = frame
-            .piece_mut::<HEADER_BYTES>(start)
-            .ok_or(Refused::Spoilt)?;
+        let place = frame.piece_mut::<HEADER_BYTES>(start)?;
         // SAFETY: it has as many bytes as the words.
         unsafe { place.as_mut_ptr().cast::<[u64; 8]>().write_unaligned(words) };
-        back.write_headers(&mut frame, HEADER_BYTES + length, sum)
-            .ok_or(Refused::Spoilt)?;
+        back.write_headers(&mut frame, HEADER_BYTES + length, sum)?;
         if length == 0 {
-            return Ok(());
+            return Some(());
         }
         // SAFETY: the scratch has so many bytes; the helper checks the packet's end.
         let refused = unsafe {
@@ -257,11 +248,7 @@ impl<'a> Workbench<'a> {
                 length as u32,
             )
         };
-        if refused == 0 {
-            Ok(())
-        } else {
-            Err(Refused::Spoilt)
-        }
+        (refused == 0).then_some(())
     }
 
     #[inline(always)]
