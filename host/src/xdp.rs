@@ -12,7 +12,7 @@ pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
 
 use crate::mapping::Mapping;
-use aya::maps::{Array, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
@@ -34,6 +34,7 @@ pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object
 
 const ACCEPTOR: &str = "acceptor";
 const PASS: &str = "pass";
+const BUSY: &str = "BUSY";
 const CLOCK: &str = "CLOCK";
 const COUNTERS: &str = "COUNTERS";
 const ENTRY: &str = "ENTRY";
@@ -323,6 +324,20 @@ impl Loaded {
         let map = self.ebpf.map_mut(CLOCK).ok_or_else(|| missing(CLOCK))?;
         let mut clock = Array::<_, u64>::try_from(map).map_err(named)?;
         clock.set(0, now_ns, 0).map_err(named)
+    }
+
+    /// Has every processor look as if a program were at work on it, for a rehearsal, or none.
+    ///
+    /// # Errors
+    /// The kernel refuses to write the map.
+    pub fn set_busy(&mut self, is_busy: bool) -> Result<(), XdpError> {
+        let named = |source| XdpError::Map { name: BUSY, source };
+        let map = self.ebpf.map_mut(BUSY).ok_or_else(|| missing(BUSY))?;
+        let mut busy = PerCpuArray::<_, u64>::try_from(map).map_err(named)?;
+        let processors = busy.get(&0, 0).map_err(named)?.len();
+        let values = PerCpuValues::try_from(vec![u64::from(is_busy); processors]);
+        let values = values.map_err(|source| named(source.into()))?;
+        busy.set(0, values, 0).map_err(named)
     }
 
     /// How often each thing happened since the program was loaded, on all processors, by

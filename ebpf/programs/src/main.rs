@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
-use consensus::acceptor::{Acceptor, Step};
+use consensus::acceptor::{Acceptor, Drop, Step};
 use consensus::auth::{self, Key};
 use consensus::frame::{self, Mac, Own};
 use consensus::memory::Payload as _;
@@ -142,7 +142,7 @@ fn serve(context: &XdpContext) -> Outcome {
         return Outcome::NotOurs;
     };
     let Some(mut bench) = Workbench::new(context, &back) else {
-        return Outcome::NotOurs;
+        return Outcome::Silence(Count::Step(Drop::Busy));
     };
     let key = (IS_KEYED.load() != 0).then(|| Key(KEY.load()));
     let is_looked_at = request.kind == Kind::Accept || key.is_some();

@@ -7,6 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use consensus::frame::{Addresses, Mac, Path, Sum, XDP_VALUE_BYTES};
 use consensus::memory::Payload;
 use consensus::pieces::{Pieces, PiecesMut};
+use crate::region::exchange;
 use consensus::wire::{HEADER_BYTES, Header};
 use core::arch::asm;
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -105,6 +106,10 @@ fn whole([high, low]: [u64; 2]) -> Ipv6Addr {
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// 1 while a program works on this processor's scratch. One that began before that ended, as it may
+/// on PREEMPT_RT and, before Linux 6.3, under BPF_PROG_TEST_RUN, leaves it alone.
+#[map]
+static BUSY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The same number, of which the compiler knows nothing. It then checks the very register that the
 /// verifier looks at, instead of another from which it concludes.
@@ -162,25 +167,30 @@ impl PiecesMut for Packet {
     }
 }
 
-/// The values of a request and its answer, and the way back.
+/// The values of a request and its answer, and the way back. This program's until dropped.
 pub(crate) struct Workbench<'a> {
     context: &'a XdpContext,
-    /// This processor's alone: no other program runs here before this one ends.
     scratch: *mut Scratch,
+    busy: *mut u64,
     /// What the value that was put sums up to.
     sum: Sum,
 }
 
 impl<'a> Workbench<'a> {
-    /// That of this processor.
+    /// That of this processor, or `None` if another program is at work on it.
     #[inline(always)]
     pub(crate) fn new(context: &'a XdpContext, back: &Path) -> Option<Self> {
-        let scratch = SCRATCH.get_ptr_mut(0)?;
+        let (scratch, busy) = (SCRATCH.get_ptr_mut(0)?, BUSY.get_ptr_mut(0)?);
+        // SAFETY: the word is the map's.
+        if unsafe { exchange(busy, 1) } != 0 {
+            return None;
+        }
         // SAFETY: nobody else has the scratch.
         unsafe { (*scratch).back = Back::new(back) };
         Some(Self {
             context,
             scratch,
+            busy,
             sum: Sum::default(),
         })
     }
@@ -254,6 +264,23 @@ impl<'a> Workbench<'a> {
     #[inline(always)]
     fn words(&self) -> *mut u64 {
         self.scratch.cast()
+    }
+}
+
+impl Drop for Workbench<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // Whoever could see the scratch half-used runs on this processor: a store is enough, behind
+        // everything else in the order of the program.
+        // SAFETY: the word is the map's.
+        unsafe {
+            asm!(
+                "*(u64 *)({place} + 0) = {none}",
+                place = in(reg) self.busy,
+                none = in(reg) 0_u64,
+                options(nostack),
+            );
+        }
     }
 }
 
