@@ -304,12 +304,59 @@ fn an_interface_that_has_a_program_or_does_not_exist_is_named() {
     };
     let object = OBJECT.expect("the twin was loaded");
     let mut second = Loaded::load(object, &Twin::settings(SHAPE)).expect("the first was loaded");
-    for (interface, mode) in [(INTERFACE, Mode::Native), ("nowhere", Mode::Generic)] {
+    let mut refused = |interface: &str, mode| {
         let attached = site.rig.node("a").run(|| second.attach(interface, mode));
         let error = attached
             .expect("the namespace is there")
             .expect_err("no place for it");
-        let said = format!("attach acceptor to {interface} in {} mode", mode.name());
-        assert!(error.to_string().starts_with(&said), "{error}");
+        error.to_string()
+    };
+    for mode in [Mode::Native, Mode::Generic] {
+        let said = refused(INTERFACE, mode);
+        let begins = format!("attach acceptor to {INTERFACE} in {} mode: ", mode.name());
+        assert!(said.starts_with(&begins), "{said}");
+        assert!(said.contains("(acceptor) is there already"), "{said}");
     }
+    for interface in ["nowhere", "no\0where"] {
+        let said = refused(interface, Mode::Generic);
+        assert!(said.starts_with(&format!(
+            "look for the interface {interface}: there is none"
+        )));
+    }
+    // Loopback has no native XDP.
+    let said = refused("lo", Mode::Native);
+    assert!(said.contains("use the generic mode"), "{said}");
+}
+
+#[test]
+fn an_mtu_beyond_a_page_is_named() {
+    let test = "an_mtu_beyond_a_page_is_named";
+    // It says why if the kernel takes no programs from this process.
+    if Twin::new(test, SHAPE).is_none() {
+        return;
+    }
+    let prefix = format!("mtu{}", std::process::id());
+    let rig = match Rig::new(&prefix, &["a"], Neighbours::Static) {
+        Ok(rig) => rig,
+        Err(error @ Error::Unsupported { .. }) => return skip(test, &error.to_string()),
+        Err(error) => panic!("{error}"),
+    };
+    let grow = |interface: &str| {
+        let grown = std::process::Command::new("ip")
+            .args(["link", "set", "dev", interface, "mtu", "9000"])
+            .status();
+        assert!(grown.expect("iproute2").success(), "{interface}");
+    };
+    in_namespace(&rig.bridge(), || grow("p1"));
+    let object = OBJECT.expect("the twin was loaded");
+    let mut loaded = Loaded::load(object, &Twin::settings(SHAPE)).expect("the twin was loaded");
+    let attached = rig.node("a").run(|| {
+        grow(INTERFACE);
+        loaded.attach(INTERFACE, Mode::Native)
+    });
+    let error = attached
+        .expect("the namespace is there")
+        .expect_err("frames of 9,014 bytes");
+    let said = error.to_string();
+    assert!(said.contains("`ip link set dev eth0 mtu 1500`"), "{said}");
 }

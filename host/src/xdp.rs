@@ -6,6 +6,7 @@ mod object;
 mod own;
 mod pinned;
 mod pins;
+mod refusal;
 
 pub use own::own;
 pub use pinned::{OnHostDeath, Pinned, Seat};
@@ -15,6 +16,7 @@ use crate::mapping::Mapping;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
+use aya::programs::xdp::XdpLinkId;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::auth::Key;
@@ -22,6 +24,7 @@ use consensus::frame::{Own, XDP_VALUE_BYTES};
 use consensus::region::{Birth, Layout, OpenError, Region, group};
 use consensus::tally::Count;
 use consensus::{Epoch, NodeId};
+use nix::net::if_::if_nametoindex;
 use serde::Deserialize;
 use std::io;
 use std::net::IpAddr;
@@ -49,13 +52,13 @@ pub enum XdpError {
     #[error("read the XDP object: {0}")]
     Object(String),
     /// The kernel refuses maps or program.
-    #[error("load the XDP object: {0}")]
+    #[error("load the XDP object: {}", refusal::told(.0))]
     Load(#[from] EbpfError),
     /// The verifier refuses the program; its log ends the text.
-    #[error("verify the XDP program: {0}")]
+    #[error("verify the XDP program: {}", refusal::told(.0))]
     Verify(ProgramError),
     /// The interface does not take the program.
-    #[error("attach {program} to {interface} in {mode} mode: {source}")]
+    #[error("attach {program} to {interface} in {mode} mode: {said}")]
     Attach {
         /// Which program.
         program: &'static str,
@@ -63,9 +66,28 @@ pub enum XdpError {
         interface: String,
         /// How.
         mode: &'static str,
+        /// The system's answer, and what mends it.
+        said: String,
         /// The system's answer.
         source: Box<ProgramError>,
     },
+    /// The program would outlive a process that is killed.
+    #[error(
+        "attach {program} to {interface}: the kernel ties no link to it, so nothing would detach \
+         it from a dead process; needs Linux 5.9"
+    )]
+    NoLink {
+        /// Which program.
+        program: &'static str,
+        /// Where.
+        interface: String,
+    },
+    /// The maps are loaded and stored plainly, which keeps order there alone.
+    #[error(
+        "load the XDP object on {0}: it needs x86_64, whose plain stores keep their order; take \
+         the software engine"
+    )]
+    Architecture(&'static str),
     /// The kernel does not run the program.
     #[error("run the XDP program: {0}")]
     Run(ProgramError),
@@ -99,9 +121,21 @@ pub enum XdpError {
     },
     /// Values of such a length do not fit a frame that XDP sees whole.
     #[error(
-        "put the region into the kernel: values of {0} bytes, but a frame has {XDP_VALUE_BYTES}"
+        "put the region into the kernel: values of {0} bytes, but a frame has {XDP_VALUE_BYTES}: \
+         set region.value_bytes to that or less, 1384 for an MTU of 1500"
     )]
     ValueTooLong(usize),
+    /// A map has not so many entries.
+    #[error(
+        "put the region into the kernel: {groups} groups of {window} slots are more than a map \
+         has entries: choose fewer"
+    )]
+    TooManyEntries {
+        /// Groups of the region.
+        groups: u16,
+        /// Slots of each.
+        window: u64,
+    },
     /// The region's maps cannot be mapped.
     #[error("map the region: {0}")]
     Mmap(io::Error),
@@ -266,7 +300,7 @@ impl Loaded {
     /// # Errors
     /// The interface does not exist, takes no program in this mode, or has another.
     pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<(), XdpError> {
-        attach(&mut self.ebpf, ACCEPTOR, interface, mode)
+        attach(&mut self.ebpf, ACCEPTOR, interface, mode).map(drop)
     }
 
     /// How many instructions the verifier went through.
@@ -375,14 +409,23 @@ fn attach(
     name: &'static str,
     interface: &str,
     mode: Mode,
-) -> Result<(), XdpError> {
-    let attached = program(ebpf, name)?.attach(interface, mode.into());
-    attached.map(drop).map_err(|source| XdpError::Attach {
-        program: name,
-        interface: interface.to_owned(),
-        mode: mode.name(),
-        source: Box::new(source),
-    })
+) -> Result<XdpLinkId, XdpError> {
+    if if_nametoindex(interface).is_err() {
+        return Err(XdpError::NoInterface(interface.to_owned()));
+    }
+    let program = program(ebpf, name)?;
+    let refused = |source| refusal::attach(name, interface, mode, source);
+    let id = program.info().map_err(XdpError::Run)?.id();
+    let attached = program.attach(interface, mode.into()).map_err(refused)?;
+    // Where aya is refused a link with EINVAL it attaches without one.
+    if !link::is_held_to(id) {
+        program.detach(attached).map_err(refused)?;
+        return Err(XdpError::NoLink {
+            program: name,
+            interface: interface.to_owned(),
+        });
+    }
+    Ok(attached)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, XdpError> {
@@ -412,6 +455,7 @@ const SECTIONS: [&str; 4] = [HEADER, PEER, GROUP, ENTRY];
 /// any.
 fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, XdpError> {
     let Settings { layout, birth, .. } = settings;
+    serves(std::env::consts::ARCH)?;
     if layout.value_bytes() > XDP_VALUE_BYTES {
         return Err(XdpError::ValueTooLong(layout.value_bytes()));
     }
@@ -432,8 +476,7 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
     let is_keyed = u8::from(settings.key.is_some());
     let key = settings.key.map_or([0; 2], |key| key.0);
     let is_rehearsal = u8::from(settings.is_rehearsal);
-    // At most 4,096 groups of 2^20 slots.
-    let entries = u32::try_from(u64::from(groups) * window).unwrap_or(u32::MAX);
+    let entries = entries(layout)?;
     let mut loader = EbpfLoader::new();
     for name in SECTIONS.into_iter().chain([COUNTERS]) {
         if let Some(pins) = pins {
@@ -463,6 +506,21 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
     Ok(ebpf)
 }
 
+/// Whether the program keeps its order on this architecture.
+fn serves(architecture: &'static str) -> Result<(), XdpError> {
+    match architecture {
+        "x86_64" => Ok(()),
+        other => Err(XdpError::Architecture(other)),
+    }
+}
+
+/// Ring entries of all groups.
+fn entries(layout: &Layout) -> Result<u32, XdpError> {
+    let (groups, window) = (layout.groups(), layout.window());
+    u32::try_from(u64::from(groups) * window)
+        .map_err(|_| XdpError::TooManyEntries { groups, window })
+}
+
 fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
     let [header, peer, group, entry] = SECTIONS.map(|name| map(ebpf, name));
     mapping_of([header?, peer?, group?, entry?], layout)
@@ -470,7 +528,7 @@ fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
 
 /// The region's words, if the maps are as long as `layout` says.
 fn mapping_of(sections: [&MapData; 4], layout: &Layout) -> Result<Mapping, XdpError> {
-    let entries = u32::from(layout.groups()) * layout.window() as u32;
+    let entries = entries(layout)?;
     let wanted = [
         (1, 4096),
         (u32::from(NodeId::MAX) + 1, 8),
@@ -508,4 +566,30 @@ fn counters(ebpf: &Ebpf) -> Result<[u64; Count::COUNT], XdpError> {
         *sum = counters.get(&index, 0).map_err(named)?.iter().sum();
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_memory_orders_are_refused_by_name() {
+        assert!(serves("x86_64").is_ok());
+        let error = serves("aarch64").expect_err("plain stores may pass each other");
+        assert!(
+            error.to_string().contains("on aarch64: it needs x86_64"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn more_entries_than_a_map_has_are_refused() {
+        let layout = |groups| Layout::new(groups, 1 << 20, 64).expect("a layout");
+        assert_eq!(entries(&layout(4095)).expect("they fit"), 4095 << 20);
+        let error = entries(&layout(4096)).expect_err("2^32");
+        assert!(
+            error.to_string().contains("4096 groups of 1048576 slots"),
+            "{error}"
+        );
+    }
 }

@@ -3,6 +3,7 @@
 use super::grace::wait_for_programs;
 use super::link::{self, Link};
 use super::pins::Pins;
+use super::refusal;
 use super::{ACCEPTOR, CLOCK, Mode, PASS, Settings, XdpError};
 use crate::mapping::Mapping;
 use crate::offload::{Offload, Refusal};
@@ -136,11 +137,9 @@ impl Pinned {
             on_host_death,
         } = self.seat.clone();
         let attach = self.attach_refused(ACCEPTOR);
+        let id = super::attach(&mut self.ebpf, ACCEPTOR, &interface, mode)?;
         let program = super::program(&mut self.ebpf, ACCEPTOR)?;
-        let link = program
-            .attach(&interface, mode.into())
-            .and_then(|id| program.take_link(id))
-            .map_err(attach)?;
+        let link = program.take_link(id).map_err(attach)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&interface))?;
         let link = Link::new(fd, &interface)?;
         match on_host_death {
@@ -153,13 +152,8 @@ impl Pinned {
         &self,
         program: &'static str,
     ) -> impl FnOnce(aya::programs::ProgramError) -> XdpError + use<> {
-        let (interface, mode) = (self.seat.interface.clone(), self.seat.mode.name());
-        move |source| XdpError::Attach {
-            program,
-            interface,
-            mode,
-            source: Box::new(source),
-        }
+        let (interface, mode) = (self.seat.interface.clone(), self.seat.mode);
+        move |source| refusal::attach(program, &interface, mode, source)
     }
 }
 
