@@ -6,7 +6,7 @@ use consensus::auth::{self, Key};
 use consensus::conformance::{
     Device, Failure, Outcome, Reason, Shape, Target, Verdict as Played, corpus, play,
 };
-use consensus::frame::{Addresses, Mac, Path};
+use consensus::frame::{Addresses, Mac, Path, XDP_VALUE_BYTES};
 use consensus::memory::Memory as _;
 use consensus::random::Random;
 use consensus::region::{Layout, Region, entry, group};
@@ -527,6 +527,41 @@ fn the_verifier_takes_every_layout_and_the_loader_refuses_what_no_frame_holds() 
         }
     }
     let object = OBJECT.expect("it was just loaded");
+    // Each dimension at its largest: maps are allocated whole.
+    for (groups, window, value_bytes) in [(1, 2, XDP_VALUE_BYTES), (4096, 2, 64), (1, 1 << 20, 64)]
+    {
+        let layout = Layout::new(groups, window, value_bytes).expect("a layout");
+        for key in keys {
+            let settings = Settings {
+                layout,
+                key,
+                ..Twin::settings(small)
+            };
+            let mut loaded = Loaded::load(object, &settings)
+                .unwrap_or_else(|error| panic!("{groups}, {window}, {value_bytes}: {error}"));
+            let about = |group, slot| Header {
+                epoch: settings.epoch,
+                slot: Slot(slot),
+                ..Header::new(Kind::Read, GroupId(group), NodeId(1))
+            };
+            // The last record of each map is there, and nothing behind it.
+            for (group, slot, sent) in [(groups - 1, window - 1, true), (groups, window - 1, false)]
+            {
+                let mut read = about(group, slot);
+                if let Some(key) = key {
+                    read.tag = auth::tag(key, &read, &[]);
+                }
+                let frame = framed(&path_to(IPS[0]), &read.to_bytes());
+                let shown = loaded.run(&frame).expect("the kernel runs it");
+                assert_eq!(matches!(shown, Verdict::Sent(_)), sent, "{group} {slot}");
+            }
+            let verified = loaded.verified_instructions();
+            eprintln!(
+                "{groups} groups, {window} slots, values of {value_bytes} bytes: {:?} instructions",
+                verified.unwrap_or_else(|error| panic!("{error}"))
+            );
+        }
+    }
     let huge = Settings {
         layout: Layout::new(1, 2, 4096).expect("a layout"),
         ..Twin::settings(small)
@@ -571,6 +606,26 @@ fn what_is_not_ours_reaches_the_stack() {
     for (at, byte) in [(20, 0x20), (14, 0x46), (23, 6)] {
         let mut frame = framed(&path_to(IPS[0]), &header);
         frame[at] = byte;
+        passed(&mut twin, &frame);
+    }
+    // Two tags of either kind, in front of what would be ours.
+    for outer in [[0x81, 0], [0x88, 0xa8]] {
+        let mut frame = framed(&path_to(IPS[0]), &header);
+        let tags = [outer[0], outer[1], 0, 5, 0x81, 0, 0, 6];
+        frame.splice(12..12, tags);
+        passed(&mut twin, &frame);
+    }
+    let Some(mut twin) = Twin::at("what_is_not_ours_reaches_the_stack", small, IPS[1]) else {
+        return;
+    };
+    // Hop-by-hop and destination options, routing, a fragment, in front of what would be ours.
+    for extension in [0, 60, 43, 44] {
+        let mut frame = framed(&path_to(IPS[1]), &header);
+        // Eight bytes more: UDP is next.
+        frame.splice(54..54, [17, 0, 0, 0, 0, 0, 0, 0]);
+        let length = (frame.len() - 54) as u16;
+        frame[18..20].copy_from_slice(&length.to_be_bytes());
+        frame[20] = extension;
         passed(&mut twin, &frame);
     }
     assert_eq!(twin.count(Count::Wire(Malformed::Truncated)), 0);

@@ -60,6 +60,11 @@ impl Twin {
     /// As [`Twin::new`], reached at this address.
     pub fn at(test: &str, shape: Shape, ip: IpAddr) -> Option<Self> {
         let Some(object) = OBJECT else {
+            // Whoever could run it was to see it run.
+            assert!(
+                !is_capable(),
+                "no XDP object is embedded: run `cargo xtask ebpf`"
+            );
             skip(test, "no XDP object is embedded: see the build's warning");
             return None;
         };
