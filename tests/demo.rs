@@ -17,6 +17,7 @@ fn demo(parent: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nearwire"));
     command
         .args(["demo", "--output", "json", "--seconds", "2"])
+        .args(["--engine", "software"])
         .env("TMPDIR", parent)
         .current_dir("/")
         .stdin(Stdio::null())

@@ -1,10 +1,19 @@
 //! Replicas whose acceptors vote in the kernel, as processes in namespaces.
 
+mod common;
+mod recording;
+
 use bench::site::{Site, Where};
+use datapath::netns::INTERFACE;
 use nearwire::client::{Client, Options};
+use nearwire::config::Durability;
+use nearwire::history;
 use nearwire::kv::{Call, Op};
 use nearwire::local_cluster::{self, LocalCluster};
+use nearwire::supervision::Wish;
+use nearwire::xdp::OnHostDeath;
 use nearwire::xdp_site::Ports;
+use recording::{Recording, Shape};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -22,16 +31,25 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str, settings: impl FnOnce(&mut local_cluster::Options)) -> Self {
+        Self::on_bad_network(name, 0.0, settings)
+    }
+
+    /// Of a network that loses this part of all frames.
+    fn on_bad_network(
+        name: &str,
+        loss: f64,
+        settings: impl FnOnce(&mut local_cluster::Options),
+    ) -> Self {
         let prefix = format!("{name}{}", std::process::id());
         let site = Site::open_as(&prefix, Where::Netns, NODES.count(), None)
             .unwrap_or_else(|error| panic!("{error}"));
         let rig = site.rig().expect("namespaces");
-        let ports = Ports::open(rig).unwrap_or_else(|error| panic!("{error}"));
+        let ports = Ports::open_lossy(rig, loss).unwrap_or_else(|error| panic!("{error}"));
         let directory = tempfile::tempdir().expect("a directory");
         let program = env!("CARGO_BIN_EXE_nearwire");
         let mut options = local_cluster::Options::new(program, directory.path());
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
-        options.xdp = Some("eth0".into());
+        options.xdp = Some(OnHostDeath::KeepVoting);
         settings(&mut options);
         let mut scene = Self {
             cluster: LocalCluster::prepare(options).expect("configurations"),
@@ -96,8 +114,20 @@ impl Scene {
     }
 
     fn await_voting(&self) {
+        self.await_engines("xdp");
+    }
+
+    fn await_engines(&self, engine: &str) {
         for node in NODES {
-            self.await_report(node, "voting in XDP", |report| report["engine"] == "xdp");
+            self.await_report(node, engine, |report| report["engine"] == engine);
+        }
+    }
+
+    /// What the operator wants of all nodes.
+    fn wish(&self, is_offload: bool) {
+        for node in NODES {
+            let wish = Wish::of(&self.cluster.data_directory(node));
+            wish.set(is_offload).expect("the directory is there");
         }
     }
 
@@ -201,4 +231,138 @@ fn votes_go_on_without_the_processes_of_their_acceptors() {
     scene.cluster.kill(leader);
     let mut client = scene.client();
     assert_written(&mut client, acknowledged);
+}
+
+#[test]
+fn what_the_kernel_voted_for_is_journalled_by_the_process() {
+    let mut scene = Scene::new("async", |options| options.durability = Durability::Async);
+    scene.await_voting();
+    let leader = scene.leader();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let mut client = scene.client();
+    assert_eq!(write_on(&mut client, 0, 200), 200);
+    let decided = scene.report(leader).expect("it runs")["decided"].as_u64();
+    scene.await_report(follower, "level", |report| {
+        report["recoverable"].as_u64() >= decided && report["voted"] == 0
+    });
+    scene.cluster.kill(follower);
+    // The kernel votes, and nobody journals.
+    assert_eq!(write_on(&mut client, 200, 200), 400);
+    scene.start(follower);
+    let decided = scene.report(leader).expect("it runs")["decided"].as_u64();
+    let report = scene.await_report(follower, "level again", |report| {
+        report["recoverable"].as_u64() >= decided
+    });
+    // Two hundred from the journal, the rest from the region.
+    assert!(report["replayed"].as_u64() >= Some(200), "{report:#}");
+    assert_eq!(report["learned"], 0, "{report:#}");
+}
+
+#[test]
+fn an_interface_that_vanishes_is_told_and_the_others_go_on() {
+    let mut scene = Scene::new("gone", |_| {});
+    scene.await_voting();
+    let leader = scene.leader();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let mut client = scene.client();
+    assert_eq!(write_on(&mut client, 0, 50), 50);
+    let rig = scene.site.rig().expect("namespaces");
+    let node = rig.nodes()[usize::from(follower) - 1].clone();
+    let mut ip = node.command("ip");
+    let status = ip.args(["link", "delete", INTERFACE]).status();
+    assert!(status.expect("iproute2 is there").success());
+    assert_eq!(write_on(&mut client, 50, 50), 100);
+    let log = || scene.cluster.log(follower);
+    let began = Instant::now();
+    while !log().contains("somebody detached the acceptor") {
+        assert!(began.elapsed() < SOON, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(scene.cluster.process(follower).is_some());
+}
+
+/// Seconds of hand-overs, where a run is to be longer than the usual one.
+const HAND_OVER_SECONDS: &str = "NEARWIRE_HAND_OVER_SECONDS";
+
+#[test]
+fn hand_overs_under_load_on_a_bad_network_lose_nothing() {
+    let seconds = std::env::var(HAND_OVER_SECONDS).ok();
+    let seconds = seconds.map_or(8, |text| text.parse().expect("a number of seconds"));
+    let mut scene = Scene::on_bad_network("over", 0.01, |options| {
+        options.resp = true;
+        options.settings = common::CALM.into();
+    });
+    scene.await_voting();
+    scene.leader();
+    let fronts = scene.cluster.replicas().iter();
+    let fronts: Vec<_> = fronts.map(|one| one.resp.expect("it is served")).collect();
+    let members = scene.cluster.members();
+    let shape = Shape {
+        resp: 6,
+        udp: 2,
+        keys: 24,
+    };
+    let recording = scene.inside(|| Recording::start(shape, &fronts, &members));
+    let mut gaps = Gaps::new(&recording);
+    let mut engine = "software";
+    for _ in 0..seconds {
+        scene.wish(engine == "xdp");
+        gaps.watch(&recording, Duration::from_secs(1));
+        scene.await_engines(engine);
+        engine = if engine == "xdp" { "software" } else { "xdp" };
+    }
+    scene.wish(true);
+    scene.await_voting();
+    gaps.watch(&recording, Duration::from_millis(500));
+    let answered = recording.answered();
+    let history = recording.stop();
+    let mut answered_in_kernel = 0;
+    for node in NODES {
+        let report = scene.report(node).expect("it runs");
+        let hand_overs = report["offload"]["hand_overs"].as_u64();
+        assert!(hand_overs > Some(seconds), "{report:#}");
+        assert!(report["voted"].as_u64() > Some(0), "{report:#}");
+        answered_in_kernel += report["offload"]["counters"]["answered"]
+            .as_u64()
+            .unwrap_or(0);
+    }
+    println!(
+        "{seconds} hand-overs, {answered} operations, {answered_in_kernel} answers in the kernel, \
+         longest gap {:?}",
+        gaps.longest
+    );
+    assert!(answered_in_kernel > 0);
+    if let Err(violation) = history::check(&history) {
+        panic!("{violation}");
+    }
+}
+
+/// The longest time without an answer to anybody.
+struct Gaps {
+    answered: u64,
+    since: Instant,
+    longest: Duration,
+}
+
+impl Gaps {
+    fn new(recording: &Recording) -> Self {
+        Self {
+            answered: recording.answered(),
+            since: Instant::now(),
+            longest: Duration::ZERO,
+        }
+    }
+
+    fn watch(&mut self, recording: &Recording, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            let answered = recording.answered();
+            if answered != self.answered {
+                self.longest = self.longest.max(self.since.elapsed());
+                self.since = Instant::now();
+                self.answered = answered;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }

@@ -58,6 +58,9 @@ pub const FLOOR_KEYS: &[&str] = &[
     "udp_echo_lost",
     "udp_echo_alike_p50_us",
     "udp_echo_alike_ops_per_s",
+    "xdp_echo_p50_us",
+    "xdp_echo_p99_us",
+    "xdp_echo_ops_per_s",
     "flush_p50_us",
     "volatile_commit_p50_us",
 ];
@@ -151,6 +154,16 @@ pub struct Floors {
     /// Such echoes per second.
     #[serde(serialize_with = "thousandths_if")]
     pub udp_echo_alike_ops_per_s: Option<f64>,
+    /// Median round trip of an echo by a program on the interface, where acceptors are such; the
+    /// client waits as it does for the system.
+    #[serde(serialize_with = "thousandths_if")]
+    pub xdp_echo_p50_us: Option<f64>,
+    /// 99th percentile.
+    #[serde(serialize_with = "thousandths_if")]
+    pub xdp_echo_p99_us: Option<f64>,
+    /// Such echoes per second.
+    #[serde(serialize_with = "thousandths_if")]
+    pub xdp_echo_ops_per_s: Option<f64>,
     /// Median time of a flush of one record while as many others as there are replicas flush
     /// theirs, where a commit waits for flushes.
     #[serde(serialize_with = "thousandths_if")]
@@ -334,6 +347,19 @@ pub fn to_table(rows: &[Row]) -> String {
                 none,
                 number(measured.ratio_p50_alike, 2),
                 number(measured.ratio_rate_alike, 2),
+            ]);
+        }
+        if floors.xdp_echo_p50_us.is_some() {
+            let none = String::new();
+            table.add_row([
+                "  XDP echo".into(),
+                waits(setting.client_wait, Waiting::Inline),
+                none.clone(),
+                number(floors.xdp_echo_p50_us, 1),
+                number(floors.xdp_echo_p99_us, 1),
+                none.clone(),
+                none,
+                number(floors.xdp_echo_ops_per_s, 0),
             ]);
         }
         for (name, p50_us) in [

@@ -4,7 +4,7 @@
 //! taken within a round, and the median over the rounds is what counts.
 
 use crate::load::{Sample, latencies};
-use crate::report::{Floors, Measured};
+use crate::report::{self, Measured};
 use hdrhistogram::Histogram;
 
 /// One side of a round.
@@ -16,13 +16,23 @@ pub struct Turn {
     pub cpu_us_per_op: Option<f64>,
 }
 
+/// What the same packets cost when the other side only sends them back.
+#[derive(Clone, Debug)]
+pub struct Floors {
+    /// The UDP echo, both sides blocking.
+    pub blocking: Turn,
+    /// The UDP echo waiting as the system does, where the system polls or lingers.
+    pub alike: Option<Turn>,
+    /// The echo by a program on the interface, where the system has such; the client waits as it
+    /// does for the system.
+    pub xdp: Option<Turn>,
+}
+
 /// What was measured next to each other.
 #[derive(Clone, Debug)]
 pub struct Round {
-    /// The UDP echo, both sides blocking.
-    pub floor: Turn,
-    /// The UDP echo waiting as the system does, where the system polls or lingers.
-    pub alike_floor: Option<Turn>,
+    /// The floors.
+    pub floors: Floors,
     /// The cluster.
     pub system: Turn,
 }
@@ -65,46 +75,58 @@ pub fn measured(rounds: &[Round]) -> Measured {
         ratio_p50: median(rounds.iter().filter_map(|round| {
             ratio(
                 latency_us(&round.system, 0.5),
-                latency_us(&round.floor, 0.5),
+                latency_us(&round.floors.blocking, 0.5),
             )
         })),
         ratio_rate: median(rounds.iter().filter_map(|round| {
             ratio(
                 Some(round.system.sample.per_s()),
-                Some(round.floor.sample.per_s()),
+                Some(round.floors.blocking.sample.per_s()),
             )
         })),
         ratio_p50_alike: median(rounds.iter().filter_map(|round| {
             ratio(
                 latency_us(&round.system, 0.5),
-                latency_us(round.alike_floor.as_ref()?, 0.5),
+                latency_us(round.floors.alike.as_ref()?, 0.5),
             )
         })),
         ratio_rate_alike: median(rounds.iter().filter_map(|round| {
             ratio(
                 Some(round.system.sample.per_s()),
-                Some(round.alike_floor.as_ref()?.sample.per_s()),
+                Some(round.floors.alike.as_ref()?.sample.per_s()),
             )
         })),
         ratio_sync: None,
     }
 }
 
-fn floors(rounds: &[Round]) -> Floors {
-    let floor =
-        |pick: &dyn Fn(&Turn) -> Option<f64>| median(rounds.iter().filter_map(|r| pick(&r.floor)));
-    let alike = |pick: &dyn Fn(&Turn) -> Option<f64>| {
-        median(rounds.iter().filter_map(|r| pick(r.alike_floor.as_ref()?)))
+fn floors(rounds: &[Round]) -> report::Floors {
+    let floor = |pick: &dyn Fn(&Turn) -> Option<f64>| {
+        median(rounds.iter().filter_map(|r| pick(&r.floors.blocking)))
     };
-    Floors {
+    let alike = |pick: &dyn Fn(&Turn) -> Option<f64>| {
+        median(rounds.iter().filter_map(|r| pick(r.floors.alike.as_ref()?)))
+    };
+    let xdp = |pick: &dyn Fn(&Turn) -> Option<f64>| {
+        median(rounds.iter().filter_map(|r| pick(r.floors.xdp.as_ref()?)))
+    };
+    report::Floors {
         udp_echo_p50_us: floor(&|turn| latency_us(turn, 0.5)),
         udp_echo_p99_us: floor(&|turn| latency_us(turn, 0.99)),
         udp_echo_ops_per_s: floor(&|turn| Some(turn.sample.per_s())),
         udp_echo_cpu_us_per_op: floor(&|turn| turn.cpu_us_per_op),
-        udp_echo_lost: Some(rounds.iter().map(|round| round.floor.sample.lost).sum()),
+        udp_echo_lost: Some(
+            rounds
+                .iter()
+                .map(|round| round.floors.blocking.sample.lost)
+                .sum(),
+        ),
         udp_echo_alike_p50_us: alike(&|turn| latency_us(turn, 0.5)),
         udp_echo_alike_ops_per_s: alike(&|turn| Some(turn.sample.per_s())),
-        ..Floors::default()
+        xdp_echo_p50_us: xdp(&|turn| latency_us(turn, 0.5)),
+        xdp_echo_p99_us: xdp(&|turn| latency_us(turn, 0.99)),
+        xdp_echo_ops_per_s: xdp(&|turn| Some(turn.sample.per_s())),
+        ..report::Floors::default()
     }
 }
 
@@ -160,8 +182,11 @@ mod tests {
         // The machine became three times slower in the second and third round: the ratio of the
         // medians is 2 / 1, but within each round the system took twice the floor's time.
         let round = |floor, system| Round {
-            floor: turn(floor, 1000),
-            alike_floor: None,
+            floors: Floors {
+                blocking: turn(floor, 1000),
+                alike: None,
+                xdp: None,
+            },
             system: turn(system, 500),
         };
         let measured = measured(&[round(50, 100), round(150, 300), round(160, 320)]);
@@ -189,8 +214,11 @@ mod tests {
     #[test]
     fn a_round_without_answers_has_no_latency() {
         let silent = Round {
-            floor: turn(1, 0),
-            alike_floor: None,
+            floors: Floors {
+                blocking: turn(1, 0),
+                alike: None,
+                xdp: None,
+            },
             system: turn(1, 0),
         };
         let measured = measured(&[silent]);

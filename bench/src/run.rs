@@ -6,7 +6,7 @@ use crate::echo::{EchoCaller, EchoServer};
 use crate::load::{Caller, Generator, Load, Moment, Plan, Sample, is_set};
 use crate::process::{Subject, total_cpu_time};
 use crate::report::{Row, Setting, Waiting};
-use crate::rounds::{self, Round, Turn};
+use crate::rounds::{self, Floors, Round, Turn};
 use crate::site::{Place, Site, Where};
 use consensus::auth::Key;
 use consensus::client::{Client, Config};
@@ -91,6 +91,9 @@ pub struct Cluster {
     pub max_value: usize,
     /// Whose CPU time a commit costs: all replicas.
     pub processes: Vec<Subject>,
+    /// Where a program on an interface sends every datagram back, if the replicas have such, too.
+    /// It stays while the replicas are stopped.
+    pub xdp_echo: Option<SocketAddr>,
 }
 
 /// What to measure, and how.
@@ -151,7 +154,7 @@ impl Options {
 /// What is being measured right now.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Progress {
-    /// `UDP echo` or `system`.
+    /// `UDP echo`, `XDP echo` or `system`.
     pub what: &'static str,
     /// Number of the round, from 1.
     pub round: usize,
@@ -226,7 +229,7 @@ fn outcome(row: Row, rounds: Vec<Round>) -> Outcome {
     Outcome {
         row,
         latencies: rounds::merged(rounds.iter().map(|round| &round.system)),
-        floor_latencies: rounds::merged(rounds.iter().map(|round| &round.floor)),
+        floor_latencies: rounds::merged(rounds.iter().map(|round| &round.floors.blocking)),
         rounds,
     }
 }
@@ -302,21 +305,13 @@ impl Run<'_> {
         // Whoever comes first meets colder caches, so they swap.
         if number.is_multiple_of(2) {
             let system = self.system(number, &cluster)?;
-            let (floor, alike_floor) = self.floors(number, &cluster)?;
-            return Ok(Round {
-                floor,
-                alike_floor,
-                system,
-            });
+            let floors = self.floors(number, &cluster)?;
+            return Ok(Round { floors, system });
         }
-        let (floor, alike_floor) = self.floors(number, &cluster)?;
+        let floors = self.floors(number, &cluster)?;
         let cluster = self.started()?;
         let system = self.system(number, &cluster)?;
-        Ok(Round {
-            floor,
-            alike_floor,
-            system,
-        })
+        Ok(Round { floors, system })
     }
 
     fn started(&mut self) -> Result<Cluster, Error> {
@@ -374,7 +369,7 @@ impl Run<'_> {
         Ok(turn)
     }
 
-    fn floors(&mut self, number: usize, cluster: &Cluster) -> Result<(Turn, Option<Turn>), Error> {
+    fn floors(&mut self, number: usize, cluster: &Cluster) -> Result<Floors, Error> {
         if self.polls {
             self.stop()?;
         }
@@ -384,7 +379,15 @@ impl Run<'_> {
         let alike = differs
             .then(|| self.floor(number, cluster, wait, linger))
             .transpose()?;
-        Ok((blocking, alike))
+        let xdp = cluster
+            .xdp_echo
+            .map(|at| self.echo("XDP echo", number, wait, at, &[]))
+            .transpose()?;
+        Ok(Floors {
+            blocking,
+            alike,
+            xdp,
+        })
     }
 
     /// The echo stands where the leader stands and gets packets as long as the cluster's.
@@ -398,10 +401,27 @@ impl Run<'_> {
         let place = self.site.replicas()[cluster.leader].clone();
         let (listen, placement) = (SocketAddr::new(place.ip, 0), place.placement);
         let server = EchoServer::start(listen, wait, linger, placement, move || place.enter())?;
+        self.echo(
+            "UDP echo",
+            number,
+            wait,
+            server.address(),
+            &[server.thread()],
+        )
+    }
+
+    fn echo(
+        &mut self,
+        what: &'static str,
+        number: usize,
+        wait: Wait,
+        at: SocketAddr,
+        servers: &[Subject],
+    ) -> Result<Turn, Error> {
         let body_bytes = command_bytes(&mut self.target.commands(self.options.value_bytes));
         let bytes = HEADER_BYTES + Entry::encoded_bytes(body_bytes);
-        let caller = EchoCaller::new(server.address(), bytes);
-        let (turn, _) = self.turn("UDP echo", number, wait, caller, &[server.thread()])?;
+        let caller = EchoCaller::new(at, bytes);
+        let (turn, _) = self.turn(what, number, wait, caller, servers)?;
         Ok(turn)
     }
 

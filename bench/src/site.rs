@@ -97,15 +97,22 @@ impl Site {
         priority: Option<u8>,
     ) -> Result<Self, Error> {
         let names: Vec<String> = (1..=replicas).map(|number| format!("r{number}")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).chain(["client"]).collect();
+        let names: Vec<&str> = names
+            .iter()
+            .map(String::as_str)
+            .chain(["echo", "client"])
+            .collect();
         let rig = match at {
             Where::Loopback => None,
             Where::Netns => Some(Rig::new(prefix, &names, Neighbours::Static)?),
         };
         let cpus = allowed_cpus();
-        let mut places: Vec<Place> = (0..names.len())
-            .map(|index| {
-                let node = rig.as_ref().and_then(|rig| rig.nodes().get(index).cloned());
+        let parties = (0..replicas)
+            .map(|index| (index, names[index]))
+            .chain([(replicas, "client")]);
+        let mut places: Vec<Place> = parties
+            .map(|(index, name)| {
+                let node = rig.as_ref().map(|rig| rig.node(name).clone());
                 Place {
                     ip: node
                         .as_ref()
@@ -136,9 +143,14 @@ impl Site {
         &self.replicas
     }
 
-    /// The namespaces, where there are any: those of the replicas in their order, then the client's.
+    /// The namespaces, where there are any.
     pub const fn rig(&self) -> Option<&Rig> {
         self.rig.as_ref()
+    }
+
+    /// Where a program on the interface may send back what comes, where there are namespaces.
+    pub fn echo(&self) -> Option<&Node> {
+        self.rig.as_ref().map(|rig| rig.node("echo"))
     }
 
     /// The client's place.

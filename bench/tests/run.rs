@@ -185,6 +185,7 @@ impl Target for StandInCluster {
             key: None,
             max_value: 1376,
             processes: self.replicas.iter().map(|replica| replica.thread).collect(),
+            xdp_echo: None,
         })
     }
 
@@ -280,7 +281,7 @@ fn a_lingering_cluster_is_compared_with_an_echo_that_lingers_too() {
     let found = alike(&outcome.row);
     let is_measured = |value: &Option<f64>| value.is_some_and(|value| value > 0.0);
     assert!(found.iter().all(is_measured), "{found:?}");
-    let floors = outcome.rounds.iter().map(|round| &round.alike_floor);
+    let floors = outcome.rounds.iter().map(|round| &round.floors.alike);
     for floor in floors {
         let floor = floor.as_ref().expect("in every round");
         assert!(!floor.sample.latencies.is_empty());
@@ -299,7 +300,7 @@ fn a_lingering_cluster_is_compared_with_an_echo_that_lingers_too() {
         outcome
             .rounds
             .iter()
-            .all(|round| round.alike_floor.is_none())
+            .all(|round| round.floors.alike.is_none())
     );
 }
 

@@ -8,6 +8,8 @@ use crate::kv::{Call, Op};
 use crate::local_cluster::{self, LocalCluster};
 use crate::node::{GROUP, max_request_bytes};
 use crate::run_directory::RunDirectory;
+use crate::xdp::{Bystander, OnHostDeath};
+use crate::xdp_site::Ports;
 use bench::cluster::Command;
 use bench::process::Subject;
 use bench::report::Waiting;
@@ -17,6 +19,7 @@ use bench::site::Site;
 use consensus::{Epoch, NodeId, simulation};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,9 +37,29 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 /// Keys that are written in turn.
 const KEYS: u64 = 1024;
 
-/// A cluster of the software engine, started anew for each run.
-pub struct SoftwareTarget {
+/// What steps the acceptors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Engine {
+    /// The replicas' own processes.
+    Software,
+    /// Programs on the replicas' interfaces, in native mode. Needs `--where netns` and root.
+    Xdp,
+}
+
+impl Engine {
+    /// A stable name for rows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Software => "software",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// A cluster of processes on this machine, started anew for each run.
+pub struct LocalTarget {
     program: PathBuf,
+    engine: Engine,
     /// Holds the directory of the run.
     parent: PathBuf,
     durability: Durability,
@@ -44,9 +67,30 @@ pub struct SoftwareTarget {
     /// How long a replica looks for packets before it sleeps, in microseconds.
     linger_us: u64,
     running: Option<Running>,
+    /// What programs on interfaces need around them: made once for a site.
+    programs: Option<Programs>,
     /// The journal's code path, once it is known.
     journal: Option<String>,
     unsupported: Option<String>,
+}
+
+struct Programs {
+    _ports: Ports,
+    _echo: Bystander,
+    echo: SocketAddr,
+}
+
+impl Programs {
+    fn open(site: &Site) -> Result<Self, TargetError> {
+        let rig = site.rig().ok_or("XDP needs namespaces: --where netns")?;
+        let node = site.echo().ok_or("XDP needs namespaces: --where netns")?;
+        Ok(Self {
+            _ports: Ports::open(rig)?,
+            _echo: Ports::open_echo(node)?,
+            // Any port: nobody but the program looks at it.
+            echo: (node.ipv4, consensus::wire::DEFAULT_PORT).into(),
+        })
+    }
 }
 
 /// Dropped in this order: replicas that still run would write into a directory that is going.
@@ -101,10 +145,11 @@ pub fn state_parent(
     Ok(path)
 }
 
-impl SoftwareTarget {
+impl LocalTarget {
     /// Replicas of `program` with their state below `parent`; see [`state_parent`].
     pub fn new(
         program: impl Into<PathBuf>,
+        engine: Engine,
         parent: impl Into<PathBuf>,
         durability: Durability,
         wait: Wait,
@@ -112,11 +157,13 @@ impl SoftwareTarget {
     ) -> Self {
         Self {
             program: program.into(),
+            engine,
             parent: parent.into(),
             durability,
             wait,
             linger_us,
             running: None,
+            programs: None,
             journal: None,
             unsupported: None,
         }
@@ -136,6 +183,7 @@ impl SoftwareTarget {
         let mut options = local_cluster::Options::new(&self.program, directory.path());
         options.durability = self.durability;
         options.wait = self.wait;
+        options.xdp = (self.engine == Engine::Xdp).then_some(OnHostDeath::Seal);
         options.worker = format!("linger_us = {}\n", self.linger_us);
         // A worker that spins stays below the other threads on its CPU, which would starve beside
         // it: its journal's, and the one that starts it.
@@ -159,7 +207,7 @@ impl SoftwareTarget {
     }
 }
 
-impl Target for SoftwareTarget {
+impl Target for LocalTarget {
     fn description(&self) -> Description {
         let waiting = match self.wait {
             Wait::Blocking => Waiting::Blocking,
@@ -179,13 +227,19 @@ impl Target for SoftwareTarget {
         if let Some(journal) = &self.journal {
             mode += &format!(", journal {journal}");
         }
+        if self.engine == Engine::Xdp {
+            mode = format!("acceptors native XDP_TX, leader {mode}");
+        }
         Description {
-            engine: "software".into(),
+            engine: self.engine.name().into(),
             mode,
             durability: name(self.durability).into(),
             replicas: REPLICAS,
             leader_wait: waiting,
-            acceptor_wait: waiting,
+            acceptor_wait: match self.engine {
+                Engine::Software => waiting,
+                Engine::Xdp => Waiting::Inline,
+            },
             linger,
             auth: false,
             unsupported: self.unsupported.clone(),
@@ -193,8 +247,14 @@ impl Target for SoftwareTarget {
     }
 
     fn start(&mut self, site: &Site) -> Result<Cluster, TargetError> {
+        if self.engine == Engine::Xdp && self.programs.is_none() {
+            self.programs = Some(Programs::open(site)?);
+        }
         let mut running = self.launch(site)?;
         let leader = lead(&mut running.cluster, site)?;
+        if self.engine == Engine::Xdp {
+            await_programs(&running.cluster, site)?;
+        }
         let cluster = &running.cluster;
         self.journal = leader.journal;
         let nodes = 1..=cluster.replicas().len() as u16;
@@ -207,6 +267,7 @@ impl Target for SoftwareTarget {
             key: None,
             max_value: max_request_bytes(Region::default().value_bytes),
             processes: processes.map(Subject::Process).collect(),
+            xdp_echo: self.programs.as_ref().map(|programs| programs.echo),
         };
         self.running = Some(running);
         Ok(described)
@@ -281,13 +342,36 @@ fn lead(cluster: &mut LocalCluster, site: &Site) -> Result<Leading, TargetError>
     })
 }
 
+/// Waits until every replica's acceptor votes in the kernel.
+fn await_programs(cluster: &LocalCluster, site: &Site) -> Result<(), TargetError> {
+    let nodes = 1..=cluster.replicas().len() as u16;
+    let client = site.client().node.as_ref();
+    let client = client.ok_or("XDP needs namespaces: --where netns")?;
+    let deadline = Instant::now() + ELECTION;
+    for node in nodes {
+        loop {
+            let asked = client.run(|| cluster.inspect(node, Duration::from_secs(1)))?;
+            let report = asked.unwrap_or_default();
+            if report["engine"] == "xdp" {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let why = report["offload"]["error"].as_str().unwrap_or_default();
+                return Err(format!("replica {node} does not vote in the kernel: {why}").into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
 /// Measures commits that wait for flushes beside what they are made of: in each round the cluster,
 /// a flush with one writer per replica, and the same cluster without flushes.
 ///
 /// # Errors
 /// Those of [`run::run`]; the flushes' are [`bench::Error::Target`].
 pub fn run_with_flush_floor(
-    target: &mut SoftwareTarget,
+    target: &mut LocalTarget,
     options: &run::Options,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Outcome, bench::Error> {
@@ -296,8 +380,9 @@ pub fn run_with_flush_floor(
         ..*options
     };
     let parent = state_parent(None, Durability::Volatile).unwrap_or_else(|_| target.parent.clone());
-    let mut volatile = SoftwareTarget::new(
+    let mut volatile = LocalTarget::new(
         &target.program,
+        target.engine,
         parent,
         Durability::Volatile,
         target.wait,

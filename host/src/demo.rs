@@ -5,6 +5,7 @@
 //! that the number of lost ones is counted and not argued.
 
 mod audit;
+mod ground;
 mod load;
 mod values;
 
@@ -17,9 +18,10 @@ use bench::machine::Machine;
 use consensus::client::{Client, Config};
 use consensus::{Epoch, GroupId};
 use datapath::{Udp, Wait, Worker};
+pub use ground::Engine;
+use ground::Ground;
 use load::{Control, Load, Outcome, Phase, Window};
 use serde::Serialize;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +55,8 @@ pub struct Options {
     pub program: PathBuf,
     /// In which directory the run's own one is made.
     pub parent: PathBuf,
+    /// What votes.
+    pub engine: Engine,
     /// What a vote outlives.
     pub durability: Durability,
     /// How long the load goes on before the leader is killed, and how long after.
@@ -96,6 +100,23 @@ pub enum Error {
     /// The replicas.
     #[error(transparent)]
     Cluster(#[from] local_cluster::Error),
+    /// The acceptors cannot be in the kernel, which was asked for.
+    #[error("put the acceptors into the kernel: {0}")]
+    NoXdp(String),
+    /// An acceptor does not come to vote in the kernel.
+    #[error(
+        "replica {node} does not vote in the kernel {} s after the start: {why}; the end of its \
+         log:\n{log}",
+        LEADER_LIMIT.as_secs()
+    )]
+    Engine {
+        /// Which.
+        node: u16,
+        /// What it says of that.
+        why: String,
+        /// What else it says.
+        log: String,
+    },
     /// Nobody leads.
     #[error(
         "no leader within {} s {since}; the end of the replicas' logs:\n{logs}",
@@ -223,7 +244,7 @@ pub struct ReplicaState {
     pub node: u16,
     /// What steps its region.
     pub engine: String,
-    /// How packets reach it.
+    /// How packets reach it: the program's mode, or the process's datapath.
     pub mode: String,
     /// How its worker waits.
     pub wait: String,
@@ -301,11 +322,43 @@ pub struct Report {
 pub fn run(
     options: &Options,
     stop: &AtomicBool,
+    watch: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Report, Error> {
+    let ground = ground(options, watch)?;
+    ground.stand(|| run_on(&ground, options, stop, watch))?
+}
+
+/// The best ground that the options allow. What is fallen back from is said.
+fn ground(options: &Options, watch: &mut dyn FnMut(Progress)) -> Result<Ground, Error> {
+    let opened = match options.engine {
+        Engine::Software => return Ok(Ground::loopback()),
+        Engine::Auto | Engine::Xdp if options.durability == Durability::Sync => {
+            Err("durability \"sync\" is served by the processes, which can wait for a disk".into())
+        }
+        Engine::Auto | Engine::Xdp => Ground::namespaces(),
+    };
+    opened.or_else(|why| match options.engine {
+        Engine::Xdp => Err(Error::NoXdp(why)),
+        Engine::Auto | Engine::Software => {
+            watch(Progress::Said(format!(
+                "software acceptors on loopback: {why}; for acceptors in the kernel: sudo nearwire \
+                 demo --engine xdp"
+            )));
+            Ok(Ground::loopback())
+        }
+    })
+}
+
+fn run_on(
+    ground: &Ground,
+    options: &Options,
+    stop: &AtomicBool,
     watch: &mut dyn FnMut(Progress),
 ) -> Result<Report, Error> {
     let started = Instant::now();
-    let mut run = Run::start(options, stop, watch)?;
+    let mut run = Run::start(ground, options, stop, watch)?;
     let leader_before = run.first_leader()?;
+    run.await_engines()?;
     run.warm_up()?;
     run.control.enter(Phase::Steady);
     run.dwell("steady load", options.period)?;
@@ -351,6 +404,7 @@ type ClientThread = JoinHandle<Result<Worker<Udp, Load>, datapath::Error>>;
 
 /// A run under way. The cluster ends before its directory goes.
 struct Run<'a> {
+    ground: &'a Ground,
     options: &'a Options,
     stop: &'a AtomicBool,
     watch: &'a mut dyn FnMut(Progress),
@@ -363,6 +417,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn start(
+        ground: &'a Ground,
         options: &'a Options,
         stop: &'a AtomicBool,
         watch: &'a mut dyn FnMut(Progress),
@@ -377,6 +432,8 @@ impl<'a> Run<'a> {
         directory.remove_on_panic();
         let cluster = LocalCluster::prepare(local_cluster::Options {
             durability: options.durability,
+            addresses: ground.addresses(),
+            xdp: ground.on_host_death(),
             ..local_cluster::Options::new(&options.program, directory.path())
         })?;
         let values = Values {
@@ -384,6 +441,7 @@ impl<'a> Run<'a> {
         };
         let control = Arc::new(Control::default());
         let mut run = Self {
+            ground,
             options,
             stop,
             watch,
@@ -397,7 +455,9 @@ impl<'a> Run<'a> {
             "three replicas start in {}",
             run.directory.path().display()
         ));
-        run.cluster.start_all()?;
+        for node in run.nodes() {
+            ground.start(&mut run.cluster, node)?;
+        }
         Ok(run)
     }
 
@@ -485,6 +545,34 @@ impl<'a> Run<'a> {
         Ok(leader)
     }
 
+    /// Waits until every acceptor votes in the kernel, if it is to.
+    fn await_engines(&mut self) -> Result<(), Error> {
+        if !self.ground.has_xdp() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + LEADER_LIMIT;
+        for node in self.nodes() {
+            loop {
+                self.look("attaching", None)?;
+                let report = self.cluster.inspect(node, ANSWER_LIMIT).unwrap_or_default();
+                if report["engine"] == "xdp" {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    let why = report["offload"]["error"].as_str();
+                    return Err(Error::Engine {
+                        node,
+                        why: why.unwrap_or("it does not say why").to_owned(),
+                        log: self.cluster.log(node),
+                    });
+                }
+                std::thread::sleep(TICK / 5);
+            }
+        }
+        self.say("three acceptors vote in the kernel, in native mode (XDP)".into());
+        Ok(())
+    }
+
     fn warm_up(&mut self) -> Result<(), Error> {
         let client = Client::new(Config {
             members: self.cluster.members(),
@@ -500,7 +588,7 @@ impl<'a> Run<'a> {
             self.values,
             Arc::clone(&self.control),
         );
-        let datapath = Udp::bind((Ipv4Addr::LOCALHOST, 0).into(), Wait::Blocking)?;
+        let datapath = Udp::bind((self.ground.client(), 0).into(), Wait::Blocking)?;
         self.client = Some(Worker::new(datapath, load).spawn("client")?);
         let (outstanding, bytes) = (self.options.outstanding, VALUE_BYTES);
         self.say(format!(
@@ -532,7 +620,7 @@ impl<'a> Run<'a> {
     fn restart(&mut self, node: u16) -> Result<Result<Duration, Instant>, Error> {
         let restarted = Instant::now();
         self.control.enter(Phase::Rejoin);
-        self.cluster.start(node)?;
+        self.ground.start(&mut self.cluster, node)?;
         while restarted.elapsed() < REJOIN_UNDER_LOAD {
             self.look("rejoining", None)?;
             if self.behind_leader(&[node]).is_none() {
@@ -655,11 +743,16 @@ impl<'a> Run<'a> {
         replicas
             .map(|replica| {
                 let report = self.inspect(replica.node)?;
-                let text = |field: &str| report[field].as_str().unwrap_or("unknown").to_owned();
+                let said = |told: &serde_json::Value| told.as_str().unwrap_or("unknown").to_owned();
+                let text = |field: &str| said(&report[field]);
+                let mode = match report["engine"].as_str() {
+                    Some("software") | None => text("mode"),
+                    Some(_) => said(&report["offload"]["mode"]),
+                };
                 Ok(ReplicaState {
                     node: replica.node,
                     engine: text("engine"),
-                    mode: text("mode"),
+                    mode,
                     wait: text("wait"),
                     durability: text("durability"),
                     role: text("role"),

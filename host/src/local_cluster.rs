@@ -7,7 +7,9 @@ pub use port::Port;
 use crate::config::{Durability, Wait};
 use crate::inspect::Inspector;
 use crate::run::DIE_WITH_PARENT;
+use crate::xdp::OnHostDeath;
 use consensus::NodeId;
+use datapath::netns::INTERFACE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
@@ -36,8 +38,8 @@ pub struct Options {
     pub settings: String,
     /// More lines for the worker's part of each configuration.
     pub worker: String,
-    /// The interface whose XDP program votes for each replica; none if absent.
-    pub xdp: Option<String>,
+    /// What becomes of each replica's XDP program with its process; no program if absent.
+    pub xdp: Option<OnHostDeath>,
     /// More environment for each replica.
     pub environment: Vec<(String, String)>,
 }
@@ -186,9 +188,11 @@ impl LocalCluster {
         text.push_str(&self.options.settings);
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
         text.push_str(&self.options.worker);
-        if let Some(interface) = &self.options.xdp {
+        if let Some(on_host_death) = self.options.xdp {
             text.push_str(&format!(
-                "\n[offload]\nengine = \"xdp\"\ninterface = \"{interface}\"\n"
+                "\n[offload]\nengine = \"xdp\"\ninterface = \"{INTERFACE}\"\n\
+                 on_host_death = \"{}\"\n",
+                on_host_death.name()
             ));
         }
         for peer in &self.replicas {

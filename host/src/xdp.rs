@@ -38,6 +38,7 @@ pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object
 const ACCEPTOR: &str = "acceptor";
 const PASS: &str = "pass";
 const BUSY: &str = "BUSY";
+const ECHO: &str = "echo";
 const CLOCK: &str = "CLOCK";
 const COUNTERS: &str = "COUNTERS";
 const ENTRY: &str = "ENTRY";
@@ -384,22 +385,57 @@ impl Loaded {
     }
 }
 
-/// A program that passes everything, loaded and attached until dropped. The other end of a veth
-/// pair needs one: natively, what XDP_TX sends is lost there otherwise (Linux 6.18).
+/// A program that keeps no votes, loaded and attached until dropped.
 #[derive(Debug)]
 pub struct Bystander {
     _ebpf: Ebpf,
 }
 
 impl Bystander {
-    /// Attaches the program of `object` to an interface of the calling thread's network namespace.
+    /// One of `object` that passes everything. The other end of a veth pair needs one: natively,
+    /// what XDP_TX sends is lost there otherwise (Linux 6.18).
     ///
     /// # Errors
     /// The object is no object of ours, or the kernel refuses it.
     pub fn attach(object: &[u8], interface: &str, mode: Mode) -> Result<Self, XdpError> {
-        let mut ebpf = EbpfLoader::new().load(object)?;
-        program(&mut ebpf, PASS)?.load().map_err(XdpError::Verify)?;
-        attach(&mut ebpf, PASS, interface, mode)?;
+        Self::attach_program(object, PASS, interface, mode, 0.0)
+    }
+
+    /// One of `object` that loses this part of what comes, and passes the rest.
+    ///
+    /// # Errors
+    /// As for [`Bystander::attach`].
+    pub fn attach_lossy(
+        object: &[u8],
+        interface: &str,
+        mode: Mode,
+        loss: f64,
+    ) -> Result<Self, XdpError> {
+        Self::attach_program(object, PASS, interface, mode, loss)
+    }
+
+    /// One of `object` that sends every UDP datagram over IPv4 back: the floor of what a program can
+    /// do.
+    ///
+    /// # Errors
+    /// As for [`Bystander::attach`].
+    pub fn attach_echo(object: &[u8], interface: &str, mode: Mode) -> Result<Self, XdpError> {
+        Self::attach_program(object, ECHO, interface, mode, 0.0)
+    }
+
+    fn attach_program(
+        object: &[u8],
+        name: &'static str,
+        interface: &str,
+        mode: Mode,
+        loss: f64,
+    ) -> Result<Self, XdpError> {
+        let loss = (loss * f64::from(u32::MAX)) as u32;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("LOSS", &loss, true)
+            .load(object)?;
+        program(&mut ebpf, name)?.load().map_err(XdpError::Verify)?;
+        attach(&mut ebpf, name, interface, mode)?;
         Ok(Self { _ebpf: ebpf })
     }
 }

@@ -2,7 +2,7 @@
 //! tests.
 
 use crate::xdp::{self, Bystander, Mode, XdpError};
-use datapath::netns::Rig;
+use datapath::netns::{INTERFACE, Node, Rig};
 
 /// The bridge's ports, made fit for native XDP at their other ends, until dropped.
 #[derive(Debug)]
@@ -31,16 +31,34 @@ impl Ports {
     /// # Errors
     /// The kernel refuses, or there is no program.
     pub fn open(rig: &Rig) -> Result<Self, PortsError> {
+        Self::open_lossy(rig, 0.0)
+    }
+
+    /// As [`Ports::open`], on a network that loses this part of all frames on their way to it.
+    ///
+    /// # Errors
+    /// As for [`Ports::open`].
+    pub fn open_lossy(rig: &Rig, loss: f64) -> Result<Self, PortsError> {
         let object = xdp::OBJECT.ok_or(PortsError::NoObject)?;
         let attach = || {
             let ports = (1..=rig.nodes().len()).map(|port| format!("p{port}"));
             ports
-                .map(|port| Bystander::attach(object, &port, Mode::Native))
+                .map(|port| Bystander::attach_lossy(object, &port, Mode::Native, loss))
                 .collect::<Result<_, _>>()
         };
         let bystanders = rig.run_at_bridge(attach)??;
         Ok(Self {
             _bystanders: bystanders,
         })
+    }
+
+    /// Has a node's interface send every UDP datagram back, until the result is dropped.
+    ///
+    /// # Errors
+    /// As for [`Ports::open`].
+    pub fn open_echo(node: &Node) -> Result<Bystander, PortsError> {
+        let object = xdp::OBJECT.ok_or(PortsError::NoObject)?;
+        let attach = || Bystander::attach_echo(object, INTERFACE, Mode::Native);
+        Ok(node.run(attach)??)
     }
 }

@@ -1,5 +1,7 @@
 //! Clients that contend for a few keys and write down what they asked for and what they were told.
 
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
 use crate::common::{Reply, Resp, request};
 use consensus::NodeId;
 use consensus::random::Random;
@@ -243,6 +245,8 @@ fn batch(script: &mut Script, resp: &mut Resp) -> io::Result<()> {
 fn over_udp(mut script: Script, members: &[(NodeId, SocketAddr)]) -> Vec<Operation> {
     let options = Options {
         timeout: SILENCE,
+        // It counts from the oldest that is unanswered, and that one may have been lost.
+        max_in_flight: 4096,
         ..Options::default()
     };
     let mut client = Client::connect(members, options).expect("a socket");

@@ -140,3 +140,141 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
         (0..layout.groups).filter_map(move |number| layout.group_at(GroupId(number)))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::acceptor::{Acceptor, Drop, Effect, Step};
+    use crate::memory::Buffers;
+    use crate::wire::{Header, Kind};
+    use std::vec::Vec;
+
+    const LAYOUT: Result<Layout, LayoutError> = Layout::new(2, 4, 64);
+    const BIRTH: Birth = Birth {
+        cluster: 1,
+        node: NodeId(9),
+        nonce: 5,
+        boot: 6,
+    };
+    const LEADER: NodeId = NodeId(2);
+
+    fn words() -> Vec<AtomicU64> {
+        let layout = LAYOUT.expect("valid layout");
+        (0..layout.words()).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    fn region() -> Region<Vec<AtomicU64>> {
+        let layout = LAYOUT.expect("valid layout");
+        Region::create(words(), layout, BIRTH, Epoch(1), 7).expect("blank")
+    }
+
+    fn ask<W: AsRef<[AtomicU64]>>(region: &Region<W>, kind: Kind, round: u64, slot: u64) -> Step {
+        let acceptor = Acceptor {
+            node: BIRTH.node,
+            incarnation: BIRTH.incarnation(),
+            layout: *region.layout(),
+        };
+        let header = Header {
+            ballot: Ballot::new(round, LEADER),
+            slot: Slot(slot),
+            epoch: Epoch(1),
+            length: 8,
+            ..Header::new(kind, GroupId(1), LEADER)
+        };
+        let mut buffers = Buffers {
+            request: &[slot as u8; 8],
+            reply: &mut [0; 64],
+        };
+        acceptor.step(region, 0, &header, &mut buffers)
+    }
+
+    fn has_voted(step: Step) -> bool {
+        matches!(step, Step::Reply(_, Effect::Voted))
+    }
+
+    #[test]
+    fn a_sealed_region_answers_nobody_and_its_copy_goes_on() {
+        let old = region();
+        assert!(has_voted(ask(&old, Kind::Accept, 3, 1)));
+        old.seal().expect("nobody holds a lock");
+        assert!(old.is_sealed());
+        for kind in [Kind::Prepare, Kind::Accept, Kind::Decide] {
+            assert_eq!(
+                ask(&old, kind, 9, 1),
+                Step::Dropped(Drop::Sealed),
+                "{kind:?}"
+            );
+        }
+        let new = old.copy_into(words()).expect("blank");
+        assert_eq!((old.generation(), new.generation()), (0, 1));
+        let view = view(&new, GroupId(1)).expect("a group");
+        assert_eq!(view.promised, Ballot::new(3, LEADER));
+        let mut value = [0; 64];
+        let found = vote(&new, GroupId(1), Slot(1), 64, &mut value);
+        assert_eq!(found, Some((Ballot::new(3, LEADER), 8)));
+        assert_eq!(value[..8], [1; 8]);
+        // The promise binds the copy, and higher ballots are voted in.
+        assert!(!has_voted(ask(&new, Kind::Accept, 2, 2)));
+        assert!(has_voted(ask(&new, Kind::Accept, 3, 2)));
+        let (words, layout) = (new.words, new.layout);
+        Region::open(words, layout, BIRTH).expect("it is whole");
+    }
+
+    #[test]
+    fn a_seal_twice_or_half_done_keeps_the_promise() {
+        let region = region();
+        ask(&region, Kind::Prepare, 3, 0);
+        let at = region.group(GroupId(1)).expect("a group");
+        // Died between the two words.
+        region.exchange(at, group::SAVED, Ballot::new(3, LEADER).0);
+        assert!(!region.is_sealed());
+        ask(&region, Kind::Prepare, 4, 0);
+        region.seal().expect("nobody holds a lock");
+        region.seal().expect("nobody holds a lock");
+        region.resume();
+        let view = view(&region, GroupId(1)).expect("a group");
+        assert_eq!(view.promised, Ballot::new(4, LEADER));
+        assert!(!region.is_sealed());
+    }
+
+    #[test]
+    fn a_vote_that_the_seal_overtook_binds_who_resumes() {
+        let region = region();
+        ask(&region, Kind::Accept, 3, 1);
+        let at = region.group(GroupId(1)).expect("a group");
+        // The step that votes in a higher ballot read the promise before it was exchanged, and
+        // raised it afterwards, which the maximum hides.
+        region.seal().expect("nobody holds a lock");
+        region.exchange(at, group::SAVED, Ballot::new(1, LEADER).0);
+        region.resume();
+        let view = view(&region, GroupId(1)).expect("a group");
+        assert_eq!(view.promised, Ballot::new(3, LEADER));
+    }
+
+    #[test]
+    fn a_seal_waits_for_the_step_that_holds_a_lock() {
+        let region = region();
+        let at = region.entry(5).expect("an entry");
+        let sequence = region.load(at, entry::LOCK);
+        region.exchange(at, entry::LOCK, sequence | 1);
+        std::thread::scope(|scope| {
+            let sealed = scope.spawn(|| region.seal());
+            while !region.is_sealed() {
+                spin_loop();
+            }
+            assert!(!sealed.is_finished(), "it did not wait");
+            region.exchange(at, entry::LOCK, sequence);
+            assert_eq!(sealed.join().expect("no panic"), Ok(()));
+        });
+    }
+
+    #[test]
+    fn only_blank_words_of_the_same_length_take_a_copy() {
+        let old = region();
+        old.seal().expect("nobody holds a lock");
+        let used = region();
+        ask(&used, Kind::Prepare, 1, 0);
+        assert!(old.copy_into(used.words).is_err());
+        assert!(old.copy_into(Vec::new()).is_err());
+    }
+}

@@ -6,12 +6,13 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod echo;
 mod packet;
 mod region;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
@@ -65,6 +66,10 @@ static KEY: Global<[u64; 2]> = Global::new([0; 2]);
 #[unsafe(no_mangle)]
 static IS_REHEARSAL: Global<u8> = Global::new(0);
 
+/// How many of 2^32 frames are lost where a network is to be a bad one. For tests.
+#[unsafe(no_mangle)]
+static LOSS: Global<u32> = Global::new(0);
+
 /// The time of a rehearsal, in nanoseconds.
 #[map]
 static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
@@ -91,9 +96,14 @@ pub fn acceptor(context: XdpContext) -> u32 {
     }
 }
 
-/// Passes everything. The other end of a veth pair needs a program, or what XDP_TX sends is lost.
+/// Passes everything, but for the part of [`LOSS`]. The other end of a veth pair needs a program, or
+/// what XDP_TX sends is lost.
 #[xdp]
 pub fn pass(_: XdpContext) -> u32 {
+    // SAFETY: the helper takes nothing.
+    if LOSS.load() != 0 && unsafe { bpf_get_prandom_u32() } < LOSS.load() {
+        return XDP_DROP;
+    }
     XDP_PASS
 }
 

@@ -12,7 +12,7 @@ use bench::site::Where;
 use clap::{Subcommand, ValueEnum};
 use consensus::envelope::SESSION_WINDOW;
 use indicatif::{ProgressBar, ProgressStyle};
-use nearwire::bench_target::{PlaceError, SoftwareTarget, run_with_flush_floor, state_parent};
+use nearwire::bench_target::{Engine, LocalTarget, PlaceError, run_with_flush_floor, state_parent};
 use nearwire::config::{Durability, MAX_LINGER_US, Wait, Worker};
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
@@ -31,6 +31,7 @@ Examples:
   nearwire bench lat                                     on loopback, one write at a time
   sudo nearwire bench lat --where netns --priority 10    a namespace each, joined by a bridge
   sudo nearwire bench rate --where netns --output json   32 writes at a time, for programs
+  sudo nearwire bench lat --where netns --engine software,xdp
   nearwire bench lat --rate 2000 --hgrm lat.hgrm         writes that arise 2000 times a second
   nearwire bench lat --durability sync --data-directory /var/tmp
 
@@ -159,20 +160,6 @@ struct LoadArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Engine {
-    /// The acceptors step in the replicas' own processes.
-    Software,
-}
-
-impl Engine {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Software => "software",
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Site {
     /// The loopback interface.
     Loopback,
@@ -281,12 +268,15 @@ impl LoadArgs {
         let parent = state_parent(self.data_directory.clone(), self.durability);
         let parent = parent.map_err(|error| no_place(&error))?;
         let program = std::env::current_exe().context("find this program")?;
-        let mut target = match engine {
-            Engine::Software => {
-                SoftwareTarget::new(program, parent, self.durability, self.wait, self.linger_us)
-                    .unsupported(self.unsupported())
-            }
-        };
+        let mut target = LocalTarget::new(
+            program,
+            engine,
+            parent,
+            self.durability,
+            self.wait,
+            self.linger_us,
+        )
+        .unsupported(self.unsupported(engine));
         let mut progress = |progress| shown.show(progress);
         let measured = if latency && self.durability == Durability::Sync {
             run_with_flush_floor(&mut target, options, &mut progress)
@@ -297,7 +287,15 @@ impl LoadArgs {
     }
 
     /// Why these flags do not go together, if so.
-    fn unsupported(&self) -> Option<String> {
+    fn unsupported(&self, engine: Engine) -> Option<String> {
+        if engine == Engine::Xdp {
+            if self.site == Site::Loopback {
+                return Some("XDP needs interfaces that take programs: --where netns".into());
+            }
+            if self.durability == Durability::Sync {
+                return Some("the program in the kernel waits for no flush".into());
+            }
+        }
         let starves = self.wait == Wait::Polling
             && self.durability == Durability::Sync
             && self.priority.is_some();

@@ -5,7 +5,7 @@ use super::output::{self, Output};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use nearwire::config::Durability;
-use nearwire::demo::{self, Error, Figures, Options, Progress, Report};
+use nearwire::demo::{self, Engine, Error, Figures, Options, Progress, Report};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::Arc;
@@ -18,17 +18,22 @@ const BAR_STEPS: u64 = 1000;
 /// Show three replicas that survive the loss of their leader.
 ///
 /// Three replica processes form a cluster on this machine. One client writes without a pause while
-/// the leader is killed and started again; afterwards every acknowledged write is read back. It
-/// needs no privilege and no network but loopback, and leaves nothing behind.
+/// the leader is killed and started again; afterwards every acknowledged write is read back. As root
+/// the acceptors vote in the kernel, in namespaces of their own; without privileges all of it runs
+/// on loopback. It leaves nothing behind.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   nearwire demo                      a quarter of a minute, three replicas in memory
+  sudo nearwire demo                 the same, with acceptors in the kernel (XDP, native mode)
   nearwire demo --durability sync    every vote on disk before it counts
   nearwire demo --output json        one object, for programs
 
 Exit code 1 means that an acknowledged write was lost, or that the cluster did not go on.")]
 pub(crate) struct Args {
+    /// What votes.
+    #[arg(long, env = "NEARWIRE_ENGINE", value_enum, default_value_t)]
+    engine: Engine,
     /// What a vote outlives: the process, or the machine.
     #[arg(long, env = "NEARWIRE_DURABILITY", value_enum, default_value_t = Durability::Volatile)]
     durability: Durability,
@@ -68,6 +73,7 @@ pub(crate) fn main(args: Args, output: Output) -> anyhow::Result<()> {
     let options = Options {
         program: std::env::current_exe().context("find this program")?,
         parent: std::env::temp_dir(),
+        engine: args.engine,
         durability: args.durability,
         period: Duration::from_secs(args.seconds),
         outstanding: args.outstanding.into(),
@@ -95,6 +101,7 @@ fn judge(error: Error) -> anyhow::Error {
     let text = error.to_string();
     let remedy = match &error {
         Error::Directory { .. } => "set TMPDIR to a directory that can be written",
+        Error::NoXdp(_) => "run it as root, or with --engine software",
         Error::NoLeader { .. } | Error::Stalled { .. } | Error::Behind { .. } => {
             "free a CPU for the replicas, or run it again with --keep and look at their logs"
         }

@@ -121,9 +121,9 @@ impl Pinned {
         let refused = link::refused(&self.seat.interface);
         let attach = self.attach_refused(name);
         let program = super::program(&mut self.ebpf, name)?;
-        let moved = XdpLink::try_from(link.fd).and_then(|link| {
+        let moved = XdpLink::try_from(link.fd).map(|link| {
             let id = program.attach_to_link(link);
-            Ok(id.and_then(|id| program.take_link(id)))
+            id.and_then(|id| program.take_link(id))
         });
         let link = moved.map_err(refused)?.map_err(attach)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&self.seat.interface))?;
