@@ -19,10 +19,10 @@ use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
-use xdp_twin::{GROUPS, IPS, MAC, PORT, Twin};
+use xdp_twin::{GROUPS, IPS, MAC, PORT, Twin, setting};
 
 const GROUP: GroupId = GroupId(1);
-/// Messages of a run of random ones.
+/// Messages of a run of random ones, unless NEARWIRE_MESSAGES says otherwise.
 const MESSAGES: u64 = 100_000;
 
 /// What no frame comes to: the stack gets the other kinds.
@@ -445,8 +445,8 @@ fn converse(
 
 #[test]
 fn random_messages_come_to_the_same_in_the_kernel() {
-    let seed = std::env::var("NEARWIRE_SEED").ok();
-    let seed = seed.map_or(1, |seed| seed.parse().expect("NEARWIRE_SEED is a number"));
+    let seed = setting("NEARWIRE_SEED", 1);
+    let messages = setting("NEARWIRE_MESSAGES", MESSAGES);
     eprintln!("REPRODUCE WITH: NEARWIRE_SEED={seed} cargo test --test privileged_xdp random");
     let keyed = Shape {
         key: Some(Key([1, 2])),
@@ -460,7 +460,7 @@ fn random_messages_come_to_the_same_in_the_kernel() {
         else {
             return;
         };
-        let found = converse(&mut random, &mut twin, MESSAGES / 2);
+        let found = converse(&mut random, &mut twin, messages / 2);
         for (kind, times) in found.unwrap_or_else(|difference| panic!("{difference}")) {
             *answers.entry(kind).or_default() += times;
         }

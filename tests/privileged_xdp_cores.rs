@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use xdp_twin::{PORT, Twin};
+use xdp_twin::{PORT, Twin, setting};
 
 const GROUP: GroupId = GroupId(1);
 const SHAPE: Shape = Shape {
@@ -27,6 +27,7 @@ const SHAPE: Shape = Shape {
 };
 /// The last one of them steps in this process.
 const LEADERS: u16 = 4;
+/// Messages of each of them, unless NEARWIRE_MESSAGES says otherwise.
 const MESSAGES: u64 = 200_000;
 
 const PATH: Path = Path {
@@ -114,7 +115,7 @@ fn lead(node: NodeId, way: &Way<'_>, known: &Known) {
     let mut ballot = Ballot::new(1, node);
     let mut mine = Vec::new();
     let mut out = vec![0; SHAPE.value_bytes];
-    for _ in 0..MESSAGES {
+    for _ in 0..setting("NEARWIRE_MESSAGES", MESSAGES) {
         let before = known.promised.load(Ordering::SeqCst);
         let slot = Slot(1 + random.below(SHAPE.window));
         let kind = match random.below(16) {

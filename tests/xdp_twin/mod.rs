@@ -282,6 +282,15 @@ fn is_capable() -> bool {
     effective & all == all
 }
 
+/// The number that the environment has for this run.
+pub fn setting(variable: &str, otherwise: u64) -> u64 {
+    let number = |text: String| {
+        let parsed = text.parse();
+        parsed.unwrap_or_else(|error| panic!("{variable}={text}: {error}"))
+    };
+    std::env::var(variable).map_or(otherwise, number)
+}
+
 pub fn skip(test: &str, why: &str) {
     // Not `eprintln!`, which the test harness keeps to itself.
     let _ = writeln!(std::io::stderr(), "nearwire-test-skipped: {test}: {why}");

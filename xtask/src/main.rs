@@ -8,6 +8,7 @@ mod corpus;
 mod coverage;
 mod ebpf;
 mod executables;
+mod guest;
 mod libtest;
 mod mutants;
 mod packages;
@@ -46,6 +47,11 @@ enum Task {
     Corpus(corpus::Arguments),
     /// Build the XDP programs and write the object that is committed.
     Ebpf(ebpf::Arguments),
+    /// Run tests as root on another kernel, in a guest.
+    Guest(guest::Arguments),
+    /// What a guest's first process does.
+    #[command(hide = true)]
+    GuestInit,
 }
 
 fn main() -> ExitCode {
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Corpus(arguments) => corpus::run(&arguments),
         Task::Ebpf(arguments) => ebpf::run(&arguments),
+        Task::Guest(arguments) => guest::run(&arguments),
+        Task::GuestInit => guest::init(),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -36,6 +36,11 @@ pub(crate) const IPROUTE2: Package = Package {
     program: "ip",
     purpose: "network namespaces and links",
 };
+pub(crate) const XZ_UTILS: Package = Package {
+    name: "xz-utils",
+    program: "xz",
+    purpose: "the kernel inside a boot image",
+};
 pub(crate) const REDIS_TOOLS: Package = Package {
     name: "redis-tools",
     program: "redis-cli",
@@ -53,10 +58,10 @@ pub(crate) fn provide(steps: &[&Step]) -> anyhow::Result<()> {
         bail!("{}", instructions(steps, &missing, &install));
     }
     println!("installing {}", names(&missing));
-    apt(&["update"])?;
+    run_apt(&["update"])?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(missing.iter().map(|package| package.name));
-    apt(&arguments)?;
+    run_apt(&arguments)?;
     for package in &missing {
         ensure!(
             find(package.program).is_some(),
@@ -130,8 +135,10 @@ fn instructions(steps: &[&Step], missing: &[Package], install: &str) -> String {
     text
 }
 
-fn apt(arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new("apt-get")
+/// A command of apt-get that waits for others and asks nothing.
+pub(crate) fn apt(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
         .args([
             "--quiet",
             "-o",
@@ -142,9 +149,12 @@ fn apt(arguments: &[&str]) -> anyhow::Result<()> {
             APT_NO_TERMINAL,
         ])
         .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .status()
-        .context("start apt-get")?;
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn run_apt(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = apt(arguments).status().context("start apt-get")?;
     ensure!(
         status.success(),
         "apt-get {}: {status}",

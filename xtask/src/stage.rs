@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,10 +94,11 @@ impl<'a> Stage<'a> {
 
     /// Runs a command; anything but success is an error.
     pub(crate) fn run(&mut self, command: &mut Command) -> anyhow::Result<()> {
-        self.run_within(self.limit, command, &mut |_| ()).map(drop)
+        let status = self.follow(self.limit, command, None)?;
+        succeeded(command, status)
     }
 
-    /// Runs a command and returns what it wrote to standard output.
+    /// Runs a command and returns what it wrote to standard output, which only the log shows.
     pub(crate) fn read(&mut self, command: &mut Command) -> anyhow::Result<String> {
         self.read_within(self.limit, command)
     }
@@ -109,11 +110,18 @@ impl<'a> Stage<'a> {
         command: &mut Command,
     ) -> anyhow::Result<String> {
         let mut output = String::new();
-        self.run_within(limit, command, &mut |line| {
-            output.push_str(line);
-            output.push('\n');
-        })?;
+        let status = self.follow(limit, command, Some(&mut output))?;
+        succeeded(command, status)?;
         Ok(output)
+    }
+
+    /// Runs a command within a limit of its own, and returns how it ended.
+    pub(crate) fn status_within(
+        &mut self,
+        limit: Duration,
+        command: &mut Command,
+    ) -> anyhow::Result<ExitStatus> {
+        self.follow(limit, command, None)
     }
 
     /// Waits for work that another thread does.
@@ -166,23 +174,27 @@ impl<'a> Stage<'a> {
         Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
     }
 
-    fn run_within(
+    fn follow(
         &mut self,
         limit: Duration,
         command: &mut Command,
-        out: &mut dyn FnMut(&str),
-    ) -> anyhow::Result<()> {
+        mut output: Option<&mut String>,
+    ) -> anyhow::Result<ExitStatus> {
         let written = written_out(command);
         self.show(&format!("$ {written}"))?;
         let deadline = self.deadline.min(Instant::now() + limit);
         let interrupted = self.interrupted;
         let ending = command::run(command, deadline, interrupted, &mut |event| match event {
             Event::Line(stream, line) => {
-                if stream == Stream::Out {
-                    out(line);
-                }
                 self.tally.line(line);
-                self.show(line)
+                match &mut output {
+                    Some(output) if stream == Stream::Out => {
+                        output.push_str(line);
+                        output.push('\n');
+                        self.write(line)
+                    }
+                    _ => self.show(line),
+                }
             }
             Event::Quiet => {
                 self.breathe();
@@ -190,8 +202,7 @@ impl<'a> Stage<'a> {
             }
         })?;
         match ending {
-            Ending::Exited(status) if status.success() => Ok(()),
-            Ending::Exited(status) => bail!("`{written}` ended with {status}"),
+            Ending::Exited(status) => Ok(status),
             Ending::TimedOut => {
                 bail!(
                     "`{written}` was stopped at its limit of {} s",
@@ -202,9 +213,12 @@ impl<'a> Stage<'a> {
         }
     }
 
+    fn write(&mut self, line: &str) -> anyhow::Result<()> {
+        writeln!(self.log, "{line}").with_context(|| format!("write {}", self.log_path.display()))
+    }
+
     fn show(&mut self, line: &str) -> anyhow::Result<()> {
-        writeln!(self.log, "{line}")
-            .with_context(|| format!("write {}", self.log_path.display()))?;
+        self.write(line)?;
         if !line.is_empty() {
             self.last_line = line.chars().filter(|c| !c.is_control()).collect();
         }
@@ -239,6 +253,15 @@ impl<'a> Stage<'a> {
             println!("{state}");
         }
     }
+}
+
+fn succeeded(command: &Command, status: ExitStatus) -> anyhow::Result<()> {
+    ensure!(
+        status.success(),
+        "`{}` ended with {status}",
+        written_out(command)
+    );
+    Ok(())
 }
 
 /// The command as a person would type it: the program by its bare name, the arguments as they are.

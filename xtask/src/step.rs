@@ -10,7 +10,7 @@ use crate::packages::{GIT, IPROUTE2, Package, REDIS_TOOLS};
 use crate::stage::Stage;
 use crate::tools::Tools;
 use crate::workspace::Workspace;
-use crate::{build_graph, ebpf, mutants, plain_build};
+use crate::{build_graph, ebpf, guest, mutants, plain_build};
 
 /// A step that has not ended by then hangs. Cold builds on two cores take a quarter of it.
 const STEP_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -114,6 +114,13 @@ pub(crate) const STEPS: &[Step] = &[
         what: "tests/privileged_*.rs of all members, as root",
         packages: &[IPROUTE2],
         run: privileged,
+        ..TESTS
+    },
+    Step {
+        name: "guest",
+        what: "those of them that load programs, on Linux 6.1 in a guest",
+        packages: guest::PACKAGES,
+        run: guest::check,
         ..TESTS
     },
     Step {
@@ -326,7 +333,7 @@ fn cargo_test<'a>(workspace: &Workspace, targets: impl IntoIterator<Item = &'a s
     command
 }
 
-fn test_files(workspace: &Workspace, files: &[&str]) -> Command {
+pub(crate) fn test_files(workspace: &Workspace, files: &[&str]) -> Command {
     cargo_test(workspace, files.iter().flat_map(|file| ["--test", file]))
 }
 

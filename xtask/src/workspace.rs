@@ -1,11 +1,12 @@
 //! What cargo knows about this workspace, and commands that start in it.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 /// Variables that `cargo run` sets for xtask itself and that nothing it starts should see.
@@ -19,6 +20,39 @@ pub(crate) struct Workspace {
     tests: Vec<TestTarget>,
     /// Members that are built with loom's atomics under `cfg(loom)`.
     loom: Vec<String>,
+    guest: Vec<GuestTest>,
+}
+
+/// An integration test that runs in a guest, as `package.metadata.guest` of its manifest has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GuestTest {
+    pub(crate) name: String,
+    /// What it needs of the kernel.
+    pub(crate) modules: Vec<String>,
+    /// Variables that it sees there.
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+impl GuestTest {
+    fn from_metadata(name: &str, metadata: &Value) -> anyhow::Result<Self> {
+        let mut test = Self {
+            name: name.to_owned(),
+            ..Self::default()
+        };
+        for (key, value) in metadata.as_object().into_iter().flatten() {
+            let read = || format!("read `{key}` of package.metadata.guest.{name}");
+            match key.as_str() {
+                "modules" => {
+                    test.modules = serde_json::from_value(value.clone()).with_context(read)?;
+                }
+                "environment" => {
+                    test.environment = serde_json::from_value(value.clone()).with_context(read)?;
+                }
+                _ => bail!("{}: there is no such key", read()),
+            }
+        }
+        Ok(test)
+    }
 }
 
 /// One file under a member's `tests/`.
@@ -39,7 +73,7 @@ impl Workspace {
             .args(["metadata", "--no-deps", "--format-version", "1"])
             .output()
             .context("run cargo metadata")?;
-        anyhow::ensure!(
+        ensure!(
             output.status.success(),
             "cargo metadata: {}",
             String::from_utf8_lossy(&output.stderr).trim()
@@ -56,7 +90,7 @@ impl Workspace {
                 .map(PathBuf::from)
                 .with_context(|| format!("read `{key}` in cargo metadata's answer"))
         };
-        let (mut tests, mut loom) = (Vec::new(), Vec::new());
+        let (mut tests, mut loom, mut guest) = (Vec::new(), Vec::new(), Vec::new());
         for package in elements(&metadata["packages"]) {
             let name = package["name"].as_str().unwrap_or_default();
             if elements(&package["dependencies"]).any(|needed| needed["name"] == "loom") {
@@ -70,12 +104,25 @@ impl Workspace {
                     });
                 }
             }
+            for (test, metadata) in package["metadata"]["guest"]
+                .as_object()
+                .into_iter()
+                .flatten()
+            {
+                let has = |known: &TestTarget| known.package == name && known.name == *test;
+                ensure!(
+                    tests.iter().any(has),
+                    "package.metadata.guest of {name} has {test}, which is no test of it"
+                );
+                guest.push(GuestTest::from_metadata(test, metadata)?);
+            }
         }
         Ok(Self {
             root: path("workspace_root")?,
             target: path("target_directory")?,
             tests,
             loom,
+            guest,
         })
     }
 
@@ -109,6 +156,11 @@ impl Workspace {
     /// Names of the members that have models for loom.
     pub(crate) fn loom_packages(&self) -> impl Iterator<Item = &str> {
         self.loom.iter().map(String::as_str)
+    }
+
+    /// What is to run in a guest.
+    pub(crate) fn guest_tests(&self) -> &[GuestTest] {
+        &self.guest
     }
 
     /// Where a step's log is kept.
@@ -157,6 +209,39 @@ mod tests {
         assert!(workspace.has_test("a", "loom"));
         assert!(!workspace.has_test("b", "loom"));
         assert_eq!(workspace.loom_packages().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn a_guest_test_is_a_test_with_modules_and_environment() {
+        let metadata = |guest: Value| {
+            serde_json::json!({
+                "workspace_root": "/w",
+                "target_directory": "/w/target",
+                "packages": [{
+                    "name": "a",
+                    "targets": [{"name": "privileged_x", "kind": ["test"]}],
+                    "metadata": {"guest": guest},
+                }],
+            })
+        };
+        let guest = serde_json::json!({"privileged_x": {
+            "modules": ["veth", "bridge"],
+            "environment": {"NEARWIRE_MESSAGES": "5"},
+        }});
+        let workspace = Workspace::from_metadata(&metadata(guest)).expect("the answer is whole");
+        let expected = GuestTest {
+            name: "privileged_x".to_owned(),
+            modules: ["veth", "bridge"].map(str::to_owned).into(),
+            environment: [("NEARWIRE_MESSAGES".to_owned(), "5".to_owned())].into(),
+        };
+        assert_eq!(workspace.guest_tests(), [expected]);
+        for wrong in [
+            serde_json::json!({"privileged_y": {}}),
+            serde_json::json!({"privileged_x": {"module": ["veth"]}}),
+            serde_json::json!({"privileged_x": {"modules": "veth"}}),
+        ] {
+            assert!(Workspace::from_metadata(&metadata(wrong)).is_err());
+        }
     }
 
     #[test]

@@ -120,6 +120,14 @@ pub(crate) fn unknown(mut number: u64) -> u64 {
     number
 }
 
+/// The same length where it is from one to `limit`, as helpers want it. From a comparison with zero
+/// the verifier concludes nothing before Linux 6.8.
+#[inline(always)]
+fn some(length: u64, limit: usize) -> Option<u32> {
+    let last = unknown(length.wrapping_sub(1));
+    (last < limit as u64).then(|| last as u32 + 1)
+}
+
 /// The bytes of a packet. The verifier knows no more of them than each piece's check tells it.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet {
@@ -198,24 +206,14 @@ impl<'a> Workbench<'a> {
     /// Reads the `length` bytes of a request's value from `at` on.
     #[inline(always)]
     pub(crate) fn read(&mut self, at: usize, length: u16) -> Option<()> {
-        let length = unknown(length.into()) as usize;
-        if length == 0 {
-            return Some(());
-        }
-        if length > XDP_VALUE_BYTES {
-            return None;
-        }
-        // SAFETY: the word that holds the first byte behind the value is in the scratch.
-        unsafe { *self.words().add(length / 8) = 0 };
-        // SAFETY: the scratch has room for so many bytes; the helper checks the packet's end.
-        let refused = unsafe {
-            bpf_xdp_load_bytes(
-                self.context.ctx,
-                at as u32,
-                self.words().cast(),
-                length as u32,
-            )
+        let Some(bytes) = some(length.into(), XDP_VALUE_BYTES) else {
+            return (length == 0).then_some(());
         };
+        // SAFETY: the word that holds the first byte behind the value is in the scratch.
+        unsafe { *self.words().add(bytes as usize / 8) = 0 };
+        // SAFETY: the scratch has room for so many bytes; the helper checks the packet's end.
+        let refused =
+            unsafe { bpf_xdp_load_bytes(self.context.ctx, at as u32, self.words().cast(), bytes) };
         (refused == 0).then_some(())
     }
 
@@ -246,16 +244,16 @@ impl<'a> Workbench<'a> {
         // SAFETY: it has as many bytes as the words.
         unsafe { place.as_mut_ptr().cast::<[u64; 8]>().write_unaligned(words) };
         back.write_headers(&mut frame, HEADER_BYTES + length, sum)?;
-        if length == 0 {
+        let Some(bytes) = some(length as u64, XDP_VALUE_BYTES) else {
             return Some(());
-        }
+        };
         // SAFETY: the scratch has so many bytes; the helper checks the packet's end.
         let refused = unsafe {
             bpf_xdp_store_bytes(
                 self.context.ctx,
                 (start + HEADER_BYTES) as u32,
                 self.words().cast(),
-                length as u32,
+                bytes,
             )
         };
         (refused == 0).then_some(())

@@ -3,6 +3,7 @@
 use super::fault::FaultKind;
 use super::network::Fate;
 use super::scenario::Scenario;
+use crate::xdp::OnHostDeath;
 use consensus::simulation::{Fault, FaultTally, Faults};
 use consensus::wire::Kind;
 use std::collections::BTreeMap;
@@ -72,6 +73,7 @@ impl Coverage {
             durability,
             key,
             value_bytes,
+            offload,
             ..
         } = scenario;
         self.feature(if *nodes == 3 { "3 nodes" } else { "5 nodes" });
@@ -85,6 +87,11 @@ impl Coverage {
             None => "majorities",
         });
         self.feature(durability.name());
+        match offload {
+            Some(OnHostDeath::KeepVoting) => self.feature("in the kernel, keeps voting"),
+            Some(OnHostDeath::Seal) => self.feature("in the kernel, ends with the process"),
+            None => {}
+        }
         if unsound.is_some() {
             self.feature("unsound quorums asked for");
         }

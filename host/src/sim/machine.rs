@@ -1,9 +1,9 @@
 //! A machine: what outlives a process, and how a process comes to be on it.
 
+use super::bare::Bare;
 use super::clock::Clock;
 use super::disk::{Disk, Log};
 use super::memory::{Life, Watched, Words, blank};
-use super::reborn::Reborn;
 use super::scenario::Scenario;
 use crate::cutting::Cutting;
 use crate::kv::Kv;
@@ -98,7 +98,9 @@ pub(super) struct Machine {
     pub(super) standing: Standing,
     pub(super) process: Option<SimNode>,
     /// What answers in its stead once it has lost its memory, in some worlds.
-    pub(super) reborn: Option<Reborn>,
+    pub(super) reborn: Option<Bare>,
+    /// What votes on the same words before packets reach the process, in some worlds.
+    pub(super) kernel: Option<Bare>,
     pub(super) life: Rc<Life>,
     pub(super) is_paused: bool,
     /// Packets that came while the process was stopped.
@@ -225,6 +227,7 @@ impl Machine {
             standing: Standing::Member,
             process: None,
             reborn: None,
+            kernel: None,
             life: Rc::default(),
             is_paused: false,
             inbox: VecDeque::new(),
@@ -280,6 +283,12 @@ impl Machine {
         }
     }
 
+    /// Has the kernel vote from now on: of a process that runs, whose cluster has formed.
+    pub(super) fn attach(&mut self, scenario: &Scenario) {
+        let birth = self.birth(scenario.durability);
+        self.kernel = Bare::in_kernel(&self.words, birth, scenario);
+    }
+
     /// The life of the memory that a process here would have.
     pub(super) fn incarnation(&self, scenario: &Scenario) -> Incarnation {
         self.birth(scenario.durability).incarnation()
@@ -323,6 +332,8 @@ impl Machine {
         {
             return Err(NoStart::LostMemory("the machine has restarted".into()));
         }
+        // Nobody else steps a region that is being opened.
+        self.kernel = None;
         let region = self.open_region(layout, durability)?;
         let acceptor = Acceptor {
             node: self.node_id,
@@ -362,7 +373,12 @@ impl Machine {
             states,
         );
         let mut node = match node {
-            Ok(node) => node,
+            Ok(mut node) => {
+                if scenario.offload.is_some() {
+                    node.local_mut().share();
+                }
+                node
+            }
             Err(error @ (NodeError::LostMemory { .. } | NodeError::OtherMembers { .. })) => {
                 return Err(NoStart::LostMemory(error.to_string()));
             }

@@ -3,6 +3,7 @@
 //! The real nodes, clients, sessions and the real key-value machine run over a network, disks and
 //! clocks that are made up. `docs/simulation.md` says what that covers and how to read a failure.
 
+mod bare;
 mod client;
 mod clock;
 mod coverage;
@@ -13,7 +14,6 @@ mod machine;
 mod memory;
 mod nemesis;
 mod network;
-mod reborn;
 mod runner;
 mod scenario;
 mod shrink;

@@ -1,9 +1,9 @@
 //! What goes wrong in a world, and how it is mended.
 
+use super::bare::Bare;
 use super::fault::FaultKind;
 use super::machine::{Machine, Post, Standing, address};
 use super::network::exponential;
-use super::reborn::Reborn;
 use super::world::{World, place_name};
 use consensus::local::Durability;
 use consensus::session::SESSION_TTL_MS;
@@ -299,6 +299,7 @@ impl World {
         machine.boot = boot;
         machine.clock.boot(now_ns);
         machine.words = super::memory::blank(0);
+        machine.kernel = None;
     }
 
     /// Something blank may answer in the stead of a node that was refused.
@@ -306,7 +307,7 @@ impl World {
         let nonce = self.random.next();
         if self.allows(FaultKind::Reborn) {
             let node = self.machines[place].node_id;
-            self.machines[place].reborn = Reborn::new(node, nonce, &self.scenario);
+            self.machines[place].reborn = Bare::reborn(node, nonce, &self.scenario);
             self.say(FaultKind::Reborn, place, || {
                 "a blank acceptor answers".into()
             });

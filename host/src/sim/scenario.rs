@@ -2,6 +2,7 @@
 
 use super::fault::{FaultKind, FaultKinds};
 use super::network::{Spread, Weather};
+use crate::xdp::OnHostDeath;
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
@@ -52,6 +53,8 @@ pub(super) struct Scenario {
     pub(super) body_bytes: usize,
     pub(super) drift_ppm: Vec<i64>,
     pub(super) skew_ms: Vec<i64>,
+    /// Whether acceptors vote in the kernel, and if so whether they do without their processes.
+    pub(super) offload: Option<OnHostDeath>,
     /// What may go wrong at all.
     pub(super) kinds: FaultKinds,
     pub(super) phases: Vec<Phase>,
@@ -130,6 +133,7 @@ impl Scenario {
             body_bytes: one_of(r, &[16, 40, max_body, max_body]).min(max_body),
             drift_ppm,
             skew_ms,
+            offload: offload(seed, durability),
             kinds,
             phases,
         }
@@ -173,6 +177,18 @@ impl Scenario {
     pub(super) const fn spare_states(&self) -> usize {
         self.nodes / 2
     }
+}
+
+/// Every other cluster that waits for no flush has acceptors in the kernel.
+fn offload(seed: u64, durability: Durability) -> Option<OnHostDeath> {
+    let mut random = Random::new(seed ^ 0x6f66_666c_6f61_6400);
+    let policies = [
+        None,
+        None,
+        Some(OnHostDeath::KeepVoting),
+        Some(OnHostDeath::Seal),
+    ];
+    one_of(&mut random, &policies).filter(|_| durability != Durability::Sync)
 }
 
 /// Whether a kind of fault can strike such a cluster at all.

@@ -4,13 +4,14 @@ use super::client::SimClient;
 use super::coverage::Coverage;
 use super::fault::{FaultKind, FaultKinds};
 use super::invariants::{Checker, Invariant};
-use super::machine::{Machine, NoStart, Post, Standing, address, place_of, write_packet};
+use super::machine::{Machine, NoStart, Post, SimNode, Standing, address, place_of, write_packet};
 use super::memory::{Life, Words};
 use super::nemesis::Action;
 use super::network::{Network, exponential};
 use super::scenario::{Phase, Scenario};
 use super::trace::Trace;
 use super::{Options, Outcome};
+use crate::xdp::OnHostDeath;
 use consensus::auth;
 use consensus::formation::Conflict;
 use consensus::local::Durability;
@@ -25,6 +26,8 @@ use std::net::SocketAddr;
 const MS: u64 = 1_000_000;
 /// A worker comes by so often at least, as in the host.
 const MAX_SLEEP_NS: u64 = 100 * MS;
+/// Where the kernel votes it has to look for itself, as in the host.
+const WATCH_NS: u64 = MS;
 /// And not more often than this on its own account.
 const LEAST_SLEEP_NS: u64 = 2_000;
 /// Packets that wait for a stopped process; its socket's buffer drops the rest.
@@ -339,8 +342,12 @@ impl World {
         let Some(index) = self.ether.network.arrive() else {
             return;
         };
-        let to = self.ether.network.packet_mut(index).to;
-        if to < self.machines.len() && self.machines[to].is_paused {
+        let packet = self.ether.network.packet_mut(index);
+        let to = packet.to;
+        if to < self.machines.len()
+            && self.machines[to].is_paused
+            && !(self.machines[to].kernel.is_some() && is_for_acceptor(&packet.bytes))
+        {
             let inbox = &mut self.machines[to].inbox;
             if inbox.len() < INBOX {
                 inbox.push_back(index);
@@ -389,8 +396,20 @@ impl World {
         let now_ns = self.ether.now_ns;
         let machine = &mut self.machines[place];
         if let Some(reborn) = &mut machine.reborn {
-            if let Some((header, value)) = reborn.answer(now_ns, bytes) {
+            if let Some(Some((header, value))) = reborn.take(now_ns, bytes) {
                 self.ether.post(place, address(from), &header, value);
+            }
+            return;
+        }
+        let local_ns = machine.clock.monotonic_ns(now_ns);
+        if let Some(kernel) = &mut machine.kernel
+            && let Some(taken) = kernel.take(local_ns, bytes)
+        {
+            let answer = taken.map(|(header, value)| (header, value.to_vec()));
+            self.ether.look(place, &machine.words, &kernel.life);
+            self.ether.checker.event_over();
+            if let Some((header, value)) = answer {
+                self.ether.post(place, address(from), &header, &value);
             }
             return;
         }
@@ -408,11 +427,14 @@ impl World {
     /// A node does what is due.
     fn turn(&mut self, place: usize) {
         let now_ns = self.ether.now_ns;
+        let sleep_ns = match self.scenario.offload {
+            Some(_) => WATCH_NS,
+            None => MAX_SLEEP_NS,
+        };
         let machine = &mut self.machines[place];
         let post = &mut self.ether;
         let turned = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
-            node.turn(local_ns, unix_ms, io)
-                .min(local_ns + MAX_SLEEP_NS)
+            node.turn(local_ns, unix_ms, io).min(local_ns + sleep_ns)
         });
         let Some(due_ns) = turned else {
             return;
@@ -459,6 +481,27 @@ impl World {
             }
         }
         self.keep_state(place);
+        self.hand_over(place);
+    }
+
+    /// Who votes is changed between phases, and once a cluster has formed.
+    fn hand_over(&mut self, place: usize) {
+        let machine = &mut self.machines[place];
+        let is_wanted = self.scenario.offload.is_some()
+            && machine.standing == Standing::Member
+            && is_offloaded(self.seed, self.phase, place);
+        let has_formed = |node: &SimNode| !node.replicas().is_empty();
+        match (is_wanted, &machine.kernel) {
+            (true, None) if machine.process.as_ref().is_some_and(has_formed) => {
+                machine.attach(&self.scenario);
+                self.ether.coverage.feature("hand-overs");
+            }
+            (false, Some(_)) => {
+                machine.kernel = None;
+                self.ether.coverage.feature("hand-overs");
+            }
+            _ => {}
+        }
     }
 
     // Processes.
@@ -527,6 +570,9 @@ impl World {
     pub(super) fn end_process(&mut self, place: usize, keeps_some: bool) {
         let machine = &mut self.machines[place];
         machine.process = None;
+        if self.scenario.offload == Some(OnHostDeath::Seal) {
+            machine.kernel = None;
+        }
         machine.is_paused = false;
         machine.writing.clear();
         for index in std::mem::take(&mut machine.inbox) {
@@ -551,6 +597,7 @@ impl World {
         };
         self.ether.checker.judge(Invariant::Durability, verdict);
         self.end_process(place, false);
+        self.machines[place].kernel = None;
         self.machines[place].standing = Standing::Refused;
         self.ether.coverage.feature("nodes refused");
         let now_ns = self.ether.now_ns;
@@ -850,6 +897,19 @@ impl World {
                 && replicas
                     .zip(&self.wanted[place])
                     .all(|(replica, wanted)| replica.applied().slot() >= *wanted)
+    }
+}
+
+/// Whether a node's acceptor votes in the kernel during a phase.
+fn is_offloaded(seed: u64, phase: usize, place: usize) -> bool {
+    let drawn = Random::new(seed ^ (phase as u64) << 8 ^ place as u64).below(4);
+    drawn > 0
+}
+
+fn is_for_acceptor(datagram: &[u8]) -> bool {
+    match parse(datagram, usize::from(u16::MAX)) {
+        Parsed::Ours(header, _) => header.kind.is_for_acceptor(),
+        Parsed::NotOurs | Parsed::Malformed(_) => false,
     }
 }
 
