@@ -285,6 +285,7 @@ impl Drop for Workbench<'_> {
 impl Payload for Workbench<'_> {
     #[inline(always)]
     fn word(&self, index: usize) -> u64 {
+        let index = unknown(index as u64) as usize;
         if index >= MAX_VALUE_WORDS {
             return 0;
         }
