@@ -50,7 +50,7 @@ fn object(root: &Path, out: &Path) -> Result<Option<PathBuf>, String> {
     let Committed::Stale(source) = state else {
         return Ok(Some(root.join(OBJECT)));
     };
-    let built = object::build(root, &out.join("ebpf"), Network::Forbidden).map_err(|problem| {
+    let built = object::build(root, &out.join("ebpf"), &[], Network::Forbidden).map_err(|problem| {
         format!(
             "XDP will be unavailable: {source} has changed since {OBJECT} was built, and it cannot \
              be built here without the network: {problem}\nOr run `cargo xtask ebpf`, which fetches \

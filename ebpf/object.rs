@@ -117,8 +117,14 @@ pub(crate) enum Network {
     Forbidden,
 }
 
-/// Builds the object below `directory` with the first usable toolchain.
-pub(crate) fn build(root: &Path, directory: &Path, network: Network) -> Result<Built, Problem> {
+/// Builds the object below `directory` with the first usable toolchain. The committed one has none of
+/// the `features`.
+pub(crate) fn build(
+    root: &Path,
+    directory: &Path,
+    features: &[&str],
+    network: Network,
+) -> Result<Built, Problem> {
     let missing = |what: String| Problem::Missing(what);
     let linker = find(LINKER).ok_or_else(|| missing(format!("there is no {LINKER}")))?;
     let toolchain = toolchain().ok_or_else(|| {
@@ -126,7 +132,7 @@ pub(crate) fn build(root: &Path, directory: &Path, network: Network) -> Result<B
             "no Rust compiler here has a core library for {TARGET} or its sources"
         ))
     })?;
-    build_with(&toolchain, &linker, root, directory, network).map_err(Problem::Failed)
+    build_with(&toolchain, &linker, root, directory, features, network).map_err(Problem::Failed)
 }
 
 fn build_with(
@@ -134,6 +140,7 @@ fn build_with(
     linker: &Path,
     root: &Path,
     directory: &Path,
+    features: &[&str],
     network: Network,
 ) -> Result<Built, String> {
     let mut command = Command::new(&toolchain.cargo);
@@ -147,6 +154,7 @@ fn build_with(
         .args(["build", "--release", "--locked", "--target", TARGET])
         .arg("--target-dir")
         .arg(directory)
+        .arg(format!("--features={}", features.join(",")))
         .env("RUSTC", &toolchain.rustc)
         // Inline assembly for BPF is an unstable feature.
         .env("RUSTC_BOOTSTRAP", "1")

@@ -11,12 +11,10 @@ use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
 use datapath::Error;
 use datapath::netns::{INTERFACE, Neighbours, Node, Rig};
 use nearwire::xdp::{self, Bystander, Loaded, Mode, OBJECT};
-use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
-use xdp_twin::{PORT, Twin, skip};
+use xdp_twin::{PORT, Twin, in_namespace, skip};
 
 const ACCEPTORS: [&str; 3] = ["a", "b", "c"];
 const LEADER: NodeId = NodeId(1);
@@ -115,15 +113,6 @@ fn value(slot: u64) -> Vec<u8> {
     // All lengths in turn, up to the longest that fits the MTU over IPv6.
     let length = slot * 7 % (SHAPE.value_bytes as u64 + 1);
     (0..length).map(|index| (slot + index) as u8).collect()
-}
-
-fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
-    let file = File::open(format!("/run/netns/{name}")).expect("the namespace is there");
-    let inside = || {
-        setns(&file, CloneFlags::CLONE_NEWNET).expect("it can be entered");
-        work()
-    };
-    std::thread::scope(|scope| scope.spawn(inside).join()).expect("no panic inside")
 }
 
 /// Which of a node's addresses.

@@ -16,6 +16,7 @@ pub mod report;
 pub mod rounds;
 pub mod run;
 pub mod site;
+pub mod step;
 
 /// A run cannot be carried out.
 #[derive(Debug, thiserror::Error)]

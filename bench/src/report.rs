@@ -414,12 +414,15 @@ fn conditions(row: &Row) -> String {
     )
 }
 
-fn number(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or("-".into(), |value| format!("{value:.digits$}"))
 }
 
 /// Nothing here is known to more than three decimals.
-fn thousandths_if<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn thousandths_if<S: Serializer>(
+    value: &Option<f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     value
         .map(|value| (value * 1000.0).round() / 1000.0)
         .serialize(serializer)

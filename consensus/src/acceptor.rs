@@ -8,7 +8,7 @@
 
 use crate::memory::{Memory, Payload, lock, publish, published, raise, release, spare};
 use crate::region::{Layout, entry, group};
-use crate::simulation::{Mutation, mutated};
+use crate::simulation::{Mutation, linger, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, Epoch, Incarnation, NodeId, Slot};
 
@@ -220,7 +220,11 @@ impl<M: Memory> Call<'_, M> {
     /// A word of the group that `mutation` reads here instead of later.
     #[inline(always)]
     fn early(&self, mutation: Mutation, word: usize) -> Option<u64> {
-        mutated(mutation).then(|| self.load(word))
+        mutated(mutation).then(|| {
+            let value = self.load(word);
+            linger(value);
+            value
+        })
     }
 
     /// Phase 1b. The group's lock excludes Decide: without it one acceptor can support a lease and

@@ -3,6 +3,7 @@
 //! Written here rather than taken from a crate because the same source must compile for BPF, where
 //! nothing may panic and every loop is bounded; tests compare it with the `siphasher` crate.
 
+use crate::simulation::{Mutation, mutated};
 use crate::wire::Header;
 
 /// A cluster's 128-bit key, as two words.
@@ -103,6 +104,9 @@ impl SipHash {
 /// The tag of a packet: over the header with a zero tag, then the value.
 pub fn tag(key: Key, header: &Header, value: &[u8]) -> u64 {
     let mut hash = begun(key, header);
+    if mutated(Mutation::ValueUntagged) {
+        return ended(hash, 0, 0);
+    }
     let (words, rest) = value.as_chunks::<8>();
     for word in words {
         hash.word(u64::from_le_bytes(*word));
@@ -118,7 +122,11 @@ pub fn tag(key: Key, header: &Header, value: &[u8]) -> u64 {
 #[inline(always)]
 pub fn tag_of_words(key: Key, header: &Header, word: impl Fn(usize) -> u64) -> u64 {
     let mut hash = begun(key, header);
-    let length = usize::from(header.length);
+    let length = if mutated(Mutation::ValueUntagged) {
+        0
+    } else {
+        usize::from(header.length)
+    };
     let words = length / 8;
     let mut index = 0;
     // What varies stands on the left: before Linux 6.4 BPF's verifier does not see that a loop ends

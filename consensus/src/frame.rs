@@ -7,6 +7,7 @@
 //! its request: [`Path::reversed`], [`Path::write`].
 
 use crate::pieces::{Pieces, PiecesMut};
+use crate::simulation::{Mutation, mutated};
 use crate::wire::HEADER_BYTES;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::Range;
@@ -295,7 +296,7 @@ pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16, own: Option<&Own>)
     if !is_from_station || !carried.addresses.have_sender() || udp.source.get() == 0 {
         return Parsed::NotOurs;
     }
-    if !carried.header_is_right {
+    if !carried.header_is_right && !mutated(Mutation::HeaderUnchecked) {
         return Parsed::Malformed(Malformed::HeaderChecksum);
     }
     let length = usize::from(udp.length.get());
@@ -328,6 +329,7 @@ fn ipv4(header: Option<&[u8; IPV4_BYTES]>) -> Option<Carried> {
     if header.version_and_length != IPV4_VERSION_AND_LENGTH
         || header.protocol != PROTOCOL_UDP
         || header.fragment.get() & MORE_FRAGMENTS_AND_OFFSET != 0
+            && !mutated(Mutation::FragmentTaken)
     {
         return None;
     }

@@ -3,7 +3,9 @@
 //!
 //! Without the feature `simulation` the questions below are `false` before the optimiser starts, so
 //! that they cost nothing. With it they ask the calling thread's settings. `NEARWIRE_MUTATION`
-//! names the defect that every thread of a process begins with.
+//! names the defect that every thread of a process begins with. A BPF program has no threads and no
+//! environment: built with the feature `mutations`, it commits the defect that its loader wrote into
+//! the object.
 
 use crate::random::Random;
 
@@ -103,6 +105,18 @@ mutations! {
     OldEpochServed = "old-epoch-served",
     /// A sealed group is stepped.
     SealedServed = "sealed-served",
+
+    // What an engine makes of a packet.
+    /// A fragment is taken for a whole datagram.
+    FragmentTaken = "fragment-taken",
+    /// An IPv4 header is taken whatever its checksum.
+    HeaderUnchecked = "header-unchecked",
+    /// A request in the ballot of sealed groups is taken.
+    SealedBallotTaken = "sealed-ballot-taken",
+    /// The tag leaves out the value.
+    ValueUntagged = "value-untagged",
+
+    // Who reads beside an engine.
     /// A reader without the lock does not look at the sequence word again.
     ReaderLooksOnce = "reader-looks-once",
 
@@ -218,6 +232,11 @@ mutations! {
 }
 
 impl Mutation {
+    /// Those that an engine may commit which does nothing but answer packets: the first ones.
+    pub fn of_engines() -> &'static [Self] {
+        Self::ALL.split_at(Self::ValueUntagged as usize + 1).0
+    }
+
     /// The defect of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|one| one.name() == name)
@@ -321,11 +340,24 @@ pub const IS_COMPILED_IN: bool = cfg!(feature = "simulation");
 pub fn mutated(mutation: Mutation) -> bool {
     #[cfg(feature = "simulation")]
     return hooks::mutated(mutation);
-    #[cfg(not(feature = "simulation"))]
+    #[cfg(all(feature = "mutations", not(feature = "simulation")))]
+    return loaded::mutated(mutation);
+    #[cfg(not(any(feature = "mutations", feature = "simulation")))]
     {
         let _ = mutation;
         false
     }
+}
+
+/// Waits where a defect has read `value` too early. Between steps on several processors that has to
+/// last longer than the accesses themselves, or nothing ever comes in between; a checker that
+/// interleaves accesses needs no such thing.
+#[inline(always)]
+pub(crate) fn linger(value: u64) {
+    #[cfg(all(feature = "mutations", not(feature = "simulation")))]
+    loaded::linger(value);
+    #[cfg(not(all(feature = "mutations", not(feature = "simulation"))))]
+    let _ = value;
 }
 
 /// Whether `fault` happens here and now.
@@ -406,6 +438,39 @@ mod hooks {
     #[inline]
     pub(super) fn strikes(fault: Fault) -> bool {
         FAULTS.with_borrow_mut(|faults| faults.strikes(fault))
+    }
+}
+
+#[cfg(all(feature = "mutations", not(feature = "simulation")))]
+mod loaded {
+    #![allow(unsafe_code)]
+
+    use super::Mutation;
+
+    /// The defect's number, or any other number for none. The verifier knows it as a constant, and
+    /// follows only what that leads to.
+    #[unsafe(no_mangle)]
+    static MUTATION: u8 = u8::MAX;
+
+    #[inline(always)]
+    pub(super) fn mutated(mutation: Mutation) -> bool {
+        // SAFETY: it is a plain byte, which nobody writes once the program is loaded; the compiler
+        // must not take it for what it is in the source.
+        let committed = unsafe { (&raw const MUTATION).read_volatile() };
+        committed == mutation as u8
+    }
+
+    /// Longest wait in loads.
+    const LONGEST: u64 = 8191;
+
+    /// Not always as long: who reads later has to overtake.
+    #[inline(always)]
+    pub(super) fn linger(value: u64) {
+        let length = value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & LONGEST;
+        for _ in 0..length {
+            // SAFETY: as in `mutated`.
+            unsafe { (&raw const MUTATION).read_volatile() };
+        }
     }
 }
 

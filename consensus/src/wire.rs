@@ -4,6 +4,7 @@
 //! packet is ours, not ours (the stack gets it), or ours but malformed (counted and dropped).
 
 use crate::pieces::Pieces;
+use crate::simulation::{Mutation, mutated};
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, SessionId, Slot};
 use core::ops::Range;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -351,8 +352,13 @@ pub fn parse(datagram: &[u8], max_value: usize) -> Parsed<'_> {
 
 /// The kind of the datagram that stands at `at` in a packet, if it begins as ours do.
 #[inline(always)]
-pub fn kind<P: Pieces + ?Sized>(packet: &P, at: usize) -> Option<Kind> {
-    match *packet.piece::<4>(at)? {
+pub fn kind<P: Pieces + ?Sized>(packet: &P, at: Range<usize>) -> Option<Kind> {
+    const BYTES: usize = 4;
+    // Behind the datagram a frame may have padding.
+    if at.end.saturating_sub(at.start) < BYTES {
+        return None;
+    }
+    match *packet.piece::<BYTES>(at.start)? {
         [a, b, VERSION, code] if u16::from_be_bytes([a, b]) == MAGIC => Kind::from_code(code),
         _ => None,
     }
@@ -399,7 +405,8 @@ pub fn header<P: Pieces + ?Sized>(packet: &P, at: Range<usize>, max_value: usize
         return Headed::Malformed(Malformed::Flags);
     }
     let ballot = Ballot(raw.ballot.get());
-    if ballot.round() > Ballot::MAX_ROUND || raw.sender.get() > NodeId::MAX {
+    let is_sealed = ballot.round() > Ballot::MAX_ROUND && !mutated(Mutation::SealedBallotTaken);
+    if is_sealed || raw.sender.get() > NodeId::MAX {
         return Headed::Malformed(Malformed::Ballot);
     }
     Headed::Ours(Header {
@@ -487,6 +494,14 @@ mod tests {
             assert_eq!(parse(bytes, 1024), *expected);
         }
         assert_eq!(parse(&good, 2), Parsed::Malformed(Malformed::OverLong));
+    }
+
+    #[test]
+    fn a_datagram_without_a_kind_borrows_none_from_what_follows() {
+        let packet = Header::new(Kind::Hello, GroupId(0), NodeId(1)).to_bytes();
+        assert_eq!(kind(&packet[..], 0..4), Some(Kind::Hello));
+        assert_eq!(kind(&packet[..], 0..3), None);
+        assert_eq!(kind(&packet[..3], 0..3), None);
     }
 
     proptest! {

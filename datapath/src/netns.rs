@@ -266,8 +266,8 @@ fn enter(namespace: &str) -> Result<(), Error> {
     setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))
 }
 
-/// Gives the calling thread, and what it starts, a bpffs of its own at [`BPFFS`]. It goes with the
-/// last of them. Does nothing where the kernel has no bpffs.
+/// Gives the calling thread, and what it starts, a bpffs of its own at `/sys/fs/bpf`. It goes with
+/// the last of them. Does nothing where the kernel has no bpffs.
 ///
 /// # Errors
 /// The system refuses.

@@ -26,6 +26,7 @@ mod run_directory;
 pub mod sim;
 pub mod snapshot_file;
 pub mod snapshots;
+pub mod step_trial;
 pub mod supervision;
 pub mod wal;
 pub mod xdp;

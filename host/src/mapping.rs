@@ -44,16 +44,26 @@ impl Mapping {
         ];
         let starts = starts.map(|words| words.unwrap_or(0) * size_of::<AtomicU64>());
         // Reserved as one, so that nothing else comes in between.
-        let start = map(ptr::null_mut(), layout.bytes(), None)?;
-        let mapping = Self {
-            start,
-            bytes: layout.bytes(),
-        };
+        let mapping = Self::reserve(layout.bytes())?;
         for (section, ends) in sections.iter().zip(starts.windows(2)) {
-            let place = start.wrapping_byte_add(ends[0]);
+            let place = mapping.start.wrapping_byte_add(ends[0]);
             map(place, ends[1] - ends[0], Some(section.fd().as_fd()))?;
         }
         Ok(mapping)
+    }
+
+    /// Maps the first `bytes` bytes of one map.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn of_map(section: &MapData, bytes: usize) -> io::Result<Self> {
+        let start = map(ptr::null_mut(), bytes, Some(section.fd().as_fd()))?;
+        Ok(Self { start, bytes })
+    }
+
+    fn reserve(bytes: usize) -> io::Result<Self> {
+        let start = map(ptr::null_mut(), bytes, None)?;
+        Ok(Self { start, bytes })
     }
 }
 

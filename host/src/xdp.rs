@@ -7,17 +7,19 @@ mod own;
 mod pinned;
 mod pins;
 mod refusal;
+mod repeat;
 
 pub use own::own;
 pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
+pub use repeat::{Ran, Repeater, Timed};
 
 use crate::mapping::Mapping;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
 use aya::programs::xdp::XdpLinkId;
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::auth::Key;
 use consensus::frame::{Own, XDP_VALUE_BYTES};
@@ -269,6 +271,18 @@ pub enum Verdict {
     Other(u32),
 }
 
+impl Verdict {
+    /// What it means that the program ended with `code` and left this packet.
+    fn new(code: u32, packet: Vec<u8>) -> Self {
+        match code {
+            XDP_DROP => Self::Dropped,
+            XDP_PASS => Self::Passed,
+            XDP_TX => Self::Sent(packet),
+            code => Self::Other(code),
+        }
+    }
+}
+
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
@@ -283,7 +297,16 @@ impl Loaded {
     /// The object is no object of ours, or the kernel refuses it: the verifier's log is then part
     /// of the error.
     pub fn load(object: &[u8], settings: &Settings) -> Result<Self, XdpError> {
-        let ebpf = load(object, settings, None)?;
+        Self::load_with_frames(object, settings, Frames::NONE)
+    }
+
+    /// As [`Loaded::load`], with room for frames that the kernel is to show the program.
+    fn load_with_frames(
+        object: &[u8],
+        settings: &Settings,
+        frames: Frames,
+    ) -> Result<Self, XdpError> {
+        let ebpf = load(object, settings, frames, None)?;
         let Settings { layout, birth, .. } = settings;
         let mapping = mapping(&ebpf, layout)?;
         let region = Region::create(mapping, *layout, *birth, settings.epoch, settings.lease_ns)?;
@@ -332,19 +355,28 @@ impl Loaded {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
+        let ended = self.test_run(ACCEPTOR, options)?;
+        out.truncate(ended.data_size_out as usize);
+        Ok((Verdict::new(ended.return_value, out), ended.duration))
+    }
+
+    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<TestRunResult, XdpError> {
+        let program = self.ebpf.program(name).ok_or_else(no_program)?;
+        let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
+        program.test_run(options).map_err(XdpError::Run)
+    }
+
+    /// Runs the program so many times in the kernel, first on `frame` and then on what it left of it.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    pub fn run_repeatedly(&self, frame: &[u8], times: u32) -> Result<(), XdpError> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.repeat = times;
         let program = self.ebpf.program(ACCEPTOR).ok_or_else(no_program)?;
         let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
-        let ended = program.test_run(options).map_err(XdpError::Run)?;
-        let verdict = match ended.return_value {
-            XDP_DROP => Verdict::Dropped,
-            XDP_PASS => Verdict::Passed,
-            XDP_TX => {
-                out.truncate(ended.data_size_out as usize);
-                Verdict::Sent(out)
-            }
-            code => Verdict::Other(code),
-        };
-        Ok((verdict, ended.duration))
+        program.test_run(options).map(drop).map_err(XdpError::Run)
     }
 
     /// Sets the time of a rehearsal, in nanoseconds.
@@ -383,6 +415,17 @@ impl Loaded {
     pub fn counters(&self) -> Result<[u64; Count::COUNT], XdpError> {
         counters(&self.ebpf)
     }
+}
+
+/// Whether this process has CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39), which it takes
+/// to load the program.
+pub fn is_permitted() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.unwrap_or("0").trim(), 16).unwrap_or(0);
+    let all = 1 << 12 | 1 << 38 | 1 << 39;
+    effective & all == all
 }
 
 /// A program that keeps no votes, loaded and attached until dropped.
@@ -484,12 +527,30 @@ fn map<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a MapData, XdpError> 
     }
 }
 
+/// The frames that the kernel is to show the program one after the other.
+#[derive(Clone, Copy)]
+struct Frames {
+    count: u32,
+    /// How long each is.
+    bytes: u32,
+}
+
+impl Frames {
+    /// A map holds one record at least.
+    const NONE: Self = Self { count: 1, bytes: 8 };
+}
+
 /// The maps that are the region, in the order of its sections.
 const SECTIONS: [&str; 4] = [HEADER, PEER, GROUP, ENTRY];
 
 /// Loads and verifies the acceptor of `object`, over the maps that are pinned at `pins` if there are
 /// any.
-fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, XdpError> {
+fn load(
+    object: &[u8],
+    settings: &Settings,
+    frames: Frames,
+    pins: Option<&Pins>,
+) -> Result<Ebpf, XdpError> {
     let Settings { layout, birth, .. } = settings;
     serves(std::env::consts::ARCH)?;
     if layout.value_bytes() > XDP_VALUE_BYTES {
@@ -497,6 +558,8 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
     }
     let mut object = object.to_vec();
     object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
+    let stride = frames.bytes.next_multiple_of(8);
+    object::set_value_bytes(&mut object, repeat::FRAMES, stride as usize)?;
     let (node, incarnation) = (birth.node.0, birth.incarnation().0);
     let (groups, window) = (layout.groups(), layout.window());
     let value_bytes = layout.value_bytes() as u64;
@@ -523,6 +586,8 @@ fn load(object: &[u8], settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf,
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
         .map_max_entries(GROUP, groups.into())
         .map_max_entries(ENTRY, entries)
+        .map_max_entries(repeat::FRAMES, frames.count)
+        .override_global("FRAME_BYTES", &frames.bytes, true)
         .override_global("PORT", &settings.port, true)
         .override_global("OWN_MAC", &mac, true)
         .override_global("OWN_IP", &ip, true)

@@ -3,6 +3,12 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 #![allow(unreachable_pub, reason = "a module of several crates")]
 
+pub mod cable;
+pub mod conversation;
+pub mod duel;
+pub mod duellists;
+pub mod objects;
+
 use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
 use consensus::conformance::Shape;
@@ -14,7 +20,9 @@ use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
 use consensus::{Epoch, NodeId};
 use nearwire::mapping::Mapping;
-use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
+use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError, is_permitted};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -44,6 +52,7 @@ pub struct Twin {
     pub acceptor: Acceptor,
     pub own: Own,
     pub key: Option<Key>,
+    pub shape: Shape,
     pub now_ns: u64,
     blank: Vec<u64>,
     /// What should have been counted so far.
@@ -62,17 +71,22 @@ impl Twin {
         let Some(object) = OBJECT else {
             // Whoever could run it was to see it run.
             assert!(
-                !is_capable(),
+                !is_permitted(),
                 "no XDP object is embedded: run `cargo xtask ebpf`"
             );
             skip(test, "no XDP object is embedded: see the build's warning");
             return None;
         };
+        Self::of(object, test, shape, ip)
+    }
+
+    /// As [`Twin::at`], with the programs of another object.
+    pub fn of(object: &[u8], test: &str, shape: Shape, ip: IpAddr) -> Option<Self> {
         let mut settings = Self::settings(shape);
         settings.own.ip = ip;
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
-            Err(error) if !is_capable() => {
+            Err(error) if !is_permitted() => {
                 let said = error.to_string();
                 let said = said.lines().next().unwrap_or_default();
                 skip(
@@ -104,6 +118,7 @@ impl Twin {
             },
             own: settings.own,
             key: shape.key,
+            shape,
             now_ns: START_NS,
             blank,
             counts: [0; Count::COUNT],
@@ -194,11 +209,17 @@ impl Twin {
     }
 
     /// Compares what the kernel counted with what came of every frame so far.
-    pub fn compare_counters(&self) -> Result<(), XdpError> {
-        let got = self.kernel.counters()?;
+    ///
+    /// # Errors
+    /// They differ, and where; or the kernel refuses.
+    pub fn compare_counters(&self) -> Result<(), String> {
+        let got = self.kernel.counters().map_err(|error| error.to_string())?;
         for count in Count::all() {
-            let at = count.index();
-            assert_eq!(got[at], self.counts[at], "{}", count.name());
+            let (name, at) = (count.name(), count.index());
+            let (kernel, expected) = (got[at], self.counts[at]);
+            if kernel != expected {
+                return Err(format!("{name}: {kernel} counted, not {expected}"));
+            }
         }
         Ok(())
     }
@@ -223,7 +244,7 @@ impl Twin {
             frame::Parsed::Malformed(reason) => return dropped(Count::Frame(reason)),
         };
         let datagram = &bytes[at];
-        if wire::kind(datagram, 0).is_some_and(|kind| !kind.is_for_acceptor()) {
+        if wire::kind(datagram, 0..datagram.len()).is_some_and(|kind| !kind.is_for_acceptor()) {
             return passed;
         }
         let limit = self.acceptor.layout.value_bytes();
@@ -272,16 +293,6 @@ impl Twin {
     }
 }
 
-/// Whether this process has CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39).
-fn is_capable() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
-    let mut lines = status.lines();
-    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = u64::from_str_radix(effective.unwrap_or("0").trim(), 16).expect("a number");
-    let all = 1 << 12 | 1 << 38 | 1 << 39;
-    effective & all == all
-}
-
 /// The number that the environment has for this run.
 pub fn setting(variable: &str, otherwise: u64) -> u64 {
     let number = |text: String| {
@@ -294,4 +305,14 @@ pub fn setting(variable: &str, otherwise: u64) -> u64 {
 pub fn skip(test: &str, why: &str) {
     // Not `eprintln!`, which the test harness keeps to itself.
     let _ = writeln!(std::io::stderr(), "nearwire-test-skipped: {test}: {why}");
+}
+
+/// Works in a namespace of a rig that is no node's.
+pub fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(format!("/run/netns/{name}")).expect("the namespace is there");
+    let inside = || {
+        setns(&file, CloneFlags::CLONE_NEWNET).expect("it can be entered");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).expect("no panic inside")
 }

@@ -1,7 +1,7 @@
 //! Builds the XDP object that is committed, and judges it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind};
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let workspace = Workspace::load()?;
-    let built = build(&workspace).map_err(|problem| anyhow!("{problem}"))?;
+    let built = build(&workspace, &[]).map_err(|problem| anyhow!("{problem}"))?;
     judge(&built.bytes)?;
     println!("built {} bytes with {}", built.bytes.len(), built.compiler);
     let root = &workspace.root;
@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 
 /// Fails if the committed object is not what its sources make.
 pub(crate) fn check(bench: &mut Bench<'_>, _: &mut Stage<'_>) -> anyhow::Result<Verdict> {
-    match build(bench.workspace) {
+    match build(bench.workspace, &[]) {
         Ok(built) => {
             judge(&built.bytes)?;
             compare(&bench.workspace.root, &built)?;
@@ -53,10 +53,31 @@ pub(crate) fn check(bench: &mut Bench<'_>, _: &mut Stage<'_>) -> anyhow::Result<
     }
 }
 
-fn build(workspace: &Workspace) -> Result<Built, Problem> {
+/// Objects that only tests load, by the features that they are built with: deliberate defects, and
+/// leaders that duel.
+const OF_TESTS: [&[&str]; 3] = [&["mutations"], &["duel"], &["mutations", "duel"]];
+
+/// Builds the objects of tests and gives their directory; or says what is missing here.
+pub(crate) fn of_tests(workspace: &Workspace) -> anyhow::Result<Result<PathBuf, String>> {
+    let directory = workspace.target.join("ebpf/tests");
+    for features in OF_TESTS {
+        let built = match build(workspace, features) {
+            Ok(built) => built,
+            Err(Problem::Missing(what)) => return Ok(Err(what)),
+            Err(Problem::Failed(what)) => return Err(anyhow!(what)),
+        };
+        judge(&built.bytes).with_context(|| format!("with {features:?}"))?;
+        let name = format!("{}.o", features.join(","));
+        write(&directory.join(name), &built.bytes)?;
+    }
+    Ok(Ok(directory))
+}
+
+fn build(workspace: &Workspace, features: &[&str]) -> Result<Built, Problem> {
     object_of::build(
         &workspace.root,
         &workspace.target.join("ebpf"),
+        features,
         Network::Allowed,
     )
 }
@@ -148,9 +169,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_object_cannot_panic_and_was_made_from_the_sources() {
+    fn the_committed_object_has_neither_panics_nor_defects_and_was_made_from_the_sources() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        judge(&fs::read(root.join(OBJECT)).expect("it is committed")).expect("it is clean");
+        let object = fs::read(root.join(OBJECT)).expect("it is committed");
+        judge(&object).expect("it is clean");
+        let file = File::parse(&*object).expect("an ELF file");
+        let mut symbols = file.symbols();
+        assert!(symbols.all(|symbol| symbol.name() != Ok("MUTATION")));
         let (state, sources) = committed(&root).expect("the digests are committed");
         assert_eq!(state, Committed::Current, "run `cargo xtask ebpf`");
         assert!(sources.contains(&"consensus/src/acceptor.rs".to_owned()));

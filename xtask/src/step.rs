@@ -17,6 +17,10 @@ const STEP_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Files of this prefix in any member's `tests/` need root, and run in their own step.
 const PRIVILEGED_PREFIX: &str = "privileged_";
+/// Of these, those that load objects which have to be built first, and run in a step of their own.
+const OF_OBJECTS: [&str; 2] = ["privileged_xdp_defects", "privileged_xdp_duel"];
+/// Where the tests find these objects.
+const OBJECTS: &str = "NEARWIRE_XDP_OBJECTS";
 /// Files of this prefix hold property tests only.
 const PROPERTY_PREFIX: &str = "property_";
 /// Unit-level property tests that deserve more cases stand in modules of this name.
@@ -128,6 +132,12 @@ pub(crate) const STEPS: &[Step] = &[
         what: "the committed XDP object is what its sources make, and cannot panic",
         run: ebpf::check,
         ..CHECK
+    },
+    Step {
+        name: "xdp",
+        what: "leaders duel in the kernel, and each defect of the step is caught there; as root",
+        run: xdp,
+        ..TESTS
     },
     Step {
         name: "mutants",
@@ -249,19 +259,35 @@ fn integration(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<V
 fn privileged(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
     let files = bench
         .workspace
-        .tests(|name| name.starts_with(PRIVILEGED_PREFIX));
+        .tests(|name| name.starts_with(PRIVILEGED_PREFIX) && !OF_OBJECTS.contains(&name));
     if files.is_empty() {
         return Ok(Verdict::Skipped(
             "no member has tests of this kind".to_owned(),
         ));
     }
-    if !geteuid().is_root() {
-        return Ok(Verdict::Skipped(
-            "needs root: sudo -E env PATH=\"$PATH\" cargo xtask test --only privileged".to_owned(),
-        ));
+    if let Some(skipped) = without_root("privileged") {
+        return Ok(skipped);
     }
     stage.run(&mut test_files(bench.workspace, &files))?;
     Ok(Verdict::Done)
+}
+
+fn xdp(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
+    if let Some(skipped) = without_root("xdp") {
+        return Ok(skipped);
+    }
+    let objects = match ebpf::of_tests(bench.workspace)? {
+        Ok(objects) => objects,
+        Err(missing) => return Ok(Verdict::Skipped(missing)),
+    };
+    let mut command = test_files(bench.workspace, &OF_OBJECTS);
+    stage.run(command.env(OBJECTS, objects))?;
+    Ok(Verdict::Done)
+}
+
+fn without_root(step: &str) -> Option<Verdict> {
+    let needs = format!("needs root: sudo -E env PATH=\"$PATH\" cargo xtask test --only {step}");
+    (!geteuid().is_root()).then_some(Verdict::Skipped(needs))
 }
 
 fn docs(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {

@@ -6,12 +6,17 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[cfg(feature = "duel")]
+mod duel;
 mod echo;
 mod packet;
 mod region;
+mod repeat;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+#[cfg(not(feature = "duel"))]
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -77,6 +82,7 @@ static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::COUNT as u32, 0);
 
+#[cfg(not(feature = "duel"))]
 #[xdp]
 pub fn acceptor(context: XdpContext) -> u32 {
     match serve(&context) {
@@ -128,7 +134,7 @@ fn serve(context: &XdpContext) -> Outcome {
         frame::Parsed::NotOurs => return Outcome::NotOurs,
         frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
     };
-    if wire::kind(&frame, at.start).is_some_and(|kind| !kind.is_for_acceptor()) {
+    if wire::kind(&frame, at.clone()).is_some_and(|kind| !kind.is_for_acceptor()) {
         // The host listens on the same port.
         return Outcome::NotOurs;
     }

@@ -8,7 +8,7 @@ use consensus::{GroupId, NodeId};
 use core::arch::asm;
 
 /// User space maps these maps (Linux 5.5).
-const BPF_F_MMAPABLE: u32 = 1 << 10;
+pub(crate) const BPF_F_MMAPABLE: u32 = 1 << 10;
 const HEADER_WORDS: usize = 512;
 const PEERS: u32 = NodeId::MAX as u32 + 1;
 
@@ -30,7 +30,16 @@ pub(crate) struct Maps;
 
 /// A record in one of them. The verifier proves that every word named is within the record.
 #[derive(Clone, Copy)]
-pub(crate) struct Record(*mut u64);
+pub(crate) struct Record(pub(crate) *mut u64);
+
+#[cfg(feature = "duel")]
+impl Maps {
+    /// The page of the header.
+    #[inline(always)]
+    pub(crate) fn header(&self) -> Option<Record> {
+        HEADER.get_ptr_mut(0).map(|found| Record(found.cast()))
+    }
+}
 
 impl Record {
     #[inline(always)]

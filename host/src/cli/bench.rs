@@ -1,7 +1,7 @@
 //! `nearwire bench`.
 
 use super::output::Output;
-use super::{Failure, output};
+use super::{Failure, output, step};
 use anyhow::Context;
 use bench::hgrm;
 use bench::load::Load;
@@ -23,8 +23,9 @@ use std::time::Duration;
 
 /// Measure latency and throughput against the floor of the same run.
 ///
-/// Three replicas and a client are started here, each on a CPU of its own as far as there are
-/// enough. In every round the cluster and a UDP echo in the leader's place take turns.
+/// For `lat` and `rate` three replicas and a client are started here, each on a CPU of its own as
+/// far as there are enough. In every round the cluster and a UDP echo in the leader's place take
+/// turns. `step` times a single acceptor, without a network.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -34,6 +35,7 @@ Examples:
   sudo nearwire bench lat --where netns --engine software,xdp
   nearwire bench lat --rate 2000 --hgrm lat.hgrm         writes that arise 2000 times a second
   nearwire bench lat --durability sync --data-directory /var/tmp
+  sudo nearwire bench step --engine xdp --output json    what one request costs an acceptor
 
 docs/benchmarks.md says how each figure is taken and what it leaves out. Exit code 3 means that
 nothing could be measured here; what could not be measured beside other things is a row that says
@@ -49,6 +51,7 @@ enum What {
     Lat(LoadArgs),
     /// 32 writes at a time: how many commits there are in a second, and what each costs.
     Rate(LoadArgs),
+    Step(step::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -197,6 +200,7 @@ pub(crate) fn main(args: Args, output: Output) -> anyhow::Result<()> {
     let (args, outstanding) = match args.what {
         What::Lat(args) => (args, 1),
         What::Rate(args) => (args, 32),
+        What::Step(args) => return step::main(&args, output),
     };
     let latency = outstanding == 1;
     let options = args.options(outstanding)?;

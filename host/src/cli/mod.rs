@@ -16,6 +16,7 @@ mod run;
 mod shell;
 mod sim;
 mod status;
+mod step;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use consensus::simulation;

@@ -4,7 +4,7 @@ use super::grace::wait_for_programs;
 use super::link::{self, Link};
 use super::pins::Pins;
 use super::refusal;
-use super::{ACCEPTOR, CLOCK, Mode, PASS, Settings, XdpError};
+use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
 use crate::mapping::Mapping;
 use crate::offload::{Offload, Refusal};
 use aya::Ebpf;
@@ -75,7 +75,7 @@ impl Pinned {
         seat: Seat,
     ) -> Result<Self, XdpError> {
         pins.make()?;
-        let mut ebpf = super::load(object, settings, Some(&pins))?;
+        let mut ebpf = super::load(object, settings, Frames::NONE, Some(&pins))?;
         super::program(&mut ebpf, PASS)?
             .load()
             .map_err(XdpError::Verify)?;

@@ -360,7 +360,9 @@ impl Ask<'_> {
         let mut out = String::new();
         command
             .current_dir(&self.kit.root)
-            .env("RUST_BACKTRACE", "0");
+            .env("RUST_BACKTRACE", "0")
+            // What a defect fails is no case to keep in the tree.
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
         let deadline = Instant::now() + limit;
         let ending = command::run(command, deadline, self.interrupted, &mut |event| {
             if let Event::Line(Stream::Out, line) = event {

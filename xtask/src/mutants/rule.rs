@@ -80,6 +80,14 @@ const RULES: &[(Mutation, &str)] = &[
     ),
     (Mutation::OldEpochServed, "an-older-epoch-is-dropped"),
     (Mutation::SealedServed, "a-sealed-group-answers-nothing"),
+    (
+        Mutation::SealedBallotTaken,
+        "the-sealed-ballot-is-malformed",
+    ),
+    (
+        Mutation::ValueUntagged,
+        "the-right-tag-is-served-and-the-answer-has-one",
+    ),
 ];
 
 /// The case that states the rule that `mutation` breaks, if an answer on the wire can show it.
