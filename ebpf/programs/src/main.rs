@@ -14,9 +14,9 @@ mod region;
 mod repeat;
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
 #[cfg(not(feature = "duel"))]
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
+use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
