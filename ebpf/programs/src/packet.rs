@@ -217,6 +217,15 @@ impl<'a> Workbench<'a> {
         (refused == 0).then_some(())
     }
 
+    /// Whether an answer with this header is no longer than the request.
+    #[inline(always)]
+    pub(crate) fn has_room(&self, header: &Header) -> bool {
+        // SAFETY: nobody else has the scratch.
+        let start = unsafe { (*self.scratch).back.path() }.header_bytes();
+        let length = unknown(header.length.into()) as usize;
+        start + HEADER_BYTES + length <= Packet::of(self.context).length()
+    }
+
     /// Writes the answer with this header and the value that was put, over the request. `None` if it
     /// is longer than that, which is then as it came.
     #[inline(always)]
