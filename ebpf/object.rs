@@ -108,9 +108,23 @@ const REMEDY: &str = "install one of these and try again:
           LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22
 bpf-linker's LLVM must be at least as new as the compiler's";
 
+/// Whether a build may fetch what it needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Network {
+    /// Whoever started it wants that.
+    Allowed,
+    /// It is part of another, of which nobody knows whether it may.
+    Forbidden,
+}
+
 /// Builds the object below `directory` with the first usable toolchain. The committed one has none of
 /// the `features`.
-pub(crate) fn build(root: &Path, directory: &Path, features: &[&str]) -> Result<Built, Problem> {
+pub(crate) fn build(
+    root: &Path,
+    directory: &Path,
+    features: &[&str],
+    network: Network,
+) -> Result<Built, Problem> {
     let missing = |what: String| Problem::Missing(what);
     let linker = find(LINKER).ok_or_else(|| missing(format!("there is no {LINKER}")))?;
     let toolchain = toolchain().ok_or_else(|| {
@@ -118,7 +132,7 @@ pub(crate) fn build(root: &Path, directory: &Path, features: &[&str]) -> Result<
             "no Rust compiler here has a core library for {TARGET} or its sources"
         ))
     })?;
-    build_with(&toolchain, &linker, root, directory, features).map_err(Problem::Failed)
+    build_with(&toolchain, &linker, root, directory, features, network).map_err(Problem::Failed)
 }
 
 fn build_with(
@@ -127,8 +141,14 @@ fn build_with(
     root: &Path,
     directory: &Path,
     features: &[&str],
+    network: Network,
 ) -> Result<Built, String> {
     let mut command = Command::new(&toolchain.cargo);
+    for (variable, _) in env::vars_os() {
+        if variable.to_str().is_some_and(is_of_caller) {
+            command.env_remove(variable);
+        }
+    }
     command
         .current_dir(root.join(PROGRAMS))
         .args(["build", "--release", "--locked", "--target", TARGET])
@@ -146,21 +166,11 @@ fn build_with(
             "--cfg=bpf_target_arch=\"x86_64\" -Ctarget-cpu=v3 \
              -Clink-arg=--cpu-features=+allows-misaligned-mem-access",
         );
-    // What belongs to the build that this one may be part of.
-    for variable in [
-        "CARGO",
-        "CARGO_BUILD_TARGET",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_TARGET_DIR",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTC_WRAPPER",
-        "RUSTFLAGS",
-        "RUSTUP_TOOLCHAIN",
-    ] {
-        command.env_remove(variable);
-    }
     if toolchain.builds_core {
         command.arg("-Zbuild-std=core");
+    }
+    if network == Network::Forbidden {
+        command.arg("--offline");
     }
     let output = command
         .output()
@@ -181,23 +191,64 @@ fn build_with(
     })
 }
 
-/// What the compiler read, and what told cargo what to compile.
+/// Whether a variable belongs to the build that this one may be part of, or says how its caller
+/// builds.
+pub(crate) fn is_of_caller(variable: &str) -> bool {
+    const NAMES: [&str; 7] = [
+        "CARGO",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_WRAPPER",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+    ];
+    let prefixes = ["CARGO_BUILD_", "CARGO_PROFILE_"];
+    NAMES.contains(&variable) || prefixes.iter().any(|prefix| variable.starts_with(prefix))
+}
+
+/// What the compiler read, what told cargo what to compile, and this file, which has the flags. Not
+/// the root's manifest, of which the core takes its edition, and which changes often.
 fn sources(root: &Path, dependencies: &Path) -> Result<Vec<String>, String> {
     let text = fs::read_to_string(dependencies)
         .map_err(|error| format!("read {}: {error}", dependencies.display()))?;
     let root = fs::canonicalize(root).map_err(|error| format!("find the root: {error}"))?;
+    sources_in(&text, &root)
+}
+
+/// As [`sources`], from the text of a dependency file: the object, a colon, and paths in which a
+/// backslash stands before each blank.
+pub(crate) fn sources_in(text: &str, root: &Path) -> Result<Vec<String>, String> {
+    const BLANK: &str = "\0";
+    let text = text.replace("\\ ", BLANK);
     let (_, paths) = text.split_once(": ").unwrap_or_default();
     let read = paths
         .split_whitespace()
-        .filter_map(|path| Path::new(path).strip_prefix(&root).ok()?.to_str())
-        .map(str::to_owned);
+        .map(|path| path.replace(BLANK, " "))
+        .filter_map(|path| {
+            Some(
+                Path::new(&path)
+                    .strip_prefix(root)
+                    .ok()?
+                    .to_str()?
+                    .to_owned(),
+            )
+        });
     let manifests = [
+        "ebpf/object.rs",
         "consensus/Cargo.toml",
         "ebpf/programs/Cargo.toml",
         "ebpf/programs/Cargo.lock",
     ];
     let mut sources: Vec<String> = read.chain(manifests.map(str::to_owned)).collect();
     sources.sort_unstable();
+    let main = format!("{PROGRAMS}/src/main.rs");
+    if !sources.contains(&main) {
+        return Err(format!(
+            "{main} is not among what the compiler says to have read below {}",
+            root.display()
+        ));
+    }
     Ok(sources)
 }
 

@@ -2,31 +2,31 @@
 
 mod xdp_twin;
 
-use consensus::auth::Key;
+use consensus::auth::{self, Key};
 use consensus::conformance::{Shape, corpus};
-use consensus::frame::Path;
+use consensus::frame::{Addresses, Mac, Path, XDP_VALUE_BYTES};
+use consensus::memory::Memory as _;
 use consensus::random::Random;
-use consensus::region::Layout;
+use consensus::region::{Layout, group};
 use consensus::simulation::{Mutation, mutate};
 use consensus::tally::Count;
 use consensus::wire::{Header, Kind, Malformed};
-use consensus::{NodeId, acceptor, frame};
+use consensus::{Ballot, Epoch, GroupId, NodeId, Slot, acceptor, frame};
 use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Instant;
-use xdp_twin::conversation::{GROUP, conform, converse, framed, paths, shapes};
-use xdp_twin::{PORT, Twin, setting};
+use xdp_twin::conversation::{GROUP, conform, converse, framed, path_to, paths_to_others, shapes};
+use xdp_twin::{IPS, MAC, PORT, Twin, setting};
 
 /// Messages of a run of random ones, unless NEARWIRE_MESSAGES says otherwise.
 const MESSAGES: u64 = 100_000;
 
-/// What no frame of a test run comes to: it always has room, nothing looks at UDP checksums, and the
-/// stack gets the other kinds.
-const NEVER: [Count; 3] = [
-    Count::NoRoom,
-    Count::Frame(frame::Malformed::Checksum),
-    Count::Step(acceptor::Drop::NotARequest),
-];
+/// Half of what a verifier goes through before it gives up.
+const MOST_VERIFIED: u32 = 500_000;
+
+/// What no frame comes to: the stack gets the other kinds.
+const NEVER: [Count; 1] = [Count::Step(acceptor::Drop::NotARequest)];
 
 /// Defects that a step shows by itself, without another that overlaps it.
 const DEFECTS: [Mutation; 23] = [
@@ -60,11 +60,11 @@ fn the_acceptor_in_the_kernel_conforms() {
     let cases = corpus().unwrap_or_else(|error| panic!("{error}"));
     let mut played: BTreeMap<String, usize> = BTreeMap::new();
     let mut failures: Vec<(String, String)> = Vec::new();
-    for (shape, path) in shapes().into_iter().zip(paths()) {
-        let Some(twin) = Twin::new("the_acceptor_in_the_kernel_conforms", shape) else {
+    for (shape, ip) in shapes().into_iter().zip(IPS.into_iter().cycle()) {
+        let Some(twin) = Twin::at("the_acceptor_in_the_kernel_conforms", shape, ip) else {
             return;
         };
-        let conformance = conform(twin, path, &cases);
+        let conformance = conform(twin, &cases);
         for name in conformance.passed {
             *played.entry(name).or_default() += 1;
         }
@@ -105,8 +105,8 @@ fn random_messages_come_to_the_same_in_the_kernel() {
     let mut random = Random::new(seed);
     let mut answers: BTreeMap<u8, u64> = BTreeMap::new();
     let mut totals = [0; Count::COUNT];
-    for shape in [Shape::SMALL, keyed] {
-        let Some(mut twin) = Twin::new("random_messages_come_to_the_same_in_the_kernel", shape)
+    for (shape, ip) in [Shape::SMALL, keyed].into_iter().zip(IPS) {
+        let Some(mut twin) = Twin::at("random_messages_come_to_the_same_in_the_kernel", shape, ip)
         else {
             return;
         };
@@ -156,6 +156,15 @@ fn a_defect_of_the_step_shows_as_a_difference() {
     }
 }
 
+/// How many instructions the verifier went through, where the kernel says it: with room for a change
+/// that costs twice as many.
+fn verified(loaded: &mut Loaded) -> Option<u32> {
+    let verified = loaded.verified_instructions();
+    let verified = verified.unwrap_or_else(|error| panic!("{error}"));
+    assert!(verified < Some(MOST_VERIFIED), "{verified:?} instructions");
+    verified
+}
+
 #[test]
 fn the_verifier_takes_every_layout_and_the_loader_refuses_what_no_frame_holds() {
     let [small, keyed, wide, long] = shapes();
@@ -168,16 +177,50 @@ fn the_verifier_takes_every_layout_and_the_loader_refuses_what_no_frame_holds() 
                 return;
             };
             let took = began.elapsed();
-            let verified = twin.kernel().verified_instructions();
+            let verified = verified(twin.kernel());
             eprintln!(
-                "values of {} bytes, {}: {:?} instructions verified, loaded in {took:?}",
+                "values of {} bytes, {}: {verified:?} instructions verified, loaded in {took:?}",
                 shape.value_bytes,
                 if key.is_some() { "tags" } else { "no tags" },
-                verified.unwrap_or_else(|error| panic!("{error}"))
             );
         }
     }
     let object = OBJECT.expect("it was just loaded");
+    // Each dimension at its largest: maps are allocated whole.
+    for (groups, window, value_bytes) in [(1, 2, XDP_VALUE_BYTES), (4096, 2, 64), (1, 1 << 20, 64)]
+    {
+        let layout = Layout::new(groups, window, value_bytes).expect("a layout");
+        for key in keys {
+            let settings = Settings {
+                layout,
+                key,
+                ..Twin::settings(small)
+            };
+            let mut loaded = Loaded::load(object, &settings)
+                .unwrap_or_else(|error| panic!("{groups}, {window}, {value_bytes}: {error}"));
+            let about = |group, slot| Header {
+                epoch: settings.epoch,
+                slot: Slot(slot),
+                ..Header::new(Kind::Read, GroupId(group), NodeId(1))
+            };
+            // The last record of each map is there, and nothing behind it.
+            for (group, slot, sent) in [(groups - 1, window - 1, true), (groups, window - 1, false)]
+            {
+                let mut read = about(group, slot);
+                if let Some(key) = key {
+                    read.tag = auth::tag(key, &read, &[]);
+                }
+                let frame = framed(&path_to(IPS[0]), &read.to_bytes());
+                let shown = loaded.run(&frame).expect("the kernel runs it");
+                assert_eq!(matches!(shown, Verdict::Sent(_)), sent, "{group} {slot}");
+            }
+            let verified = verified(&mut loaded);
+            eprintln!(
+                "{groups} groups, {window} slots, values of {value_bytes} bytes: {verified:?} \
+                 instructions"
+            );
+        }
+    }
     let huge = Settings {
         layout: Layout::new(1, 2, 4096).expect("a layout"),
         ..Twin::settings(small)
@@ -202,27 +245,235 @@ fn what_is_not_ours_reaches_the_stack() {
             .unwrap_or_else(|difference| panic!("{difference}"));
         assert_eq!((shown.verdict, shown.count), (Verdict::Passed, None));
     };
-    for path in paths() {
-        for kind in Kind::ALL.iter().filter(|kind| !kind.is_for_acceptor()) {
-            let header = Header::new(*kind, GROUP, NodeId(1));
-            passed(&mut twin, &framed(&path, &header.to_bytes()));
-        }
-        passed(&mut twin, &framed(&path, b""));
-        passed(&mut twin, &framed(&path, b"GET / HTTP/1.1"));
-        let elsewhere = Path {
-            destination_port: PORT + 1,
-            ..path
-        };
-        let read = Header::new(Kind::Read, GROUP, NodeId(1)).to_bytes();
-        passed(&mut twin, &framed(&elsewhere, &read));
+    let path = path_to(IPS[0]);
+    for kind in Kind::ALL.iter().filter(|kind| !kind.is_for_acceptor()) {
+        let header = Header::new(*kind, GROUP, NodeId(1));
+        passed(&mut twin, &framed(&path, &header.to_bytes()));
     }
-    // A fragment, and options behind the IPv4 header.
+    passed(&mut twin, &framed(&path, b""));
+    passed(&mut twin, &framed(&path, b"GET / HTTP/1.1"));
+    let elsewhere = Path {
+        destination_port: PORT + 1,
+        ..path
+    };
     let header = Header::new(Kind::Read, GROUP, NodeId(1)).to_bytes();
+    passed(&mut twin, &framed(&elsewhere, &header));
+    // A fragment, and options behind the IPv4 header.
     for (at, byte) in [(20, 0x20), (14, 0x46), (23, 6)] {
-        let mut frame = framed(&paths()[0], &header);
+        let mut frame = framed(&path_to(IPS[0]), &header);
         frame[at] = byte;
+        passed(&mut twin, &frame);
+    }
+    // Two tags of either kind, in front of what would be ours.
+    for outer in [[0x81, 0], [0x88, 0xa8]] {
+        let mut frame = framed(&path_to(IPS[0]), &header);
+        let tags = [outer[0], outer[1], 0, 5, 0x81, 0, 0, 6];
+        frame.splice(12..12, tags);
+        passed(&mut twin, &frame);
+    }
+    let Some(mut twin) = Twin::at("what_is_not_ours_reaches_the_stack", small, IPS[1]) else {
+        return;
+    };
+    // Hop-by-hop and destination options, routing, a fragment, in front of what would be ours.
+    for extension in [0, 60, 43, 44] {
+        let mut frame = framed(&path_to(IPS[1]), &header);
+        // Eight bytes more: UDP is next.
+        frame.splice(54..54, [17, 0, 0, 0, 0, 0, 0, 0]);
+        let length = (frame.len() - 54) as u16;
+        frame[18..20].copy_from_slice(&length.to_be_bytes());
+        frame[20] = extension;
         passed(&mut twin, &frame);
     }
     assert_eq!(twin.count(Count::Wire(Malformed::Truncated)), 0);
     assert_eq!(twin.count(Count::Step(acceptor::Drop::NotARequest)), 0);
+}
+
+#[test]
+fn what_nobody_can_have_sent_reaches_the_stack() {
+    let [small, ..] = shapes();
+    for ip in IPS {
+        let Some(mut twin) = Twin::at("what_nobody_can_have_sent_reaches_the_stack", small, ip)
+        else {
+            return;
+        };
+        let path = path_to(ip);
+        let from = |source: &str| {
+            let addresses = match (path.addresses, source.parse().expect("an address")) {
+                (Addresses::V4 { destination, .. }, IpAddr::V4(source)) => Addresses::V4 {
+                    source,
+                    destination,
+                },
+                (Addresses::V6 { destination, .. }, IpAddr::V6(source)) => Addresses::V6 {
+                    source,
+                    destination,
+                },
+                _ => panic!("{source} is of the other family"),
+            };
+            Path { addresses, ..path }
+        };
+        let own = ip.to_string();
+        let sources: &[&str] = if ip == IPS[0] {
+            &[
+                "0.0.0.0",
+                "127.0.0.1",
+                "224.0.0.1",
+                "240.0.0.1",
+                "255.255.255.255",
+                &own,
+            ]
+        } else {
+            &["::", "::1", "::ffff:10.0.0.1", "ff02::1", &own]
+        };
+        let mut paths: Vec<_> = sources.iter().map(|source| from(source)).collect();
+        paths.push(Path {
+            source_port: 0,
+            ..path
+        });
+        paths.push(Path {
+            source_mac: MAC,
+            ..path
+        });
+        paths.push(Path {
+            source_mac: Mac([0xff; 6]),
+            ..path
+        });
+        let read = Header {
+            epoch: Epoch(1),
+            ..Header::new(Kind::Read, GROUP, NodeId(1))
+        };
+        for path in paths {
+            let shown = twin.show(&framed(&path, &read.to_bytes()));
+            let shown = shown.unwrap_or_else(|difference| panic!("{difference}"));
+            assert_eq!(
+                (shown.verdict, shown.count),
+                (Verdict::Passed, None),
+                "{path:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_for_others_reaches_the_stack_even_if_it_is_damaged() {
+    let [small, ..] = shapes();
+    for ip in IPS {
+        let Some(mut twin) = Twin::at("what_is_for_others_reaches_the_stack", small, ip) else {
+            return;
+        };
+        let read = Header {
+            epoch: Epoch(1),
+            slot: Slot(1),
+            ..Header::new(Kind::Read, GROUP, NodeId(1))
+        };
+        let read = read.to_bytes();
+        let mut shown = |frame: &[u8]| {
+            let shown = twin.show(frame);
+            shown.unwrap_or_else(|difference| panic!("{difference}"))
+        };
+        for (what, path) in paths_to_others(ip) {
+            let whole = framed(&path, &read);
+            let cut = &whole[..whole.len() - 1];
+            let mut long = whole.clone();
+            let at = path.header_bytes();
+            long[at - 4..at - 2].copy_from_slice(&[0xff; 2]);
+            for frame in [&whole[..], cut, &long] {
+                let shown = shown(frame);
+                assert_eq!(
+                    (shown.verdict, shown.count),
+                    (Verdict::Passed, None),
+                    "{what}"
+                );
+            }
+        }
+        // It is the addresses: the same datagram to the twin is answered, or counted.
+        let whole = framed(&path_to(ip), &read);
+        assert!(matches!(shown(&whole).verdict, Verdict::Sent(_)));
+        let cut = Count::Frame(frame::Malformed::Truncated);
+        assert_eq!(shown(&whole[..whole.len() - 1]).count, Some(cut));
+        twin.compare_counters().expect("the map can be read");
+    }
+}
+
+#[test]
+fn an_answer_longer_than_its_request_is_left_to_the_host() {
+    let [small, ..] = shapes();
+    for ip in IPS {
+        let Some(mut twin) = Twin::at("an_answer_longer_than_its_request", small, ip) else {
+            return;
+        };
+        let about = |kind, length| Header {
+            epoch: Epoch(1),
+            slot: Slot(1),
+            ballot: Ballot::new(1, NodeId(1)),
+            length,
+            ..Header::new(kind, GROUP, NodeId(1))
+        };
+        let mut ask = |header: Header, value: &[u8]| {
+            let datagram = [&header.to_bytes()[..], value].concat();
+            let shown = twin.show(&framed(&path_to(ip), &datagram));
+            shown.unwrap_or_else(|difference| panic!("{difference}"))
+        };
+        assert_eq!(
+            ask(about(Kind::Accept, 9), &[7; 9]).count,
+            Some(Count::Answered)
+        );
+        for kind in [Kind::Fetch, Kind::Read] {
+            for room in 0..=16 {
+                let shown = ask(about(kind, room), &vec![0; room.into()]);
+                let (fits, what) = match shown.verdict {
+                    Verdict::Sent(_) => (true, Count::Answered),
+                    Verdict::Passed => (false, Count::NoRoom),
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(
+                    (fits, shown.count),
+                    (room >= 9, Some(what)),
+                    "{kind:?} {room}"
+                );
+            }
+        }
+        twin.compare_counters().expect("the map can be read");
+    }
+}
+
+#[test]
+fn a_processor_at_work_drops_what_it_is_shown() {
+    let test = "a_processor_at_work_drops_what_it_is_shown";
+    let Some(mut twin) = Twin::new(test, Shape::SMALL) else {
+        return;
+    };
+    let accept = Header {
+        epoch: Epoch(1),
+        slot: Slot(1),
+        ballot: Ballot::new(1, NodeId(1)),
+        length: 8,
+        ..Header::new(Kind::Accept, GROUP, NodeId(1))
+    };
+    let frame = framed(
+        &path_to(IPS[0]),
+        &[&accept.to_bytes()[..], &[7; 8]].concat(),
+    );
+    let highest = |twin: &Twin| {
+        let at = twin.region().group(GROUP).expect("a group");
+        twin.region().load(at, group::HIGHEST)
+    };
+    twin.kernel()
+        .set_busy(true)
+        .expect("the map can be written");
+    for _ in 0..2 {
+        let shown = twin.kernel().run(&frame).expect("the kernel runs it");
+        assert_eq!((shown, highest(&twin)), (Verdict::Dropped, 0));
+    }
+    twin.kernel()
+        .set_busy(false)
+        .expect("the map can be written");
+    for _ in 0..2 {
+        let shown = twin.kernel().run(&frame).expect("the kernel runs it");
+        assert!(matches!(shown, Verdict::Sent(_)), "{shown:02x?}");
+        assert_eq!(highest(&twin), 1);
+    }
+    let counters = twin.kernel().counters().expect("the map can be read");
+    let busy = Count::Step(acceptor::Drop::Busy);
+    assert_eq!(counters[busy.index()], 2);
+    assert_eq!(counters[Count::Answered.index()], 2);
 }

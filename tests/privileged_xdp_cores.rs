@@ -64,6 +64,10 @@ impl Way<'_> {
                 bytes.extend(header.to_bytes());
                 bytes.extend(value);
                 PATH.write(&mut bytes, header.to_bytes().len() + value.len())?;
+                if header.kind == Kind::Fetch {
+                    // Behind the packet there is room for the vote.
+                    bytes.resize(bytes.len() + SHAPE.value_bytes, 0);
+                }
                 let verdict = loaded.run(&bytes).unwrap_or_else(|error| panic!("{error}"));
                 let Verdict::Sent(answer) = verdict else {
                     assert_eq!(verdict, Verdict::Dropped);

@@ -7,10 +7,10 @@ use consensus::random::Random;
 use consensus::simulation::Mutation;
 use nearwire::xdp::Loaded;
 use std::fmt::Write as _;
-use xdp_twin::Twin;
-use xdp_twin::conversation::{PLAIN, conform, converse, paths, shapes};
+use xdp_twin::conversation::{PLAIN, conform, converse, shapes};
 use xdp_twin::duellists::{are_alone, fight};
 use xdp_twin::objects::{read, set_global, tell};
+use xdp_twin::{IPS, Twin};
 
 /// Random messages that may show a defect.
 const MESSAGES: u64 = 100_000;
@@ -47,17 +47,17 @@ fn verified(object: &[u8]) -> Option<u32> {
 
 /// Who notices what the program does, and by what; the cheapest is asked first.
 fn catch(test: &str, object: &[u8], cases: &[Case]) -> Option<String> {
-    let twin = |shape| Twin::of(object, test, shape).expect("the first was loaded");
-    // Without tags, and with.
-    for (shape, path) in shapes().into_iter().zip(paths()).take(2) {
-        let conformance = conform(twin(shape), path, cases);
+    let twin = |shape, ip| Twin::of(object, test, shape, ip).expect("the first was loaded");
+    // Without tags over IPv4, and with them over IPv6.
+    for (shape, ip) in shapes().into_iter().zip(IPS) {
+        let conformance = conform(twin(shape, ip), cases);
         if let Some((case, _)) = conformance.failed.first() {
             let failed = conformance.failed.len();
             let played = failed + conformance.passed.len();
             return Some(format!("corpus: {case}, {failed} of {played} cases"));
         }
     }
-    let found = converse(&mut Random::new(1), &mut twin(PLAIN), MESSAGES);
+    let found = converse(&mut Random::new(1), &mut twin(PLAIN, IPS[0]), MESSAGES);
     found.is_err().then(|| "random messages".into())
 }
 
@@ -75,7 +75,7 @@ fn every_defect_that_the_kernel_can_commit_is_caught() {
         return;
     };
     // It says why if the kernel takes no programs from this process.
-    if Twin::of(&object, test, PLAIN).is_none() || are_alone(test) {
+    if Twin::of(&object, test, PLAIN, IPS[0]).is_none() || are_alone(test) {
         return;
     }
     let cases = corpus().unwrap_or_else(|error| panic!("{error}"));
@@ -129,7 +129,7 @@ fn a_step_that_leaves_out_a_lock_loses_the_duel() {
     let Some(object) = read(test, "mutations,duel.o") else {
         return;
     };
-    if Twin::of(&object, test, PLAIN).is_none() || are_alone(test) {
+    if Twin::of(&object, test, PLAIN, IPS[0]).is_none() || are_alone(test) {
         return;
     }
     for mutation in OF_CONCURRENCY {

@@ -3,9 +3,9 @@
 mod xdp_twin;
 
 use std::time::Instant;
-use xdp_twin::Twin;
 use xdp_twin::duellists::{SHAPE, are_alone, fight};
 use xdp_twin::objects::read;
+use xdp_twin::{IPS, Twin};
 
 /// Votes to be cast.
 const VARIABLE: &str = "NEARWIRE_VOTES";
@@ -18,7 +18,7 @@ fn duelling_leaders_on_every_processor_break_nothing() {
         return;
     };
     // It says why if the kernel takes no programs from this process.
-    if Twin::of(&object, test, SHAPE).is_none() || are_alone(test) {
+    if Twin::of(&object, test, SHAPE, IPS[0]).is_none() || are_alone(test) {
         return;
     }
     let votes = std::env::var(VARIABLE).map_or(VOTES, |votes| {

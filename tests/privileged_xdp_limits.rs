@@ -12,11 +12,11 @@ use consensus::tally::Count;
 use consensus::wire::{self, Flags, Header, Kind};
 use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
 use datapath::netns::{INTERFACE, Neighbours, Rig};
-use nearwire::xdp::{Bystander, Loaded, Mode, OBJECT, Verdict};
+use nearwire::xdp::{self, Bystander, Loaded, Mode, OBJECT, Verdict, XdpError};
 use std::process::Command;
 use xdp_twin::cable::{Cable, pin};
-use xdp_twin::conversation::{framed, paths};
-use xdp_twin::{PORT, Twin, in_namespace, skip};
+use xdp_twin::conversation::{framed, path_to};
+use xdp_twin::{IPS, PORT, Twin, in_namespace, skip};
 
 const LEADER: NodeId = NodeId(1);
 const SHAPE: Shape = Shape {
@@ -29,7 +29,6 @@ const SHAPE: Shape = Shape {
 };
 /// The longest that veth takes a program with (Linux 6.18).
 const MTU: usize = 3506;
-const VLAN: u16 = 5;
 const MOST_GROUPS: u16 = 4096;
 
 fn value(of: u64) -> Vec<u8> {
@@ -80,8 +79,8 @@ fn set_mtu(namespace: &str, interface: &str) {
 }
 
 #[test]
-fn the_longest_values_cross_a_cable_over_both_families_and_a_vlan() {
-    let test = "the_longest_values_cross_a_cable_over_both_families_and_a_vlan";
+fn the_longest_values_cross_a_cable_over_both_families() {
+    let test = "the_longest_values_cross_a_cable_over_both_families";
     pin();
     // It says why if the kernel takes no programs from this process.
     if Twin::new(test, SHAPE).is_none() {
@@ -97,12 +96,6 @@ fn the_longest_values_cross_a_cable_over_both_families_and_a_vlan() {
     set_mtu(&rig.bridge(), "p2");
     set_mtu(&node.namespace, INTERFACE);
     let object = OBJECT.expect("the twin was loaded");
-    let mut settings = Twin::settings(SHAPE);
-    settings.is_rehearsal = false;
-    let mut loaded = Loaded::load(object, &settings).unwrap_or_else(|error| panic!("{error}"));
-    let attached = node.run(|| loaded.attach(INTERFACE, Mode::Native));
-    let attached = attached.expect("the namespace is there");
-    attached.unwrap_or_else(|error| panic!("{error}"));
     let (_bystander, cable) = in_namespace(&rig.bridge(), || {
         let bystander = Bystander::attach(object, "p2", Mode::Native);
         (
@@ -118,53 +111,57 @@ fn the_longest_values_cross_a_cable_over_both_families_and_a_vlan() {
         source: asker.ipv6,
         destination: node.ipv6,
     };
-    let ways = [(v4, None), (v6, None), (v4, Some(VLAN)), (v6, Some(VLAN))];
-    let mut asked = 0;
-    for (number, (addresses, vlan)) in (0_u64..).zip(ways) {
+    for (ip, addresses) in [(node.ipv4.into(), v4), (node.ipv6.into(), v6)] {
+        let mut settings = Twin::settings(SHAPE);
+        settings.is_rehearsal = false;
+        // Where the node is, and what is attached there until it is dropped.
+        let attached = node.run(|| {
+            settings.own = xdp::own(INTERFACE, ip)?;
+            let mut loaded = Loaded::load(object, &settings)?;
+            loaded.attach(INTERFACE, Mode::Native)?;
+            Ok::<_, XdpError>(loaded)
+        });
+        let attached = attached.expect("the namespace is there");
+        let loaded = attached.unwrap_or_else(|error| panic!("{error}"));
         let path = Path {
             source_mac: Mac(asker.mac),
             destination_mac: Mac(node.mac),
-            vlan,
+            vlan: None,
             addresses,
             source_port: 40_000,
             destination_port: PORT,
         };
-        // The kernel takes the tag off before it shows a frame to sockets.
-        let back = Path {
-            vlan: None,
-            ..path.reversed().expect("to one")
-        };
-        let (group, slot) = (GroupId((number % 2) as u16), 1 + number / 2);
-        let value = value(number);
-        // A Fetch as long as its answer: a veth's buffer has no more room than came in it.
-        for (kind, sent) in [
-            (Kind::Accept, &value[..]),
-            (Kind::Fetch, &[0; XDP_VALUE_BYTES]),
-        ] {
-            asked += 1;
-            let header = Header {
-                nonce: asked,
-                ..request(kind, group, slot)
-            };
-            cable.send(&framed(&path, &datagram(&header, sent)));
-            let (header, found) = cable.receive("the answer", |frame| {
-                let (path, header, value) = answer(frame)?;
-                (header.nonce == asked && path == back).then_some((header, value))
-            });
-            if kind == Kind::Accept {
-                assert_eq!(header.kind, Kind::Accepted, "{header:?}");
-            } else {
-                assert_eq!((header.kind, &found), (Kind::Vote, &value), "{header:?}");
+        let back = path.reversed().expect("to one");
+        let mut asked = 0;
+        for (group, slot) in [(0, 1), (1, 1), (0, 2), (1, 2)] {
+            let value = value(u64::from(group) << 8 | slot);
+            // A Fetch as long as its answer, which has no more room than came.
+            for (kind, sent) in [
+                (Kind::Accept, &value[..]),
+                (Kind::Fetch, &[0; XDP_VALUE_BYTES]),
+            ] {
+                asked += 1;
+                let header = Header {
+                    nonce: asked,
+                    ..request(kind, GroupId(group), slot)
+                };
+                cable.send(&framed(&path, &datagram(&header, sent)));
+                let (header, found) = cable.receive("the answer", |frame| {
+                    let (path, header, value) = answer(frame)?;
+                    (header.nonce == asked && path == back).then_some((header, value))
+                });
+                if kind == Kind::Accept {
+                    assert_eq!(header.kind, Kind::Accepted, "{header:?}");
+                } else {
+                    assert_eq!((header.kind, &found), (Kind::Vote, &value), "{header:?}");
+                }
             }
         }
+        let counters = loaded.counters().expect("the map can be read");
+        assert_eq!(counters[Count::Answered.index()], u64::from(asked));
+        let all = counters.iter().sum::<u64>();
+        assert_eq!(all, u64::from(asked), "{counters:?}");
     }
-    let counters = loaded.counters().expect("the map can be read");
-    assert_eq!(counters[Count::Answered.index()], u64::from(asked));
-    assert_eq!(
-        counters.iter().sum::<u64>(),
-        u64::from(asked),
-        "{counters:?}"
-    );
 }
 
 #[test]
@@ -175,9 +172,10 @@ fn four_thousand_groups_of_two_slots_keep_their_votes_apart() {
     }
     let object = OBJECT.expect("the twin was loaded");
     let mut settings = Twin::settings(SHAPE);
+    settings.own.ip = IPS[1];
     settings.layout = Layout::new(MOST_GROUPS, SHAPE.window, SHAPE.value_bytes).expect("a layout");
     let loaded = Loaded::load(object, &settings).unwrap_or_else(|error| panic!("{error}"));
-    let path = paths()[1];
+    let path = path_to(IPS[1]);
     let ask = |header: &Header, value: &[u8]| {
         let frame = framed(&path, &datagram(header, value));
         match loaded.run(&frame).unwrap_or_else(|error| panic!("{error}")) {

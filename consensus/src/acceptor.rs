@@ -543,8 +543,16 @@ impl<M: Memory> Call<'_, M> {
         let mut lease_ballot = self.load(old + group::LEASE_BALLOT);
         let mut lease_until = self.load(old + group::LEASE_UNTIL);
         if self.request.flags.has(Flags::LEASE) {
+            let until = now_ns.saturating_add(self.load(group::LEASE_NS));
+            // A step that read the clock may come to the lock behind one that read it later, whose
+            // lease has been acknowledged.
+            let is_renewed = lease_ballot == ballot.0;
+            lease_until = if is_renewed {
+                lease_until.max(until)
+            } else {
+                until
+            };
             lease_ballot = ballot.0;
-            lease_until = now_ns.saturating_add(self.load(group::LEASE_NS));
         }
         let drops = mutated(Mutation::LeaseDropped) && !self.request.flags.has(Flags::LEASE);
         if self.request.flags.has(Flags::RELEASE) || drops {
@@ -563,8 +571,11 @@ impl<M: Memory> Call<'_, M> {
         if raise(self.memory, self.at, group::TRIM, trim).is_none() {
             return Step::Dropped(Drop::Busy);
         }
-        if let Some(peer) = self.memory.peer(ballot.node()) {
-            self.memory.store(peer, 0, now_ns);
+        // Also by the other groups, under other locks.
+        if let Some(peer) = self.memory.peer(ballot.node())
+            && raise(self.memory, peer, 0, now_ns).is_none()
+        {
+            return Step::Dropped(Drop::Busy);
         }
         if wants_ack {
             return Step::Reply(self.reply(Kind::Ack), Effect::Decided);
@@ -789,6 +800,28 @@ mod tests {
             w.reply(Kind::Prepare, ballot(4, 1), 0, b"").kind,
             Kind::Promise
         );
+    }
+
+    #[test]
+    fn a_decide_that_was_delayed_shortens_no_lease() {
+        let mut w = world();
+        let (early, late) = (w.now_ns, w.now_ns + LEASE_NS / 2);
+        for now_ns in [late, early] {
+            w.now_ns = now_ns;
+            w.decide(ballot(1, 1), 1, 0, 1, Flags::LEASE);
+        }
+        let nack = w.reply(Kind::Prepare, ballot(2, 2), 0, b"");
+        assert_eq!(nack.watermark, late + LEASE_NS - early);
+        assert_eq!(crate::region::seen_ns(&w.region, NodeId(1)), late);
+        // It is the ballot's own: another's begins anew.
+        w.decide(ballot(2, 1), 1, 0, 1, Flags::LEASE);
+        let nack = w.reply(Kind::Prepare, ballot(3, 2), 0, b"");
+        assert_eq!(nack.watermark, LEASE_NS);
+        // Nothing is left of what was given back.
+        w.decide(ballot(2, 1), 1, 0, 1, Flags::RELEASE);
+        w.decide(ballot(2, 1), 1, 0, 1, Flags::LEASE);
+        let nack = w.reply(Kind::Prepare, ballot(3, 2), 0, b"");
+        assert_eq!(nack.watermark, LEASE_NS);
     }
 
     #[test]

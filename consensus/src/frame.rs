@@ -2,13 +2,14 @@
 //!
 //! [`parse`] answers three ways, as [`crate::wire::parse`] does. The stack gets whatever we would
 //! have to work on before we knew that it is ours: fragments, IPv4 options, IPv6 extension
-//! headers, more than one VLAN tag. So headers have a fixed length, and an answer is written over
+//! headers, more than one VLAN tag; what is for another than [`Own`]; and what nobody can have sent,
+//! of which it knows more than we do. So headers have a fixed length, and an answer is written over
 //! its request: [`Path::reversed`], [`Path::write`].
 
 use crate::pieces::{Pieces, PiecesMut};
 use crate::simulation::{Mutation, mutated};
 use crate::wire::HEADER_BYTES;
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::Range;
 use zerocopy::byteorder::big_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -33,6 +34,8 @@ pub const XDP_VALUE_BYTES: usize = 3384;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Of an 802.1Q control field.
+const VLAN_IDENTIFIER: u16 = 0x0fff;
 const PROTOCOL_UDP: u8 = 17;
 const HOPS: u8 = 64;
 /// Version 4, five words.
@@ -160,6 +163,33 @@ pub struct Path {
     pub destination_port: u16,
 }
 
+/// Where an engine answers: one address on one network.
+///
+/// A card that is promiscuous or a port of a bridge shows an engine what is for others; and what a
+/// host forwards comes to its own card.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Own {
+    /// The station.
+    pub mac: Mac,
+    /// The VLAN whose frames are tagged, or `None` for those without a tag.
+    pub vlan: Option<u16>,
+    /// The IP address.
+    pub ip: IpAddr,
+}
+
+impl Own {
+    #[inline(always)]
+    fn is_meant(&self, mac: Mac, control: Option<u16>, addresses: &Addresses) -> bool {
+        let is_ip = match (self.ip, addresses) {
+            (IpAddr::V4(own), Addresses::V4 { destination, .. }) => own == *destination,
+            (IpAddr::V6(own), Addresses::V6 { destination, .. }) => own == *destination,
+            (IpAddr::V4(_), Addresses::V6 { .. }) | (IpAddr::V6(_), Addresses::V4 { .. }) => false,
+        };
+        let vlan = control.map(|control| control & VLAN_IDENTIFIER);
+        is_ip && self.mac == mac && self.vlan == vlan
+    }
+}
+
 /// Why a frame to our port was refused. The discriminant indexes counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
@@ -172,20 +202,17 @@ pub enum Malformed {
     HeaderChecksum = 2,
     /// The UDP checksum is wrong, or missing over IPv6.
     Checksum = 3,
-    /// It claims to come from several: nobody could be answered.
-    Source = 4,
 }
 
 impl Malformed {
     /// How many reasons there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 4;
     /// Every reason, in the order of the discriminants.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Truncated,
         Self::Length,
         Self::HeaderChecksum,
         Self::Checksum,
-        Self::Source,
     ];
 
     /// A stable name for metrics and reports.
@@ -195,7 +222,6 @@ impl Malformed {
             Self::Length => "frame_length",
             Self::HeaderChecksum => "frame_header_checksum",
             Self::Checksum => "frame_checksum",
-            Self::Source => "frame_source",
         }
     }
 }
@@ -214,21 +240,22 @@ pub enum Parsed {
 /// What IP says of the datagram that it carries.
 struct Carried {
     addresses: Addresses,
-    from_many: bool,
     header_is_right: bool,
     bytes: usize,
 }
 
-/// Parses a frame that may hold a datagram to UDP port `port`. The UDP checksum is not looked at:
-/// between virtual interfaces it is left to hardware that does not exist. See [`is_intact`].
+/// Parses a frame that may hold a datagram to UDP port `port` of anybody. Whether the UDP checksum is
+/// right is not looked at: between virtual interfaces it is left to hardware that does not exist.
+/// See [`is_intact`].
 #[inline]
 pub fn parse(frame: &[u8], port: u16) -> Parsed {
-    parse_pieces(frame, port)
+    parse_pieces(frame, port, None)
 }
 
-/// Parses a frame that is reached piece by piece, as [`parse`] does.
+/// Parses a frame that is reached piece by piece, as [`parse`] does, and calls it ours only if it is
+/// for `own`, unless that is `None`.
 #[inline(always)]
-pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16) -> Parsed {
+pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16, own: Option<&Own>) -> Parsed {
     let Some(ethernet) = frame.piece::<ETHERNET_BYTES>(0) else {
         return Parsed::NotOurs;
     };
@@ -260,6 +287,15 @@ pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16) -> Parsed {
     if udp.destination.get() != port {
         return Parsed::NotOurs;
     }
+    let is_meant = |own: &Own| own.is_meant(ethernet.destination, vlan, &carried.addresses);
+    if !own.is_none_or(is_meant) {
+        return Parsed::NotOurs;
+    }
+    let is_from_station =
+        !ethernet.source.is_multicast() && ethernet.source != ethernet.destination;
+    if !is_from_station || !carried.addresses.have_sender() || udp.source.get() == 0 {
+        return Parsed::NotOurs;
+    }
     if !carried.header_is_right && !mutated(Mutation::HeaderUnchecked) {
         return Parsed::Malformed(Malformed::HeaderChecksum);
     }
@@ -270,8 +306,9 @@ pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16) -> Parsed {
     if carried.bytes > frame.length() - at {
         return Parsed::Malformed(Malformed::Truncated);
     }
-    if ethernet.source.is_multicast() || carried.from_many {
-        return Parsed::Malformed(Malformed::Source);
+    if udp.checksum.get() == 0 && matches!(carried.addresses, Addresses::V6 { .. }) {
+        // RFC 8200, section 8.1.
+        return Parsed::Malformed(Malformed::Checksum);
     }
     let path = Path {
         source_mac: ethernet.source,
@@ -296,13 +333,11 @@ fn ipv4(header: Option<&[u8; IPV4_BYTES]>) -> Option<Carried> {
     {
         return None;
     }
-    let source = Ipv4Addr::from(header.source);
     Some(Carried {
         addresses: Addresses::V4 {
-            source,
+            source: Ipv4Addr::from(header.source),
             destination: Ipv4Addr::from(header.destination),
         },
-        from_many: source.is_multicast() || source.is_broadcast(),
         header_is_right: Sum::default().bytes(header.as_bytes()).finish() == 0,
         bytes: usize::from(header.total_length.get()).saturating_sub(IPV4_BYTES),
     })
@@ -315,13 +350,11 @@ fn ipv6(header: Option<&[u8; IPV6_BYTES]>) -> Option<Carried> {
     if header.version_and_class >> 4 != 6 || header.next_header != PROTOCOL_UDP {
         return None;
     }
-    let source = Ipv6Addr::from(header.source);
     Some(Carried {
         addresses: Addresses::V6 {
-            source,
+            source: Ipv6Addr::from(header.source),
             destination: Ipv6Addr::from(header.destination),
         },
-        from_many: source.is_multicast(),
         header_is_right: true,
         bytes: usize::from(header.payload_length.get()),
     })
@@ -430,6 +463,28 @@ impl Addresses {
         match self {
             Self::V4 { .. } => IPV4_BYTES,
             Self::V6 { .. } => IPV6_BYTES,
+        }
+    }
+
+    /// Whether the source may be one host, and another than the destination (RFC 6890).
+    #[inline(always)]
+    fn have_sender(&self) -> bool {
+        match self {
+            Self::V4 {
+                source,
+                destination,
+            } => {
+                // This network, loopback; groups, reserved and broadcast.
+                !matches!(source.octets()[0], 0 | 127 | 224..) && source != destination
+            }
+            Self::V6 {
+                source,
+                destination,
+            } => {
+                // ::/64 has no address, loopback, and IPv4's within IPv6 (RFC 4291, section 2.5).
+                let is_host = source.to_bits() >> 64 != 0 && !source.is_multicast();
+                is_host && source != destination
+            }
         }
     }
 
@@ -757,8 +812,154 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_can_have_sent_is_not_ours_even_if_it_is_damaged() {
+        // Where source addresses and the source port stand.
+        let put = |v6: bool, at: usize, bytes: &[u8]| {
+            let mut frame = foreign(v6, None, b"p");
+            frame[at..at + bytes.len()].copy_from_slice(bytes);
+            frame
+        };
+        let v6 = |address: &str| {
+            let address: Ipv6Addr = address.parse().expect("an address");
+            put(true, 22, &address.octets())
+        };
+        let cases = [
+            ("no address", put(false, 26, &[0, 0, 0, 0])),
+            ("this network", put(false, 26, &[0, 1, 2, 3])),
+            ("loopback", put(false, 26, &[127, 0, 0, 1])),
+            ("a group", put(false, 26, &[224, 0, 0, 1])),
+            ("reserved", put(false, 26, &[240, 0, 0, 1])),
+            ("broadcast", put(false, 26, &[255; 4])),
+            ("ourselves", put(false, 26, &[10, 0, 0, 2])),
+            ("port 0", put(false, 34, &[0, 0])),
+            ("our station", put(false, 6, &US)),
+            ("all stations", put(false, 6, &[0xff; 6])),
+            ("no address, IPv6", v6("::")),
+            ("loopback, IPv6", v6("::1")),
+            ("IPv4 within IPv6", v6("::ffff:10.0.0.1")),
+            ("a group, IPv6", v6("ff02::1")),
+            ("ourselves, IPv6", put(true, 22, &[0xfc; 16])),
+            ("port 0, IPv6", put(true, 54, &[0, 0])),
+        ];
+        for (what, frame) in cases {
+            assert_eq!(parse(&frame, PORT), Parsed::NotOurs, "{what}");
+            assert_eq!(
+                parse(&frame[..frame.len() - 1], PORT),
+                Parsed::NotOurs,
+                "{what}"
+            );
+        }
+        for (at, address) in [
+            (26, [1, 0, 0, 1]),
+            (26, [223, 255, 255, 254]),
+            (26, [10, 0, 0, 3]),
+        ] {
+            let mut frame = put(false, at, &address);
+            let header = &mut frame[14..34];
+            header[10..12].fill(0);
+            let sum = Sum::default().bytes(header).finish();
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            assert!(
+                matches!(parse(&frame, PORT), Parsed::Ours(..)),
+                "{address:?}"
+            );
+        }
+        for address in ["fe80::1", "2001:db8::1", "64:ff9b::a00:1"] {
+            assert!(
+                matches!(parse(&v6(address), PORT), Parsed::Ours(..)),
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_for_others_is_not_ours_even_if_it_is_damaged() {
+        for (v6, ip) in [(false, [10, 0, 0, 2].into()), (true, [0xfc; 16].into())] {
+            for vlan in [None, Some(0), Some(5)] {
+                let own = Own {
+                    mac: Mac(US),
+                    vlan,
+                    ip,
+                };
+                let whole = foreign(v6, vlan, b"p");
+                let cut = &whole[..whole.len() - 1];
+                let is_ours =
+                    |own| !matches!(parse_pieces(&whole[..], PORT, Some(&own)), Parsed::NotOurs);
+                let is_bad = |own| parse_pieces(cut, PORT, Some(&own)) != Parsed::NotOurs;
+                assert!(is_ours(own) && is_bad(own));
+                let next = |vlan: u16| (vlan + 1) & VLAN_IDENTIFIER;
+                let others = [
+                    (
+                        "MAC",
+                        Own {
+                            mac: Mac(OTHER),
+                            ..own
+                        },
+                    ),
+                    (
+                        "family",
+                        Own {
+                            ip: if v6 {
+                                [10, 0, 0, 2].into()
+                            } else {
+                                [0xfc; 16].into()
+                            },
+                            ..own
+                        },
+                    ),
+                    (
+                        "IPv4",
+                        Own {
+                            ip: [10, 0, 0, 1].into(),
+                            ..own
+                        },
+                    ),
+                    (
+                        "IPv6",
+                        Own {
+                            ip: [0xfd; 16].into(),
+                            ..own
+                        },
+                    ),
+                    (
+                        "VLAN",
+                        Own {
+                            vlan: vlan.map(next).or(Some(0)),
+                            ..own
+                        },
+                    ),
+                    (
+                        "tag",
+                        Own {
+                            vlan: vlan.xor(Some(1)).filter(|_| vlan.is_none()),
+                            ..own
+                        },
+                    ),
+                ];
+                for (what, other) in others {
+                    assert!(!is_ours(other) && !is_bad(other), "{what} of {own:?}");
+                }
+            }
+        }
+        // The priority is no part of the VLAN.
+        let mut frame = foreign(false, Some(5), b"p");
+        frame[14] |= 0x60;
+        let own = Own {
+            mac: Mac(US),
+            vlan: Some(5),
+            ip: [10, 0, 0, 2].into(),
+        };
+        assert!(matches!(
+            parse_pieces(&frame[..], PORT, Some(&own)),
+            Parsed::Ours(..)
+        ));
+    }
+
+    #[test]
     fn each_defect_has_its_reason() {
         let (v4, v6) = (foreign(false, None, b"pay"), foreign(true, None, b"pay"));
+        let mut unsummed = v6.clone();
+        unsummed[60] = 0;
         let change = |frame: &[u8], at: usize, byte: u8| {
             let mut frame = frame.to_vec();
             frame[at] = byte;
@@ -771,8 +972,7 @@ mod tests {
             (change(&v4, 39, 12), Malformed::Length),
             (change(&v6, 19, 10), Malformed::Length),
             (change(&v4, 22, 8), Malformed::HeaderChecksum),
-            (change(&v4, 6, 3), Malformed::Source),
-            (change(&v6, 22, 0xff), Malformed::Source),
+            (change(&unsummed, 61, 0), Malformed::Checksum),
         ];
         for (parsed, reason) in cases {
             assert_eq!(parsed, Parsed::Malformed(reason));
@@ -786,6 +986,7 @@ mod tests {
             let (path, payload) = ours(&frame);
             frame[payload.start - 2..payload.start].fill(0);
             assert_eq!(is_intact(&frame, &path, &payload), !v6);
+            assert_eq!(matches!(parse(&frame, PORT), Parsed::Ours(..)), !v6);
         }
     }
 

@@ -9,9 +9,7 @@ pub enum Count {
     Answered,
     /// Taken, and no answer was asked for.
     Taken,
-    /// Sent to several: whoever answers needs an address of its own, which this engine has not.
-    ToMany,
-    /// The answer did not fit where the request was: the host was shown the request instead.
+    /// The answer is longer than the request: the host was shown that instead.
     NoRoom,
     /// The headers in front of the datagram were refused.
     Frame(frame::Malformed),
@@ -21,7 +19,7 @@ pub enum Count {
     Step(acceptor::Drop),
 }
 
-const FIRST_FRAME: usize = 4;
+const FIRST_FRAME: usize = 3;
 const FIRST_WIRE: usize = FIRST_FRAME + frame::Malformed::COUNT;
 const FIRST_STEP: usize = FIRST_WIRE + wire::Malformed::COUNT;
 
@@ -35,8 +33,7 @@ impl Count {
         match self {
             Self::Answered => 0,
             Self::Taken => 1,
-            Self::ToMany => 2,
-            Self::NoRoom => 3,
+            Self::NoRoom => 2,
             Self::Frame(reason) => FIRST_FRAME + reason as usize,
             Self::Wire(reason) => FIRST_WIRE + reason as usize,
             Self::Step(reason) => FIRST_STEP + reason as usize,
@@ -45,7 +42,7 @@ impl Count {
 
     /// Every one, in the order of the places.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Answered, Self::Taken, Self::ToMany, Self::NoRoom]
+        [Self::Answered, Self::Taken, Self::NoRoom]
             .into_iter()
             .chain(frame::Malformed::ALL.map(Self::Frame))
             .chain(wire::Malformed::ALL.map(Self::Wire))
@@ -57,7 +54,6 @@ impl Count {
         match self {
             Self::Answered => "answered",
             Self::Taken => "taken",
-            Self::ToMany => "to_many",
             Self::NoRoom => "no_room",
             Self::Frame(reason) => reason.name(),
             Self::Wire(reason) => reason.name(),

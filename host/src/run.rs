@@ -462,23 +462,34 @@ fn open_state(
         epoch: FIRST_EPOCH,
         lease_ns,
     };
-    let kernel = config.offload.as_ref().map(|offload| InKernel {
-        bpffs: offload.bpffs.clone(),
-        settings: xdp::Settings {
-            port: config.this().address.port(),
-            layout,
-            birth,
-            epoch: FIRST_EPOCH,
-            lease_ns,
-            key,
-            is_rehearsal: false,
-        },
-        seat: xdp::Seat {
-            interface: offload.interface.clone(),
-            mode: offload.mode,
-            on_host_death: offload.on_host_death,
-        },
-    });
+    let own = config
+        .offload
+        .as_ref()
+        .map(|offload| xdp::own(&offload.interface, config.this().address.ip()));
+    let own = own.transpose().map_err(RegionError::Xdp);
+    let own = own.map_err(Error::Region)?;
+    let kernel = config
+        .offload
+        .as_ref()
+        .zip(own)
+        .map(|(offload, own)| InKernel {
+            bpffs: offload.bpffs.clone(),
+            settings: xdp::Settings {
+                port: config.this().address.port(),
+                own,
+                layout,
+                birth,
+                epoch: FIRST_EPOCH,
+                lease_ns,
+                key,
+                is_rehearsal: false,
+            },
+            seat: xdp::Seat {
+                interface: offload.interface.clone(),
+                mode: offload.mode,
+                on_host_death: offload.on_host_death,
+            },
+        });
     // Before the cluster has formed this node has never voted.
     let opened = if sync || !identity.formed {
         region_place::make(directory, &terms, kernel.as_ref())

@@ -5,7 +5,7 @@ use crate::xdp::{Loaded, Repeater, Settings, Timed, Verdict, XdpError};
 use bench::step::Times;
 use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
-use consensus::frame::{self, Addresses, Mac, Path};
+use consensus::frame::{self, Addresses, Mac, Own, Path};
 use consensus::memory::{Buffers, Memory};
 use consensus::region::{self, Birth, Layout, OpenError, Region, group};
 use consensus::sync::AtomicU64;
@@ -28,13 +28,15 @@ const BIRTH: Birth = Birth {
     boot: 0,
 };
 const KEY: Key = Key([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+const IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const PATH: Path = Path {
     source_mac: Mac([2, 0, 0, 0, 0, 1]),
-    destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+    destination_mac: MAC,
     vlan: None,
     addresses: Addresses::V4 {
         source: Ipv4Addr::new(10, 0, 0, 1),
-        destination: Ipv4Addr::new(10, 0, 0, 2),
+        destination: IP,
     },
     source_port: DEFAULT_PORT,
     destination_port: DEFAULT_PORT,
@@ -131,7 +133,13 @@ impl Case {
                 }
                 header.length = value_bytes as u16;
             }
-            Message::FetchHit | Message::FetchEmpty => header.kind = Kind::Fetch,
+            Message::FetchHit => {
+                header.kind = Kind::Fetch;
+                // Room for the answer.
+                value = vec![0; value_bytes];
+                header.length = value_bytes as u16;
+            }
+            Message::FetchEmpty => header.kind = Kind::Fetch,
             Message::Decide => {
                 header.kind = Kind::Decide;
                 header.vote_ballot = Ballot(Slot::FIRST.0);
@@ -222,6 +230,11 @@ impl InKernel {
     ) -> Result<Self, TrialError> {
         let settings = Settings {
             port: DEFAULT_PORT,
+            own: Own {
+                mac: MAC,
+                vlan: None,
+                ip: IP.into(),
+            },
             layout,
             birth: BIRTH,
             epoch: EPOCH,
@@ -230,7 +243,7 @@ impl InKernel {
             is_rehearsal: false,
         };
         let value_bytes = match case.message {
-            Message::Accept => case.value_bytes,
+            Message::Accept | Message::FetchHit => case.value_bytes,
             _ => 0,
         };
         let frame_bytes = PATH.header_bytes() + HEADER_BYTES + value_bytes;

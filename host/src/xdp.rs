@@ -7,31 +7,37 @@ mod link;
 pub mod netlink;
 mod object;
 mod occupant;
+mod own;
 mod pinned;
 mod pins;
+mod refusal;
 mod repeat;
 mod sight;
 
 pub use hold::{Hold, Holder};
 pub use occupant::Occupant;
+pub use own::own;
 pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
 pub use repeat::{Ran, Repeater, Timed};
 pub use sight::{Attachment, Sight};
 
 use crate::mapping::Mapping;
-use aya::maps::{Array, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
+use aya::programs::xdp::XdpLinkId;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use consensus::auth::Key;
-use consensus::frame::XDP_VALUE_BYTES;
+use consensus::frame::{Own, XDP_VALUE_BYTES};
 use consensus::region::{Birth, Layout, OpenError, Region, group};
 use consensus::tally::Count;
 use consensus::{Epoch, NodeId};
+use nix::net::if_::if_nametoindex;
 use serde::Deserialize;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,6 +47,7 @@ pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object
 
 const ACCEPTOR: &str = "acceptor";
 const PASS: &str = "pass";
+const BUSY: &str = "BUSY";
 const ECHO: &str = "echo";
 const CLOCK: &str = "CLOCK";
 const COUNTERS: &str = "COUNTERS";
@@ -56,13 +63,13 @@ pub enum XdpError {
     #[error("read the XDP object: {0}")]
     Object(String),
     /// The kernel refuses maps or program.
-    #[error("load the XDP object: {0}")]
+    #[error("load the XDP object: {}", refusal::told(.0))]
     Load(#[from] EbpfError),
     /// The verifier refuses the program; its log ends the text.
-    #[error("verify the XDP program: {0}")]
+    #[error("verify the XDP program: {}", refusal::told(.0))]
     Verify(ProgramError),
     /// The interface does not take the program.
-    #[error("attach {program} to {interface} in {mode} mode: {source}")]
+    #[error("attach {program} to {interface} in {mode} mode: {said}")]
     Attach {
         /// Which program.
         program: &'static str,
@@ -70,12 +77,51 @@ pub enum XdpError {
         interface: String,
         /// How.
         mode: &'static str,
+        /// The system's answer, and what mends it.
+        said: String,
         /// The system's answer.
         source: Box<ProgramError>,
     },
+    /// The program would outlive a process that is killed.
+    #[error(
+        "attach {program} to {interface}: the kernel ties no link to it, so nothing would detach \
+         it from a dead process; needs Linux 5.9"
+    )]
+    NoLink {
+        /// Which program.
+        program: &'static str,
+        /// Where.
+        interface: String,
+    },
+    /// The maps are loaded and stored plainly, which keeps order there alone.
+    #[error(
+        "load the XDP object on {0}: it needs x86_64, whose plain stores keep their order; take \
+         the software engine"
+    )]
+    Architecture(&'static str),
     /// The kernel does not run the program.
     #[error("run the XDP program: {0}")]
     Run(ProgramError),
+    /// There is no such interface.
+    #[error(
+        "look for the interface {0}: there is none in this network namespace; `ip -brief address` \
+         lists them"
+    )]
+    NoInterface(String),
+    /// The interfaces cannot be listed.
+    #[error("list the network interfaces: {0}")]
+    Interfaces(io::Error),
+    /// The program would be shown the requests of another network, or answer into it.
+    #[error(
+        "serve {ip} at {interface}: it has not this address; name the interface that has it: a \
+         VLAN's own, a bridge, a bond, not one below"
+    )]
+    NotItsAddress {
+        /// The interface.
+        interface: String,
+        /// The address.
+        ip: IpAddr,
+    },
     /// A map is missing or of another shape.
     #[error("use the map {name}: {source}")]
     Map {
@@ -86,9 +132,21 @@ pub enum XdpError {
     },
     /// Values of such a length do not fit a frame that XDP sees whole.
     #[error(
-        "put the region into the kernel: values of {0} bytes, but a frame has {XDP_VALUE_BYTES}"
+        "put the region into the kernel: values of {0} bytes, but a frame has {XDP_VALUE_BYTES}: \
+         set region.value_bytes to that or less, 1384 for an MTU of 1500"
     )]
     ValueTooLong(usize),
+    /// A map has not so many entries.
+    #[error(
+        "put the region into the kernel: {groups} groups of {window} slots are more than a map \
+         has entries: choose fewer"
+    )]
+    TooManyEntries {
+        /// Groups of the region.
+        groups: u16,
+        /// Slots of each.
+        window: u64,
+    },
     /// The region's maps cannot be mapped.
     #[error("map the region: {0}")]
     Mmap(io::Error),
@@ -184,6 +242,9 @@ pub enum XdpError {
 pub struct Settings {
     /// UDP port of requests.
     pub port: u16,
+    /// Where requests are sent to: see [`own`]. Frames with a VLAN's tag are never served, whatever
+    /// it says.
+    pub own: Own,
     /// Longest values and windows.
     pub layout: Layout,
     /// What the region is made with.
@@ -301,7 +362,7 @@ impl Loaded {
     /// # Errors
     /// The interface does not exist, takes no program in this mode, or has another.
     pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<(), XdpError> {
-        attach(&mut self.ebpf, ACCEPTOR, interface, mode)
+        attach(&mut self.ebpf, ACCEPTOR, interface, mode).map(drop)
     }
 
     /// How many instructions the verifier went through.
@@ -368,6 +429,20 @@ impl Loaded {
         let map = self.ebpf.map_mut(CLOCK).ok_or_else(|| missing(CLOCK))?;
         let mut clock = Array::<_, u64>::try_from(map).map_err(named)?;
         clock.set(0, now_ns, 0).map_err(named)
+    }
+
+    /// Has every processor look as if a program were at work on it, for a rehearsal, or none.
+    ///
+    /// # Errors
+    /// The kernel refuses to write the map.
+    pub fn set_busy(&mut self, is_busy: bool) -> Result<(), XdpError> {
+        let named = |source| XdpError::Map { name: BUSY, source };
+        let map = self.ebpf.map_mut(BUSY).ok_or_else(|| missing(BUSY))?;
+        let mut busy = PerCpuArray::<_, u64>::try_from(map).map_err(named)?;
+        let processors = busy.get(&0, 0).map_err(named)?.len();
+        let values = PerCpuValues::try_from(vec![u64::from(is_busy); processors]);
+        let values = values.map_err(|source| named(source.into()))?;
+        busy.set(0, values, 0).map_err(named)
     }
 
     /// How often each thing happened since the program was loaded, on all processors, by
@@ -451,14 +526,23 @@ fn attach(
     name: &'static str,
     interface: &str,
     mode: Mode,
-) -> Result<(), XdpError> {
-    let attached = program(ebpf, name)?.attach(interface, mode.into());
-    attached.map(drop).map_err(|source| XdpError::Attach {
-        program: name,
-        interface: interface.to_owned(),
-        mode: mode.name(),
-        source: Box::new(source),
-    })
+) -> Result<XdpLinkId, XdpError> {
+    if if_nametoindex(interface).is_err() {
+        return Err(XdpError::NoInterface(interface.to_owned()));
+    }
+    let program = program(ebpf, name)?;
+    let refused = |source| refusal::attach(name, interface, mode, source);
+    let id = program.info().map_err(XdpError::Run)?.id();
+    let attached = program.attach(interface, mode.into()).map_err(refused)?;
+    // Where aya is refused a link with EINVAL it attaches without one.
+    if !link::is_held_to(id) {
+        program.detach(attached).map_err(refused)?;
+        return Err(XdpError::NoLink {
+            program: name,
+            interface: interface.to_owned(),
+        });
+    }
+    Ok(attached)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, XdpError> {
@@ -506,6 +590,7 @@ fn load(
     pins: Option<&Pins>,
 ) -> Result<Ebpf, XdpError> {
     let Settings { layout, birth, .. } = settings;
+    serves(std::env::consts::ARCH)?;
     if layout.value_bytes() > XDP_VALUE_BYTES {
         return Err(XdpError::ValueTooLong(layout.value_bytes()));
     }
@@ -516,11 +601,19 @@ fn load(
     let (node, incarnation) = (birth.node.0, birth.incarnation().0);
     let (groups, window) = (layout.groups(), layout.window());
     let value_bytes = layout.value_bytes() as u64;
+    let mac = settings.own.mac.0;
+    let (ip, is_v6) = match settings.own.ip {
+        IpAddr::V4(ip) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&ip.octets());
+            (bytes, 0_u8)
+        }
+        IpAddr::V6(ip) => (ip.octets(), 1),
+    };
     let is_keyed = u8::from(settings.key.is_some());
     let key = settings.key.map_or([0; 2], |key| key.0);
     let is_rehearsal = u8::from(settings.is_rehearsal);
-    // At most 4,096 groups of 2^20 slots.
-    let entries = u32::try_from(u64::from(groups) * window).unwrap_or(u32::MAX);
+    let entries = entries(layout)?;
     let mut loader = EbpfLoader::new();
     for name in SECTIONS {
         if let Some(pins) = pins {
@@ -534,6 +627,9 @@ fn load(
         .map_max_entries(repeat::FRAMES, frames.count)
         .override_global("FRAME_BYTES", &frames.bytes, true)
         .override_global("PORT", &settings.port, true)
+        .override_global("OWN_MAC", &mac, true)
+        .override_global("OWN_IP", &ip, true)
+        .override_global("OWN_IS_V6", &is_v6, true)
         .override_global("NODE", &node, true)
         .override_global("INCARNATION", &incarnation, true)
         .override_global("GROUP_COUNT", &groups, true)
@@ -549,6 +645,21 @@ fn load(
     Ok(ebpf)
 }
 
+/// Whether the program keeps its order on this architecture.
+fn serves(architecture: &'static str) -> Result<(), XdpError> {
+    match architecture {
+        "x86_64" => Ok(()),
+        other => Err(XdpError::Architecture(other)),
+    }
+}
+
+/// Ring entries of all groups.
+fn entries(layout: &Layout) -> Result<u32, XdpError> {
+    let (groups, window) = (layout.groups(), layout.window());
+    u32::try_from(u64::from(groups) * window)
+        .map_err(|_| XdpError::TooManyEntries { groups, window })
+}
+
 fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
     let [header, peer, group, entry] = SECTIONS.map(|name| map(ebpf, name));
     mapping_of([header?, peer?, group?, entry?], layout)
@@ -556,7 +667,7 @@ fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
 
 /// The region's words, if the maps are as long as `layout` says.
 fn mapping_of(sections: [&MapData; 4], layout: &Layout) -> Result<Mapping, XdpError> {
-    let entries = u32::from(layout.groups()) * layout.window() as u32;
+    let entries = entries(layout)?;
     let wanted = [
         (1, 4096),
         (u32::from(NodeId::MAX) + 1, 8),
@@ -594,4 +705,30 @@ fn counters(ebpf: &Ebpf) -> Result<[u64; Count::COUNT], XdpError> {
         *sum = counters.get(&index, 0).map_err(named)?.iter().sum();
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_memory_orders_are_refused_by_name() {
+        assert!(serves("x86_64").is_ok());
+        let error = serves("aarch64").expect_err("plain stores may pass each other");
+        assert!(
+            error.to_string().contains("on aarch64: it needs x86_64"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn more_entries_than_a_map_has_are_refused() {
+        let layout = |groups| Layout::new(groups, 1 << 20, 64).expect("a layout");
+        assert_eq!(entries(&layout(4095)).expect("they fit"), 4095 << 20);
+        let error = entries(&layout(4096)).expect_err("2^32");
+        assert!(
+            error.to_string().contains("4096 groups of 1048576 slots"),
+            "{error}"
+        );
+    }
 }

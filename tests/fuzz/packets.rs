@@ -1,10 +1,10 @@
 //! Datagrams and frames.
 
 use crate::{Script, fuzz};
-use consensus::frame::{self, Addresses, Mac, Path};
+use consensus::frame::{self, Addresses, Mac, Own, Path};
 use consensus::wire::{DEFAULT_PORT, HEADER_BYTES, Header, Kind, Parsed, parse};
 use consensus::{GroupId, NodeId};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const MAX_VALUE: usize = 1024;
 
@@ -33,14 +33,28 @@ fn a_datagram_is_refused_or_read_back_as_it_was() {
     fuzz("datagram", datagram);
 }
 
-/// A frame's payload lies inside it, and it can be answered.
+const MAC: Mac = Mac([4; 6]);
+const IPV4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+const VLAN: u16 = 7;
+
+/// A frame's payload lies inside it, and it can be answered by whom it is for.
 fn framed(input: &[u8]) {
     let check = |bytes: &[u8]| {
-        if let frame::Parsed::Ours(path, payload) = frame::parse(bytes, DEFAULT_PORT) {
+        let ips: [IpAddr; 2] = [IPV4.into(), IPV6.into()];
+        let owns = ips.into_iter().flat_map(|ip| {
+            let own = |vlan| Own { mac: MAC, vlan, ip };
+            [own(None), own(Some(VLAN))]
+        });
+        for own in owns {
+            let parsed = frame::parse_pieces(bytes, DEFAULT_PORT, Some(&own));
+            let frame::Parsed::Ours(path, payload) = parsed else {
+                continue;
+            };
             assert!(payload.start <= payload.end && payload.end <= bytes.len());
             assert_eq!(payload.start, path.header_bytes());
             let _ = frame::is_intact(bytes, &path, &payload);
-            let Some(back) = path.reversed() else { return };
+            let back = path.reversed().expect("one station's");
             let mut answer = bytes.to_vec();
             if let Some(length) = back.write(&mut answer, payload.len()) {
                 let parsed = frame::parse(&answer[..length], path.source_port);
@@ -54,17 +68,17 @@ fn framed(input: &[u8]) {
     let addresses = match script.byte() % 2 {
         0 => Addresses::V4 {
             source: Ipv4Addr::new(10, 0, 0, 1),
-            destination: Ipv4Addr::new(10, 0, 0, 2),
+            destination: IPV4,
         },
         _ => Addresses::V6 {
-            source: Ipv6Addr::LOCALHOST,
-            destination: Ipv6Addr::LOCALHOST,
+            source: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
+            destination: IPV6,
         },
     };
     let path = Path {
         source_mac: Mac([2; 6]),
-        destination_mac: Mac([4; 6]),
-        vlan: (script.byte() % 2 == 0).then_some(7),
+        destination_mac: MAC,
+        vlan: (script.byte() % 2 == 0).then_some(VLAN),
         addresses,
         source_port: 9,
         destination_port: DEFAULT_PORT,

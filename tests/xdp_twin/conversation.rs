@@ -1,6 +1,6 @@
 //! What is said to both twins: the conformance corpus, and random messages.
 
-use super::{GROUPS, PORT, Twin};
+use super::{GROUPS, IPS, MAC, PORT, Twin};
 use consensus::auth;
 use consensus::conformance::{
     Case, Device, Failure, Outcome, Reason, Shape, Target, Verdict as Played, play,
@@ -10,12 +10,12 @@ use consensus::memory::Memory as _;
 use consensus::random::Random;
 use consensus::region::{Region, entry, group};
 use consensus::tally::Count;
-use consensus::wire::{Flags, HEADER_BYTES, Header, Kind};
+use consensus::wire::{self, Flags, HEADER_BYTES, Header, Kind};
 use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use nearwire::mapping::Mapping;
 use nearwire::xdp::Verdict;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub const GROUP: GroupId = GroupId(1);
 
@@ -39,24 +39,57 @@ pub const PLAIN: Shape = Shape {
     key: None,
 };
 
-/// Over IPv4 and IPv6, with and without a VLAN.
-pub fn paths() -> [Path; 4] {
-    let v4 = Addresses::V4 {
-        source: Ipv4Addr::new(10, 0, 0, 1),
-        destination: Ipv4Addr::new(10, 0, 0, 2),
+/// To the twin at `ip`, from a neighbour.
+pub fn path_to(ip: IpAddr) -> Path {
+    let addresses = match ip {
+        IpAddr::V4(destination) => Addresses::V4 {
+            source: Ipv4Addr::new(10, 0, 0, 1),
+            destination,
+        },
+        IpAddr::V6(destination) => Addresses::V6 {
+            source: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
+            destination,
+        },
     };
-    let v6 = Addresses::V6 {
-        source: Ipv6Addr::from([0xfd; 16]),
-        destination: Ipv6Addr::from([0xfc; 16]),
-    };
-    [(v4, None), (v6, None), (v4, Some(5)), (v6, Some(0x6fff))].map(|(addresses, vlan)| Path {
+    Path {
         source_mac: Mac([2, 0, 0, 0, 0, 1]),
-        destination_mac: Mac([2, 0, 0, 0, 0, 2]),
-        vlan,
+        destination_mac: MAC,
+        vlan: None,
         addresses,
         source_port: 40_000,
         destination_port: PORT,
-    })
+    }
+}
+
+/// Paths to others than the twin at `ip`, as a promiscuous card or a bridge's port shows them.
+pub fn paths_to_others(ip: IpAddr) -> Vec<(&'static str, Path)> {
+    let path = path_to(ip);
+    let mac = |mac| Path {
+        destination_mac: mac,
+        ..path
+    };
+    let vlan = |control| Path {
+        vlan: Some(control),
+        ..path
+    };
+    let at = |ip| path_to(ip);
+    let (other, group): (IpAddr, IpAddr) = match ip {
+        IpAddr::V4(_) => ([10, 0, 0, 3].into(), [239, 1, 1, 1].into()),
+        IpAddr::V6(_) => (
+            [0xfd00, 0, 0, 0, 0, 0, 0, 3].into(),
+            [0xff02, 0, 0, 0, 0, 0, 0, 1].into(),
+        ),
+    };
+    let family = IPS[usize::from(ip == IPS[0])];
+    vec![
+        ("another station", mac(Mac([2, 0, 0, 0, 0, 3]))),
+        ("all stations", mac(Mac([0xff; 6]))),
+        ("another address", at(other)),
+        ("a group's address", at(group)),
+        ("the other family", at(family)),
+        ("a VLAN", vlan(5)),
+        ("a priority", vlan(0x6000)),
+    ]
 }
 
 pub fn framed(path: &Path, datagram: &[u8]) -> Vec<u8> {
@@ -89,7 +122,14 @@ impl Device for Kernel {
 
     fn exchange(&mut self, datagram: &[u8], _: bool) -> Result<Outcome, String> {
         self.twin.follow();
-        let shown = self.twin.show(&framed(&self.path, datagram))?;
+        let mut frame = framed(&self.path, datagram);
+        let kind = wire::kind(datagram, 0..datagram.len());
+        if matches!(kind, Some(Kind::Fetch | Kind::Read)) {
+            // Behind the packet there is room for the vote.
+            let longest = self.path.header_bytes() + HEADER_BYTES + self.target.value_bytes;
+            frame.resize(frame.len().max(longest), 0);
+        }
+        let shown = self.twin.show(&frame)?;
         let reason = match shown.count {
             Some(Count::Taken) => Some(Reason::Taken),
             Some(Count::Step(reason)) => Some(Reason::Dropped(reason)),
@@ -133,8 +173,9 @@ pub struct Conformance {
     pub failed: Vec<(String, String)>,
 }
 
-/// Plays the cases to a fresh twin, over one path.
-pub fn conform(twin: Twin, path: Path, cases: &[Case]) -> Conformance {
+/// Plays the cases to a fresh twin.
+pub fn conform(twin: Twin, cases: &[Case]) -> Conformance {
+    let path = path_to(twin.own.ip);
     let (layout, shape) = (twin.acceptor.layout, twin.shape);
     let target = Target {
         node: twin.acceptor.node.0,
@@ -286,17 +327,27 @@ pub fn message(random: &mut Random, twin: &Twin) -> Vec<u8> {
     datagram
 }
 
-/// Puts a datagram into a frame, which is now and then damaged, padded or sent to several.
-pub fn wrapped(random: &mut Random, datagram: &[u8]) -> Vec<u8> {
-    let mut path = paths()[random.below(4) as usize];
+/// Puts a datagram into a frame to the twin at `ip`, which is now and then damaged, padded or for
+/// another.
+pub fn wrapped(random: &mut Random, ip: IpAddr, datagram: &[u8]) -> Vec<u8> {
+    let mut path = path_to(ip);
     let rare = random.below(256);
     if rare == 0 {
-        path.destination_mac = Mac([0xff; 6]);
+        let others = paths_to_others(ip);
+        path = others[random.below(others.len() as u64) as usize].1;
     } else if rare == 4 {
         path.source_mac = Mac([0xff; 6]);
     }
     let mut frame = framed(&path, datagram);
+    if random.below(2) == 0 {
+        // Room for a vote behind the packet.
+        frame.resize(frame.len() + Shape::SMALL.value_bytes, 0);
+    }
     match rare {
+        5 => {
+            let at = path.header_bytes();
+            frame[at - 2..at].fill(0);
+        }
         1 => frame.extend(vec![0; 1 + random.below(40) as usize]),
         2 => {
             let at = random.below(path.header_bytes() as u64) as usize;
@@ -361,7 +412,7 @@ pub fn converse(
         }
         twin.now_ns += random.below(200_000);
         let datagram = message(random, twin);
-        let frame = wrapped(random, &datagram);
+        let frame = wrapped(random, twin.own.ip, &datagram);
         let Verdict::Sent(answer) = twin.show(&frame)?.verdict else {
             continue;
         };

@@ -12,19 +12,27 @@ pub mod objects;
 use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
 use consensus::conformance::Shape;
+use consensus::frame::{self, Mac, Own};
 use consensus::memory::{Buffers, Memory as _};
 use consensus::region::{Birth, Layout, Region};
 use consensus::sync::AtomicU64;
 use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
-use consensus::{Epoch, NodeId, frame};
+use consensus::{Epoch, NodeId};
 use nearwire::mapping::Mapping;
 use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError, is_permitted};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub const PORT: u16 = 4747;
+pub const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+/// Where the twin is reached over IPv4, and over IPv6.
+pub const IPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)),
+];
 /// Cases are played in the middle one.
 pub const GROUPS: u16 = 3;
 /// When the clock begins, in nanoseconds.
@@ -34,7 +42,7 @@ const START_NS: u64 = 1_000_000_000;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Expected {
     pub verdict: Verdict,
-    /// What is counted: nothing if the stack gets the frame.
+    /// What is counted: nothing of what is not ours.
     pub count: Option<Count>,
 }
 
@@ -42,6 +50,7 @@ pub struct Twin {
     kernel: Loaded,
     software: Region<Vec<AtomicU64>>,
     pub acceptor: Acceptor,
+    pub own: Own,
     pub key: Option<Key>,
     pub shape: Shape,
     pub now_ns: u64,
@@ -51,19 +60,30 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// Both over blank regions; `None` where the kernel gives this process no programs, which is
-    /// printed.
+    /// Both over blank regions, reached over IPv4; `None` where the kernel gives this process no
+    /// programs, which is printed.
     pub fn new(test: &str, shape: Shape) -> Option<Self> {
+        Self::at(test, shape, IPS[0])
+    }
+
+    /// As [`Twin::new`], reached at this address.
+    pub fn at(test: &str, shape: Shape, ip: IpAddr) -> Option<Self> {
         let Some(object) = OBJECT else {
+            // Whoever could run it was to see it run.
+            assert!(
+                !is_permitted(),
+                "no XDP object is embedded: run `cargo xtask ebpf`"
+            );
             skip(test, "no XDP object is embedded: see the build's warning");
             return None;
         };
-        Self::of(object, test, shape)
+        Self::of(object, test, shape, ip)
     }
 
-    /// As [`Twin::new`], with the programs of another object.
-    pub fn of(object: &[u8], test: &str, shape: Shape) -> Option<Self> {
-        let settings = Self::settings(shape);
+    /// As [`Twin::at`], with the programs of another object.
+    pub fn of(object: &[u8], test: &str, shape: Shape, ip: IpAddr) -> Option<Self> {
+        let mut settings = Self::settings(shape);
+        settings.own.ip = ip;
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
             Err(error) if !is_permitted() => {
@@ -96,6 +116,7 @@ impl Twin {
                 incarnation: birth.incarnation(),
                 layout,
             },
+            own: settings.own,
             key: shape.key,
             shape,
             now_ns: START_NS,
@@ -108,6 +129,11 @@ impl Twin {
     pub fn settings(shape: Shape) -> Settings {
         Settings {
             port: PORT,
+            own: Own {
+                mac: MAC,
+                vlan: None,
+                ip: IPS[0],
+            },
             layout: Layout::new(GROUPS, shape.window, shape.value_bytes).expect("a layout"),
             birth: Birth {
                 cluster: 1,
@@ -212,7 +238,7 @@ impl Twin {
             verdict: Verdict::Dropped,
             count: Some(count),
         };
-        let (path, at) = match frame::parse(bytes, PORT) {
+        let (path, at) = match frame::parse_pieces(bytes, PORT, Some(&self.own)) {
             frame::Parsed::Ours(path, at) => (path, at),
             frame::Parsed::NotOurs => return passed,
             frame::Parsed::Malformed(reason) => return dropped(Count::Frame(reason)),
@@ -227,9 +253,7 @@ impl Twin {
             wire::Parsed::NotOurs => return passed,
             wire::Parsed::Malformed(reason) => return dropped(Count::Wire(reason)),
         };
-        let Some(back) = path.reversed() else {
-            return dropped(Count::ToMany);
-        };
+        let back = path.reversed().expect("one station");
         if let Some(key) = self.key
             && !auth::is_authentic(key, &header, value)
         {
@@ -256,6 +280,12 @@ impl Twin {
         let mut answer = [&headers[..], &header.to_bytes(), &reply].concat();
         let written = back.write(&mut answer, HEADER_BYTES + reply.len());
         assert_eq!(written, Some(answer.len()));
+        if answer.len() > bytes.len() {
+            return Expected {
+                verdict: Verdict::Passed,
+                count: Some(Count::NoRoom),
+            };
+        }
         Expected {
             verdict: Verdict::Sent(answer),
             count: Some(Count::Answered),

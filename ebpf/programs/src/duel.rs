@@ -223,7 +223,7 @@ fn ask(context: &XdpContext, leader: &mut Leader) -> Option<()> {
         Kind::Read => request.ballot = Ballot::NONE,
         _ => {}
     }
-    bench.write(&request).ok()?;
+    bench.write(&request)?;
     if matches!(kind, Kind::Fetch | Kind::Read) {
         // Room for the vote, behind the packet.
         stretch(context)?;

@@ -7,6 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use consensus::frame::{Addresses, Mac, Path, Sum, XDP_VALUE_BYTES};
 use consensus::memory::Payload;
 use consensus::pieces::{Pieces, PiecesMut};
+use crate::region::exchange;
 use consensus::wire::{HEADER_BYTES, Header};
 use core::arch::asm;
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -27,22 +28,18 @@ struct Scratch {
     back: Back,
 }
 
-/// A [`Path`] of which every byte is a number: an enum leaves those of its other variants open, and
-/// the verifier refuses to move them.
+/// A [`Path`] without a tag, of which every byte is a number: an enum leaves those of its other
+/// variants open, and the verifier refuses to move them.
 #[repr(C)]
 struct Back {
     source_mac: Mac,
     destination_mac: Mac,
     source_port: u16,
     destination_port: u16,
-    /// The control field, or [`NO_VLAN`].
-    vlan: u32,
     is_v6: u32,
     source: [u64; 2],
     destination: [u64; 2],
 }
-
-const NO_VLAN: u32 = u32::MAX;
 
 impl Back {
     #[inline(always)]
@@ -65,7 +62,6 @@ impl Back {
             destination_mac: path.destination_mac,
             source_port: path.source_port,
             destination_port: path.destination_port,
-            vlan: path.vlan.map_or(NO_VLAN, u32::from),
             is_v6,
             source,
             destination,
@@ -89,7 +85,7 @@ impl Back {
         Path {
             source_mac: self.source_mac,
             destination_mac: self.destination_mac,
-            vlan: (self.vlan != NO_VLAN).then_some(self.vlan as u16),
+            vlan: None,
             addresses,
             source_port: self.source_port,
             destination_port: self.destination_port,
@@ -110,6 +106,10 @@ fn whole([high, low]: [u64; 2]) -> Ipv6Addr {
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// 1 while a program works on this processor's scratch. One that began before that ended, as it may
+/// on PREEMPT_RT and, before Linux 6.3, under BPF_PROG_TEST_RUN, leaves it alone.
+#[map]
+static BUSY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The same number, of which the compiler knows nothing. It then checks the very register that the
 /// verifier looks at, instead of another from which it concludes.
@@ -175,33 +175,30 @@ impl PiecesMut for Packet {
     }
 }
 
-/// The values of a request and its answer, and the way back.
+/// The values of a request and its answer, and the way back. This program's until dropped.
 pub(crate) struct Workbench<'a> {
     context: &'a XdpContext,
-    /// This processor's alone: no other program runs here before this one ends.
     scratch: *mut Scratch,
+    busy: *mut u64,
     /// What the value that was put sums up to.
     sum: Sum,
 }
 
-/// Why an answer was not written.
-pub(crate) enum Refused {
-    /// The packet cannot be made to fit it, and is as it was.
-    NoRoom,
-    /// The packet is no longer what it was.
-    Spoilt,
-}
-
 impl<'a> Workbench<'a> {
-    /// That of this processor.
+    /// That of this processor, or `None` if another program is at work on it.
     #[inline(always)]
     pub(crate) fn new(context: &'a XdpContext, back: &Path) -> Option<Self> {
-        let scratch = SCRATCH.get_ptr_mut(0)?;
+        let (scratch, busy) = (SCRATCH.get_ptr_mut(0)?, BUSY.get_ptr_mut(0)?);
+        // SAFETY: the word is the map's.
+        if unsafe { exchange(busy, 1) } != 0 {
+            return None;
+        }
         // SAFETY: nobody else has the scratch.
         unsafe { (*scratch).back = Back::new(back) };
         Some(Self {
             context,
             scratch,
+            busy,
             sum: Sum::default(),
         })
     }
@@ -220,36 +217,44 @@ impl<'a> Workbench<'a> {
         (refused == 0).then_some(())
     }
 
-    /// Writes the answer with this header and the value that was put, over the request.
+    /// Whether an answer with this header is no longer than the request.
     #[inline(always)]
-    pub(crate) fn write(&self, header: &Header) -> Result<(), Refused> {
+    pub(crate) fn has_room(&self, header: &Header) -> bool {
+        // SAFETY: nobody else has the scratch.
+        let start = unsafe { (*self.scratch).back.path() }.header_bytes();
+        let length = unknown(header.length.into()) as usize;
+        start + HEADER_BYTES + length <= Packet::of(self.context).length()
+    }
+
+    /// Writes the answer with this header and the value that was put, over the request. `None` if it
+    /// is longer than that, which is then as it came.
+    #[inline(always)]
+    pub(crate) fn write(&self, header: &Header) -> Option<()> {
         // SAFETY: nobody else has the scratch.
         let back = unsafe { (*self.scratch).back.path() };
         let length = unknown(header.length.into()) as usize;
         if length > XDP_VALUE_BYTES {
-            return Err(Refused::NoRoom);
+            return None;
         }
         let start = back.header_bytes();
         let total = start + HEADER_BYTES + length;
-        let change = total as i32 - Packet::of(self.context).length() as i32;
+        let behind = Packet::of(self.context).length().checked_sub(total)?;
         // SAFETY: the context is this program's; pointers into the packet are not used again.
-        if change != 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, change) } != 0 {
-            return Err(Refused::NoRoom);
+        if behind != 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, -(behind as i32)) } != 0 {
+            return None;
         }
+        // The frame is as long as the answer from here on: nothing below is refused.
         let words = header.to_words();
         let sum = words
             .iter()
             .fold(self.sum, |sum, word| sum.eight(word.to_ne_bytes()));
         let mut frame = Packet::of(self.context);
-        let place = frame
-            .piece_mut::<HEADER_BYTES>(start)
-            .ok_or(Refused::Spoilt)?;
+        let place = frame.piece_mut::<HEADER_BYTES>(start)?;
         // SAFETY: it has as many bytes as the words.
         unsafe { place.as_mut_ptr().cast::<[u64; 8]>().write_unaligned(words) };
-        back.write_headers(&mut frame, HEADER_BYTES + length, sum)
-            .ok_or(Refused::Spoilt)?;
+        back.write_headers(&mut frame, HEADER_BYTES + length, sum)?;
         let Some(bytes) = some(length as u64, XDP_VALUE_BYTES) else {
-            return Ok(());
+            return Some(());
         };
         // SAFETY: the scratch has so many bytes; the helper checks the packet's end.
         let refused = unsafe {
@@ -260,11 +265,7 @@ impl<'a> Workbench<'a> {
                 bytes,
             )
         };
-        if refused == 0 {
-            Ok(())
-        } else {
-            Err(Refused::Spoilt)
-        }
+        (refused == 0).then_some(())
     }
 
     #[inline(always)]
@@ -273,9 +274,27 @@ impl<'a> Workbench<'a> {
     }
 }
 
+impl Drop for Workbench<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // Whoever could see the scratch half-used runs on this processor: a store is enough, behind
+        // everything else in the order of the program.
+        // SAFETY: the word is the map's.
+        unsafe {
+            asm!(
+                "*(u64 *)({place} + 0) = {none}",
+                place = in(reg) self.busy,
+                none = in(reg) 0_u64,
+                options(nostack),
+            );
+        }
+    }
+}
+
 impl Payload for Workbench<'_> {
     #[inline(always)]
     fn word(&self, index: usize) -> u64 {
+        let index = unknown(index as u64) as usize;
         if index >= MAX_VALUE_WORDS {
             return 0;
         }

@@ -48,6 +48,25 @@ impl Record {
     }
 }
 
+/// Writes a word and gives what it was, as one.
+///
+/// # Safety
+/// The word is a map's, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn exchange(place: *mut u64, new: u64) -> u64 {
+    let mut value = new;
+    // SAFETY: the caller's word is what the instruction touches.
+    unsafe {
+        asm!(
+            "{value} = xchg_64({place} + 0, {value})",
+            place = in(reg) place,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}
+
 impl Memory for Maps {
     type At = Record;
 
@@ -109,17 +128,8 @@ impl Memory for Maps {
 
     #[inline(always)]
     fn exchange(&self, at: Record, word: usize, new: u64) -> u64 {
-        let mut value = new;
         // SAFETY: as in `load`.
-        unsafe {
-            asm!(
-                "{value} = xchg_64({place} + 0, {value})",
-                place = in(reg) at.word(word),
-                value = inout(reg) value,
-                options(nostack),
-            );
-        }
-        value
+        unsafe { exchange(at.word(word), new) }
     }
 
     #[inline(always)]

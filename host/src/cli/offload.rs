@@ -13,10 +13,12 @@ use super::output::Output;
 use clap::Subcommand;
 use consensus::Epoch;
 use consensus::auth::Key;
+use consensus::frame::{Mac, Own};
 use consensus::region::{Birth, Layout};
 use nearwire::config::{Config, Overrides};
 use nearwire::data_directory::{self, Identity};
 use nearwire::xdp::Settings;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -123,6 +125,12 @@ pub(super) fn scratch(port: u16, layout: Layout, birth: Birth, key: Option<Key>)
         port,
         layout,
         birth,
+        // Nobody's, until a frame says where it goes.
+        own: Own {
+            mac: Mac([0; 6]),
+            vlan: None,
+            ip: Ipv4Addr::UNSPECIFIED.into(),
+        },
         epoch: Epoch(1),
         lease_ns: 0,
         key,

@@ -69,12 +69,22 @@ pub(super) fn refused(interface: &str) -> impl FnOnce(aya::programs::links::Link
     move |source| XdpError::Link { interface, source }
 }
 
+/// Whether this process holds a link to this program.
+pub(super) fn is_held_to(program: u32) -> bool {
+    fdinfo_where(|text| field(text, "link_id").is_some() && field(text, "prog_id") == Some(program))
+        .is_some()
+}
+
 /// Where the kernel describes the descriptor of the link `id`, which this process holds.
 fn fdinfo(id: u32) -> Option<PathBuf> {
+    fdinfo_where(|text| field(text, "link_id") == Some(id))
+}
+
+fn fdinfo_where(is_meant: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let entries = fs::read_dir("/proc/self/fdinfo").ok()?;
     entries.flatten().map(|entry| entry.path()).find(|path| {
         let text = fs::read_to_string(path).unwrap_or_default();
-        field(&text, "link_id") == Some(id)
+        is_meant(&text)
     })
 }
 

@@ -36,6 +36,10 @@ fn value_size_at(object: &[u8], map: &str) -> Result<Range<usize>, XdpError> {
         .symbols()
         .find(|symbol| symbol.name() == Ok(map) && symbol.section_index() == Some(section))
         .ok_or_else(|| super::missing(map))?;
-    let at = (start + symbol.address()) as usize + VALUE_SIZE_AT;
-    Ok(at..at + WORD)
+    // Both are what the file says.
+    let at = start
+        .checked_add(symbol.address())
+        .and_then(|at| usize::try_from(at).ok()?.checked_add(VALUE_SIZE_AT));
+    let range = at.and_then(|at| Some(at..at.checked_add(WORD)?));
+    range.ok_or_else(|| XdpError::Object(format!("its map {map} is nowhere")))
 }

@@ -5,6 +5,7 @@ use super::hold::Hold;
 use super::link::{self, Link};
 use super::occupant;
 use super::pins::Pins;
+use super::refusal;
 use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
 use crate::mapping::Mapping;
 use crate::offload::{Offload, Refusal};
@@ -112,6 +113,10 @@ impl Pinned {
             let link = Link::from_pin(&path, &self.seat.interface)?;
             if mode == self.seat.mode && link.is_on(&self.seat.interface) {
                 self.link = Some(self.pointed(link, PASS)?);
+                if self.seat.on_host_death == OnHostDeath::Seal {
+                    // It was pinned by a life that was to be outlived.
+                    unpin(&path)?;
+                }
             } else {
                 unpin(&path)?;
             }
@@ -141,12 +146,10 @@ impl Pinned {
             on_host_death,
         } = self.seat.clone();
         let attach = self.attach_refused(ACCEPTOR);
+        let id =
+            super::attach(&mut self.ebpf, ACCEPTOR, &interface, mode).map_err(occupant::named)?;
         let program = super::program(&mut self.ebpf, ACCEPTOR)?;
-        let link = program
-            .attach(&interface, mode.into())
-            .and_then(|id| program.take_link(id))
-            .map_err(attach)
-            .map_err(occupant::named)?;
+        let link = program.take_link(id).map_err(attach)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&interface))?;
         let link = Link::new(fd, &interface)?;
         match on_host_death {
@@ -159,13 +162,8 @@ impl Pinned {
         &self,
         program: &'static str,
     ) -> impl FnOnce(aya::programs::ProgramError) -> XdpError + use<> {
-        let (interface, mode) = (self.seat.interface.clone(), self.seat.mode.name());
-        move |source| XdpError::Attach {
-            program,
-            interface,
-            mode,
-            source: Box::new(source),
-        }
+        let (interface, mode) = (self.seat.interface.clone(), self.seat.mode);
+        move |source| refusal::attach(program, &interface, mode, source)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cli::output::{self, Output};
 use crate::cli::status::cell;
 use anyhow::Context as _;
 use consensus::NodeId;
-use consensus::frame::{self, Addresses, Mac, Path};
+use consensus::frame::{self, Addresses, Mac, Own, Path};
 use consensus::memory::Memory as _;
 use consensus::region::{Birth, Layout, Region};
 use consensus::tally::Count;
@@ -90,18 +90,25 @@ const NOW_NS: u64 = 1_000_000_000;
 const SOURCE_PORT: u16 = 40_000;
 
 pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
-    let settings = settings(args)?;
-    let packets: Vec<Vec<u8>> = args
+    let mut settings = settings(args)?;
+    let frames: Vec<Vec<u8>> = args
         .packets
         .iter()
-        .map(|packet| read(packet))
+        .map(|packet| Ok(framed(read(packet)?, settings.port)?))
         .collect::<anyhow::Result<_>>()?;
+    // The program is at home where the first of them goes.
+    if let Some(frame::Parsed::Ours(path, _)) = frames
+        .first()
+        .map(|frame| frame::parse(frame, settings.port))
+    {
+        settings.own = addressee(&path);
+    }
     let object = OBJECT.ok_or(run::Error::Region(RegionError::NoObject))?;
     let mut loaded = Loaded::load(object, &settings)?;
     loaded.set_clock(NOW_NS)?;
     let mut shown = Vec::new();
-    for (name, packet) in args.packets.iter().zip(packets) {
-        shown.push(show(&loaded, &settings, name, packet)?);
+    for (name, frame) in args.packets.iter().zip(frames) {
+        shown.push(show(&loaded, &settings, name, frame)?);
     }
     match output {
         Output::Table => {
@@ -212,6 +219,19 @@ fn framed(packet: Vec<u8>, port: u16) -> Result<Vec<u8>, Failure> {
     })
 }
 
+/// Whom a frame is for.
+fn addressee(path: &Path) -> Own {
+    Own {
+        mac: path.destination_mac,
+        // The lower twelve bits of the control field.
+        vlan: path.vlan.map(|control| control & 0xfff),
+        ip: match path.addresses {
+            Addresses::V4 { destination, .. } => destination.into(),
+            Addresses::V6 { destination, .. } => destination.into(),
+        },
+    }
+}
+
 /// What came of a packet.
 struct Shown {
     name: String,
@@ -223,13 +243,7 @@ struct Shown {
     changed: Vec<Changed>,
 }
 
-fn show(
-    loaded: &Loaded,
-    settings: &Settings,
-    name: &str,
-    packet: Vec<u8>,
-) -> anyhow::Result<Shown> {
-    let frame = framed(packet, settings.port)?;
+fn show(loaded: &Loaded, settings: &Settings, name: &str, frame: Vec<u8>) -> anyhow::Result<Shown> {
     let before = copy(loaded.region());
     let counters = loaded.counters()?;
     let verdict = loaded
