@@ -40,8 +40,35 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// Fails if a published package would lack the object, which nobody could build from it.
+pub(crate) fn check_package(workspace: &Workspace) -> anyhow::Result<()> {
+    let list = [
+        "package",
+        "--locked",
+        "--package",
+        "nearwire",
+        "--list",
+        "--allow-dirty",
+    ];
+    let output = workspace.cargo(list).output().context("start cargo")?;
+    ensure!(output.status.success(), "list what the package holds");
+    let listed = String::from_utf8_lossy(&output.stdout);
+    for file in [OBJECT, SOURCES] {
+        ensure!(
+            listed.lines().any(|line| line == file),
+            "the package of nearwire does not hold {file}: see `include` in Cargo.toml"
+        );
+    }
+    Ok(())
+}
+
 /// Fails if the committed object is not what its sources make.
 pub(crate) fn check(bench: &mut Bench<'_>, _: &mut Stage<'_>) -> anyhow::Result<Verdict> {
+    // Without a compiler for BPF as well: an object of other sources must not be committed.
+    let (state, _) = committed(&bench.workspace.root).map_err(|why| anyhow!(why))?;
+    if let Committed::Stale(source) = state {
+        bail!("{source} has changed since {OBJECT} was built: run `cargo xtask ebpf`");
+    }
     match build(bench.workspace, &[]) {
         Ok(built) => {
             judge(&built.bytes)?;

@@ -350,6 +350,7 @@ fn package(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdi
         // The step judges the working tree, committed or not.
         "--allow-dirty",
     ]))?;
+    ebpf::check_package(bench.workspace)?;
     Ok(Verdict::Done)
 }
 
