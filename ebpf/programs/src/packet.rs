@@ -1,5 +1,6 @@
 //! The packet that a program was called for, and the values in it.
 
+use crate::region::exchange;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_load_bytes, bpf_xdp_store_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
@@ -7,7 +8,6 @@ use aya_ebpf::programs::XdpContext;
 use consensus::frame::{Addresses, Mac, Path, Sum, XDP_VALUE_BYTES};
 use consensus::memory::Payload;
 use consensus::pieces::{Pieces, PiecesMut};
-use crate::region::exchange;
 use consensus::wire::{HEADER_BYTES, Header};
 use core::arch::asm;
 use core::net::{Ipv4Addr, Ipv6Addr};
