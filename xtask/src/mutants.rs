@@ -40,6 +40,7 @@ const NEED_MORE: &[Mutation] = &[
     Mutation::FailedFlushRetried,
     Mutation::TornTailAccepted,
     Mutation::SnapshotUnchecked,
+    Mutation::KernelVoteNotJournalled,
 ];
 
 /// Which defects, and how they are told.
