@@ -5,7 +5,7 @@ mod xdp_twin;
 use bench::step::{KEYS, SCHEMA};
 use consensus::region::Layout;
 use nearwire::step_trial::{Case, Engine, InKernel, InProcess, Message, Trial, TrialError};
-use nearwire::xdp::{OBJECT, is_permitted};
+use nearwire::xdp::{OBJECT, capabilities};
 use serde_json::Value;
 use std::process::{Command, Output};
 use xdp_twin::skip;
@@ -73,7 +73,7 @@ fn the_step_in_software_has_its_rows() {
 fn the_step_in_xdp_has_its_rows_or_says_what_it_needs() {
     let output = nearwire("xdp");
     let said = String::from_utf8_lossy(&output.stderr);
-    if OBJECT.is_none() || !is_permitted() {
+    if OBJECT.is_none() || !capabilities::lacking().is_empty() {
         assert_eq!(output.status.code(), Some(3), "{said}");
         assert!(said.contains("remedy: "), "{said}");
         skip(
@@ -137,7 +137,7 @@ fn a_request_without_effect_spoils_a_run_in_software() {
 
 #[test]
 fn a_request_without_effect_spoils_a_run_in_xdp() {
-    let Some(object) = OBJECT.filter(|_| is_permitted()) else {
+    let Some(object) = OBJECT.filter(|_| capabilities::lacking().is_empty()) else {
         skip(
             "a_request_without_effect_spoils_a_run_in_xdp",
             "needs an XDP object, CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON",

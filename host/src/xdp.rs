@@ -199,9 +199,6 @@ pub enum XdpError {
     /// A link ended while it was being looked at.
     #[error("look at the program's link to {0}: /proc/self/fdinfo does not show it")]
     Vanished(String),
-    /// The kernel does not list its interfaces.
-    #[error("list the network interfaces: {0}")]
-    Netlink(io::Error),
     /// Another program sits on the interface.
     #[error(
         "attach {program} to {interface} in {mode} mode: {occupant} sits there: {}",
@@ -412,9 +409,7 @@ impl Loaded {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.repeat = times;
-        let program = self.ebpf.program(ACCEPTOR).ok_or_else(no_program)?;
-        let program: &Xdp = program.try_into().map_err(XdpError::Run)?;
-        program.test_run(options).map(drop).map_err(XdpError::Run)
+        self.test_run(ACCEPTOR, options).map(drop)
     }
 
     /// Sets the time of a rehearsal, in nanoseconds.
@@ -453,17 +448,6 @@ impl Loaded {
     pub fn counters(&self) -> Result<[u64; Count::COUNT], XdpError> {
         counters(&self.ebpf)
     }
-}
-
-/// Whether this process has CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39), which it takes
-/// to load the program.
-pub fn is_permitted() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mut lines = status.lines();
-    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = u64::from_str_radix(effective.unwrap_or("0").trim(), 16).unwrap_or(0);
-    let all = 1 << 12 | 1 << 38 | 1 << 39;
-    effective & all == all
 }
 
 /// A program that keeps no votes, loaded and attached until dropped.

@@ -20,7 +20,7 @@ use consensus::tally::Count;
 use consensus::wire::{self, HEADER_BYTES};
 use consensus::{Epoch, NodeId};
 use nearwire::mapping::Mapping;
-use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError, is_permitted};
+use nearwire::xdp::{Loaded, OBJECT, Settings, Verdict, XdpError, capabilities};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io::Write as _;
@@ -71,7 +71,7 @@ impl Twin {
         let Some(object) = OBJECT else {
             // Whoever could run it was to see it run.
             assert!(
-                !is_permitted(),
+                !capabilities::lacking().is_empty(),
                 "no XDP object is embedded: run `cargo xtask ebpf`"
             );
             skip(test, "no XDP object is embedded: see the build's warning");
@@ -86,7 +86,7 @@ impl Twin {
         settings.own.ip = ip;
         let kernel = match Loaded::load(object, &settings) {
             Ok(kernel) => kernel,
-            Err(error) if !is_permitted() => {
+            Err(error) if !capabilities::lacking().is_empty() => {
                 let said = error.to_string();
                 let said = said.lines().next().unwrap_or_default();
                 skip(

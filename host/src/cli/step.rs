@@ -9,7 +9,7 @@ use consensus::region::Layout;
 use datapath::Placement;
 use nearwire::config::Region;
 use nearwire::step_trial::{CASES, Case, InKernel, InProcess, Trial, TrialError};
-use nearwire::xdp::{OBJECT, XdpError};
+use nearwire::xdp::{OBJECT, XdpError, capabilities};
 
 /// What one request costs an acceptor, without network and client.
 ///
@@ -225,7 +225,7 @@ fn no_object() -> Failure {
 /// What cannot be done here; what went wrong is the error.
 fn failed(error: TrialError) -> anyhow::Result<Failure> {
     if let TrialError::Xdp(XdpError::Load(_) | XdpError::Verify(_)) = &error
-        && !nearwire::xdp::is_permitted()
+        && !capabilities::lacking().is_empty()
     {
         return Ok(Failure::unsupported(
             "time the acceptor in XDP: this user may not load programs into the kernel",

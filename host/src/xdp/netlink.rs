@@ -297,6 +297,20 @@ mod tests {
     }
 
     #[test]
+    fn attributes_are_found_among_others_and_bad_ones_end_the_search() {
+        let find = |bytes, wanted| {
+            let found = attributes(bytes).find(|(attribute, _)| *attribute == wanted);
+            found.map(|(_, value)| value)
+        };
+        let bytes = [6, 0, 1, 0, 7, 7, 0, 0, 8, 0, 2, 128, 1, 2, 3, 4];
+        assert_eq!(find(&bytes, 1), Some(&[7, 7][..]));
+        assert_eq!(find(&bytes, 2), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(find(&bytes, 3), None);
+        assert_eq!(find(&[0; 9], 3), None);
+        assert_eq!(find(&bytes[..14], 2), None);
+    }
+
+    #[test]
     fn what_was_put_down_is_found_again() {
         let bytes = [
             attribute(3, b"eth0\0"),

@@ -40,6 +40,14 @@ impl Occupant {
         Ok(found.map_or_else(Vec::new, |found| Self::all(&found.programs)))
     }
 
+    /// Its number and its name.
+    pub(super) fn program(&self) -> String {
+        match &self.name {
+            Some(name) => format!("program {} ({name})", self.id),
+            None => format!("program {}", self.id),
+        }
+    }
+
     /// What takes it off `interface`.
     pub fn remedy(&self, interface: &str) -> String {
         let by_name = match self.mode {
@@ -59,11 +67,7 @@ impl Occupant {
 
 impl fmt::Display for Occupant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "program {}", self.id)?;
-        if let Some(name) = &self.name {
-            write!(f, " ({name})")?;
-        }
-        write!(f, " in {} mode", self.mode)
+        write!(f, "{} in {} mode", self.program(), self.mode)
     }
 }
 

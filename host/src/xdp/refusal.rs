@@ -1,14 +1,9 @@
 //! What the kernel's refusals mean, and what mends them.
 
-use super::{Mode, XdpError};
-use aya::programs::{ProgramError, loaded_programs};
-use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
+use super::{Mode, Occupant, XdpError};
+use aya::programs::ProgramError;
 use std::error::Error;
 use std::io;
-use std::os::fd::AsRawFd as _;
 
 /// What an error and what caused it say, and what to do where this process may not.
 pub(super) fn told(error: &(dyn Error + 'static)) -> String {
@@ -52,8 +47,9 @@ fn attachment_told(error: &ProgramError, interface: &str, mode: Mode) -> String 
     let is_native = mode == Mode::Native;
     match errno(error) {
         Some(libc::EBUSY | libc::EEXIST) => {
-            text += &match program_at(interface) {
-                Some(program) => format!("; {program} is there already"),
+            let occupants = Occupant::on(interface).unwrap_or_default();
+            text += &match occupants.first() {
+                Some(occupant) => format!("; {} is there already", occupant.program()),
                 None => "; another program is there already".into(),
             };
             text += &format!(
@@ -81,64 +77,6 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
     chain(error).find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error())
-}
-
-/// The number and name of the XDP program at an interface.
-fn program_at(interface: &str) -> Option<String> {
-    let id = program_id_at(interface)?;
-    let name = loaded_programs()
-        .filter_map(Result::ok)
-        .find(|program| program.id() == id)
-        .and_then(|program| Some(program.name_as_str()?.to_owned()));
-    Some(match name {
-        Some(name) => format!("program {id} ({name})"),
-        None => format!("program {id}"),
-    })
-}
-
-// From the kernel's `linux/if_link.h`.
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_PROG_ID: u16 = 4;
-/// `struct nlmsghdr`, and `struct ifinfomsg` behind it, in bytes.
-const HEADER_BYTES: usize = 16;
-/// Longest answer in bytes: one interface.
-const ANSWER_BYTES: usize = 32 * 1024;
-
-/// Asks by rtnetlink, which is the only one to know of programs that no link holds.
-fn program_id_at(interface: &str) -> Option<u32> {
-    let index = if_nametoindex(interface).ok()?;
-    let mut request = Vec::with_capacity(2 * HEADER_BYTES);
-    request.extend((2 * HEADER_BYTES as u32).to_ne_bytes());
-    request.extend(libc::RTM_GETLINK.to_ne_bytes());
-    request.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    request.extend([0; HEADER_BYTES - 8]);
-    request.extend([0; 4]);
-    request.extend(index.to_ne_bytes());
-    request.extend([0; HEADER_BYTES - 8]);
-    let route = SockProtocol::NetlinkRoute;
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, route).ok()?;
-    send(socket.as_raw_fd(), &request, MsgFlags::empty()).ok()?;
-    let mut answer = vec![0; ANSWER_BYTES];
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
-    let attributes = answer.get(2 * HEADER_BYTES..length)?;
-    let id = attribute(attribute(attributes, IFLA_XDP)?, IFLA_XDP_PROG_ID)?;
-    Some(u32::from_ne_bytes(*id.first_chunk()?))
-}
-
-/// What an attribute of this type among them holds. Each is length, type, and so many bytes, up to
-/// the next multiple of four.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let (head, _) = attributes.split_first_chunk::<4>()?;
-        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
-        let kind = u16::from_ne_bytes([head[2], head[3]]) & !(libc::NLA_F_NESTED as u16);
-        if kind == wanted {
-            return attributes.get(4..length);
-        }
-        // Whatever is shorter than its own head would be looked at for ever.
-        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
-    }
 }
 
 #[cfg(test)]
@@ -182,15 +120,5 @@ mod tests {
             assert!(said.contains(remedy), "{said}");
         }
         assert!(!said(libc::EINVAL, Mode::Generic).contains("mtu"));
-    }
-
-    #[test]
-    fn attributes_are_found_among_others_and_bad_ones_end_the_search() {
-        let bytes = [6, 0, 1, 0, 7, 7, 0, 0, 8, 0, 2, 128, 1, 2, 3, 4];
-        assert_eq!(attribute(&bytes, 1), Some(&[7, 7][..]));
-        assert_eq!(attribute(&bytes, 2), Some(&[1, 2, 3, 4][..]));
-        assert_eq!(attribute(&bytes, 3), None);
-        assert_eq!(attribute(&[0; 9], 3), None);
-        assert_eq!(attribute(&bytes[..14], 2), None);
     }
 }

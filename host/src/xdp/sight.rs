@@ -126,7 +126,7 @@ fn attachment(
     pins: &Pins,
     programs: Option<&BTreeSet<u32>>,
 ) -> Result<Option<Attachment>, XdpError> {
-    let interfaces = netlink::interfaces().map_err(XdpError::Netlink)?;
+    let interfaces = netlink::interfaces().map_err(XdpError::Interfaces)?;
     let attached = |mode, program, is_pinned| {
         let on = interfaces
             .iter()

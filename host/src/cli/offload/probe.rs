@@ -88,7 +88,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     }
     let bpffs = bpffs_of(None, node.as_ref());
     let checks = doctor::xdp::checks(&bpffs);
-    let mut interfaces = netlink::interfaces().map_err(XdpError::Netlink)?;
+    let mut interfaces = netlink::interfaces().map_err(XdpError::Interfaces)?;
     if let Some(name) = named {
         interfaces.retain(|interface| interface.name == name);
         if interfaces.is_empty() {
