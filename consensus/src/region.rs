@@ -365,6 +365,30 @@ fn check_size(words: &[AtomicU64], layout: &Layout) -> Result<(), OpenError> {
     })
 }
 
+/// Refuses words that are no region of this version, or whose header is damaged.
+#[cfg(target_has_atomic = "64")]
+fn check_header(words: &[AtomicU64]) -> Result<(), OpenError> {
+    let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
+    match word(header::MAGIC) {
+        MAGIC => {}
+        0 => return Err(OpenError::Blank),
+        other => return Err(OpenError::Foreign(other)),
+    }
+    if word(header::VERSION) != VERSION {
+        return Err(OpenError::Version(word(header::VERSION)));
+    }
+    if word(header::CHECKSUM) != checksum(words) {
+        return Err(HEADER_DAMAGED);
+    }
+    Ok(())
+}
+
+#[cfg(target_has_atomic = "64")]
+const HEADER_DAMAGED: OpenError = OpenError::Damaged {
+    what: "header",
+    at: 0,
+};
+
 /// Refuses words that hold a region, or what some step has touched.
 #[cfg(target_has_atomic = "64")]
 fn check_blank(words: &[AtomicU64], layout: &Layout) -> Result<(), OpenError> {
@@ -463,20 +487,7 @@ impl<W: AsRef<[AtomicU64]>> Region<W> {
     pub fn open(words: W, layout: Layout, birth: Birth) -> Result<(Self, Restored), OpenError> {
         let all = words.as_ref();
         let word = |at: usize| all.get(at).map_or(0, |word| word.load(Ordering::Acquire));
-        match word(header::MAGIC) {
-            MAGIC => {}
-            0 => return Err(OpenError::Blank),
-            other => return Err(OpenError::Foreign(other)),
-        }
-        if word(header::VERSION) != VERSION {
-            return Err(OpenError::Version(word(header::VERSION)));
-        }
-        if word(header::CHECKSUM) != checksum(all) {
-            return Err(OpenError::Damaged {
-                what: "header",
-                at: 0,
-            });
-        }
+        check_header(all)?;
         if word(header::CLUSTER) != birth.cluster {
             return Err(OpenError::OtherCluster);
         }

@@ -32,21 +32,7 @@ impl Layout {
                 .get(at)
                 .map_or(0, |word| word.load(Ordering::Acquire))
         };
-        match word(header::MAGIC) {
-            MAGIC => {}
-            0 => return Err(OpenError::Blank),
-            other => return Err(OpenError::Foreign(other)),
-        }
-        if word(header::VERSION) != VERSION {
-            return Err(OpenError::Version(word(header::VERSION)));
-        }
-        let damaged = OpenError::Damaged {
-            what: "header",
-            at: 0,
-        };
-        if word(header::CHECKSUM) != checksum(header) {
-            return Err(damaged);
-        }
+        check_header(header)?;
         let layout = Self::new(
             word(header::GROUPS) as u16,
             word(header::WINDOW),
@@ -58,7 +44,7 @@ impl Layout {
             nonce: word(header::NONCE),
             boot: u128::from(word(header::BOOT_HIGH)) << 64 | u128::from(word(header::BOOT_LOW)),
         };
-        Ok((layout.map_err(|_| damaged)?, birth))
+        Ok((layout.map_err(|_| HEADER_DAMAGED)?, birth))
     }
 }
 

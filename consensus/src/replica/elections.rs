@@ -250,10 +250,12 @@ impl<S: StateMachine> Replica<S> {
 
     /// When the leader of this group was last heard of, if it may still lead.
     fn leader_seen_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
-        let Some(view) = local.view(self.config.group) else {
-            return 0;
-        };
-        if self.may_be_led(&view) {
+        let view = local.view(self.config.group);
+        view.map_or(0, |view| self.seen_ns(local, &view))
+    }
+
+    fn seen_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>, view: &GroupView) -> u64 {
+        if self.may_be_led(view) {
             local.seen_ns(view.decided.ballot.node())
         } else {
             0
@@ -266,7 +268,7 @@ impl<S: StateMachine> Replica<S> {
         let Some(view) = turn.local.view(self.config.group) else {
             return;
         };
-        let seen_ns = self.leader_seen_ns(turn.local);
+        let seen_ns = self.seen_ns(turn.local, &view);
         let before = self.observed.replace(Observed {
             promised: view.promised,
             seen_ns,
