@@ -1,128 +1,23 @@
 //! Replicas whose acceptors vote in the kernel, as processes in namespaces.
 
 mod common;
+mod offload_scene;
 mod recording;
 
-use bench::site::{Site, Where};
 use datapath::netns::INTERFACE;
 use nearwire::client::{Client, Options};
 use nearwire::config::Durability;
 use nearwire::history;
 use nearwire::kv::{Call, Op};
-use nearwire::local_cluster::{self, LocalCluster};
 use nearwire::supervision::Wish;
-use nearwire::xdp::OnHostDeath;
-use nearwire::xdp_site::Ports;
+use offload_scene::{NODES, Scene};
 use recording::{Recording, Shape};
-use serde_json::Value;
 use std::time::{Duration, Instant};
 
-/// The node that the others are ranked behind.
-const NODES: std::ops::RangeInclusive<u16> = 1..=3;
 /// Whatever takes longer does not happen.
 const SOON: Duration = Duration::from_secs(20);
 
-struct Scene {
-    cluster: LocalCluster,
-    site: Site,
-    _ports: Ports,
-    _directory: tempfile::TempDir,
-}
-
 impl Scene {
-    fn new(name: &str, settings: impl FnOnce(&mut local_cluster::Options)) -> Self {
-        Self::on_bad_network(name, 0.0, settings)
-    }
-
-    /// Of a network that loses this part of all frames.
-    fn on_bad_network(
-        name: &str,
-        loss: f64,
-        settings: impl FnOnce(&mut local_cluster::Options),
-    ) -> Self {
-        let prefix = format!("{name}{}", std::process::id());
-        let site = Site::open_as(&prefix, Where::Netns, NODES.count(), None)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let rig = site.rig().expect("namespaces");
-        let ports = Ports::open_lossy(rig, loss).unwrap_or_else(|error| panic!("{error}"));
-        let directory = tempfile::tempdir().expect("a directory");
-        let program = env!("CARGO_BIN_EXE_nearwire");
-        let mut options = local_cluster::Options::new(program, directory.path());
-        options.addresses = site.replicas().iter().map(|place| place.ip).collect();
-        options.xdp = Some(OnHostDeath::KeepVoting);
-        settings(&mut options);
-        let mut scene = Self {
-            cluster: LocalCluster::prepare(options).expect("configurations"),
-            site,
-            _ports: ports,
-            _directory: directory,
-        };
-        for node in NODES {
-            scene.start(node);
-        }
-        scene
-    }
-
-    fn start(&mut self, node: u16) {
-        let command = self.cluster.command(node).expect("a log");
-        let child = self.site.spawn(usize::from(node) - 1, command);
-        self.cluster.adopt(node, child.expect("nearwire starts"));
-    }
-
-    /// Runs `work` where the client is.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let client = self.site.client().node.as_ref().expect("a namespace");
-        client.run(work).expect("the namespace is there")
-    }
-
-    fn report(&self, node: u16) -> Option<Value> {
-        self.inside(|| self.cluster.inspect(node, Duration::from_secs(1)))
-    }
-
-    fn leader(&mut self) -> u16 {
-        let began = Instant::now();
-        loop {
-            for node in NODES {
-                let report = self.report(node).unwrap_or_default();
-                if report["role"] == "leader" {
-                    return node;
-                }
-            }
-            assert!(began.elapsed() < SOON, "nobody leads: {}", self.logs());
-        }
-    }
-
-    fn logs(&self) -> String {
-        NODES.map(|node| self.cluster.log(node)).collect()
-    }
-
-    /// Waits until a replica reports this.
-    fn await_report(&self, node: u16, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let began = Instant::now();
-        loop {
-            let report = self.report(node).unwrap_or_default();
-            if is_so(&report) {
-                return report;
-            }
-            assert!(
-                began.elapsed() < SOON,
-                "node {node} is not {what}: {report:#}\n{}",
-                self.logs()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn await_voting(&self) {
-        self.await_engines("xdp");
-    }
-
-    fn await_engines(&self, engine: &str) {
-        for node in NODES {
-            self.await_report(node, engine, |report| report["engine"] == engine);
-        }
-    }
-
     /// What the operator wants of all nodes.
     fn wish(&self, is_offload: bool) {
         for node in NODES {
@@ -260,7 +155,7 @@ fn what_the_kernel_voted_for_is_journalled_by_the_process() {
 
 #[test]
 fn an_interface_that_vanishes_is_told_and_the_others_go_on() {
-    let mut scene = Scene::new("gone", |_| {});
+    let scene = Scene::new("gone", |_| {});
     scene.await_voting();
     let leader = scene.leader();
     let follower = if leader == 1 { 2 } else { 1 };
@@ -288,7 +183,7 @@ const HAND_OVER_SECONDS: &str = "NEARWIRE_HAND_OVER_SECONDS";
 fn hand_overs_under_load_on_a_bad_network_lose_nothing() {
     let seconds = std::env::var(HAND_OVER_SECONDS).ok();
     let seconds = seconds.map_or(8, |text| text.parse().expect("a number of seconds"));
-    let mut scene = Scene::on_bad_network("over", 0.01, |options| {
+    let scene = Scene::on_bad_network("over", 0.01, |options| {
         options.resp = true;
         options.settings = common::CALM.into();
     });

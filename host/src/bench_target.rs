@@ -199,9 +199,8 @@ impl LocalTarget {
             cluster: LocalCluster::prepare(options)?,
             directory,
         };
-        for (index, node) in (0..site.replicas().len()).zip(1..) {
-            let child = site.spawn(index, running.cluster.command(node)?)?;
-            running.cluster.adopt(node, child);
+        for node in 1..=site.replicas().len() as u16 {
+            running.cluster.start_at(site, node)?;
         }
         Ok(running)
     }
@@ -233,7 +232,7 @@ impl Target for LocalTarget {
         Description {
             engine: self.engine.name().into(),
             mode,
-            durability: name(self.durability).into(),
+            durability: self.durability.name().into(),
             replicas: REPLICAS,
             leader_wait: waiting,
             acceptor_wait: match self.engine {
@@ -300,14 +299,6 @@ fn make_directory(parent: &Path) -> io::Result<RunDirectory> {
         let doing = format!("make a directory in {}: {error}", parent.display());
         io::Error::new(error.kind(), doing)
     })
-}
-
-fn name(durability: Durability) -> &'static str {
-    match durability {
-        Durability::Volatile => "volatile",
-        Durability::Async => "async",
-        Durability::Sync => "sync",
-    }
 }
 
 struct Leading {

@@ -8,6 +8,7 @@ mod text;
 use crate::xdp::{self, Mode, OnHostDeath};
 use consensus::NodeId;
 use consensus::auth::Key;
+use consensus::local;
 use consensus::quorum::{QuorumError, Quorums};
 use consensus::region::{Layout, LayoutError};
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,22 @@ pub enum Durability {
     Async,
     /// Flushed before the reply.
     Sync,
+}
+
+impl Durability {
+    /// Its name in configurations and reports.
+    pub const fn name(self) -> &'static str {
+        self.of_core().name()
+    }
+
+    /// What the core calls it.
+    pub const fn of_core(self) -> local::Durability {
+        match self {
+            Self::Volatile => local::Durability::Volatile,
+            Self::Async => local::Durability::Async,
+            Self::Sync => local::Durability::Sync,
+        }
+    }
 }
 
 /// A member.

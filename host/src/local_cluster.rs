@@ -8,6 +8,7 @@ use crate::config::{Durability, Wait};
 use crate::inspect::Inspector;
 use crate::run::DIE_WITH_PARENT;
 use crate::xdp::OnHostDeath;
+use bench::site::Site;
 use consensus::NodeId;
 use datapath::netns::INTERFACE;
 use nix::sys::signal::{Signal, kill};
@@ -166,11 +167,7 @@ impl LocalCluster {
     }
 
     fn config_text(&self, replica: &Replica) -> String {
-        let durability = match self.options.durability {
-            Durability::Volatile => "volatile",
-            Durability::Async => "async",
-            Durability::Sync => "sync",
-        };
+        let durability = self.options.durability.name();
         let wait = match self.options.wait {
             Wait::Blocking => "blocking",
             Wait::Polling => "polling",
@@ -270,6 +267,20 @@ impl LocalCluster {
         let mut command = self.command(node)?;
         let child = command
             .spawn()
+            .map_err(refused(format!("start replica {node}")))?;
+        self.adopt(node, child);
+        Ok(())
+    }
+
+    /// Starts a replica in its place of `site`, which it does not outlive: the first replica is in
+    /// the first.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn start_at(&mut self, site: &Site, node: u16) -> Result<(), Error> {
+        let command = self.command(node)?;
+        let child = site
+            .spawn(usize::from(node) - 1, command)
             .map_err(refused(format!("start replica {node}")))?;
         self.adopt(node, child);
         Ok(())

@@ -20,7 +20,7 @@ use consensus::applied::Applied;
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
-use consensus::local::{self, Local};
+use consensus::local::Local;
 use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError};
@@ -146,14 +146,6 @@ impl Error {
     }
 }
 
-fn durability(config: Durability) -> local::Durability {
-    match config {
-        Durability::Volatile => local::Durability::Volatile,
-        Durability::Async => local::Durability::Async,
-        Durability::Sync => local::Durability::Sync,
-    }
-}
-
 /// Runs a node until SIGTERM or SIGINT, or until it has to end.
 ///
 /// # Errors
@@ -258,7 +250,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         acceptor,
         opened.region,
         wal,
-        durability(config.durability),
+        config.durability.of_core(),
         vec![opened.applied],
     )?;
     let wish = Wish::of(directory.path());
@@ -367,10 +359,7 @@ fn node_config(
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
-        leader: LeaderTiming::of(
-            config.timing.heartbeat_ms * MS,
-            durability(config.durability),
-        ),
+        leader: LeaderTiming::of(config.timing.heartbeat_ms * MS, config.durability.of_core()),
         election: ElectionTiming::of(config.timing.election_ms * MS),
         seed: seed ^ identity.region_nonce,
         used_round,

@@ -1,4 +1,5 @@
 //! Nodes with acceptors in the kernel, and `nearwire offload` where each of them is.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use bench::site::{Site, Where};
 use nearwire::local_cluster::{self, LocalCluster};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) const NODES: std::ops::RangeInclusive<u16> = 1..=3;
 /// Whatever takes longer does not happen.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Scene {
     pub(crate) cluster: LocalCluster,
@@ -29,11 +30,20 @@ pub(crate) struct Ended {
 
 impl Scene {
     pub(crate) fn new(name: &str, settings: impl FnOnce(&mut local_cluster::Options)) -> Self {
+        Self::on_bad_network(name, 0.0, settings)
+    }
+
+    /// Of a network that loses this part of all frames.
+    pub(crate) fn on_bad_network(
+        name: &str,
+        loss: f64,
+        settings: impl FnOnce(&mut local_cluster::Options),
+    ) -> Self {
         let prefix = format!("{name}{}", std::process::id());
         let site = Site::open_as(&prefix, Where::Netns, NODES.count(), None)
             .unwrap_or_else(|error| panic!("{error}"));
         let rig = site.rig().expect("namespaces");
-        let ports = Ports::open(rig).unwrap_or_else(|error| panic!("{error}"));
+        let ports = Ports::open_lossy(rig, loss).unwrap_or_else(|error| panic!("{error}"));
         let directory = tempfile::tempdir().expect("a directory");
         let program = env!("CARGO_BIN_EXE_nearwire");
         let mut options = local_cluster::Options::new(program, directory.path());
@@ -53,9 +63,8 @@ impl Scene {
     }
 
     pub(crate) fn start(&mut self, node: u16) {
-        let command = self.cluster.command(node).expect("a log");
-        let child = self.site.spawn(usize::from(node) - 1, command);
-        self.cluster.adopt(node, child.expect("nearwire starts"));
+        let started = self.cluster.start_at(&self.site, node);
+        started.unwrap_or_else(|error| panic!("{error}"));
     }
 
     pub(crate) fn process(&self, node: u16) -> u32 {
@@ -121,14 +130,22 @@ impl Scene {
         serde_json::from_str(&ended.out).expect("JSON")
     }
 
+    /// Runs `work` where the client is.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let client = self.site.client().node.as_ref().expect("a namespace");
+        client.run(work).expect("the namespace is there")
+    }
+
+    pub(crate) fn report(&self, node: u16) -> Option<Value> {
+        self.inside(|| self.cluster.inspect(node, Duration::from_secs(1)))
+    }
+
     /// The node that leads.
     pub(crate) fn leader(&self) -> u16 {
-        let client = self.site.client().node.as_ref().expect("a namespace");
         let began = Instant::now();
         loop {
             for node in NODES {
-                let report = client.run(|| self.cluster.inspect(node, Duration::from_secs(1)));
-                let report = report.expect("the namespace is there").unwrap_or_default();
+                let report = self.report(node).unwrap_or_default();
                 if report["role"] == "leader" {
                     return node;
                 }
@@ -142,14 +159,17 @@ impl Scene {
     }
 
     /// Waits until a node reports this.
-    pub(crate) fn await_report(&self, node: u16, what: &str, is_so: impl Fn(&Value) -> bool) {
-        let client = self.site.client().node.as_ref().expect("a namespace");
+    pub(crate) fn await_report(
+        &self,
+        node: u16,
+        what: &str,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Value {
         let began = Instant::now();
         loop {
-            let report = client.run(|| self.cluster.inspect(node, Duration::from_secs(1)));
-            let report = report.expect("the namespace is there").unwrap_or_default();
+            let report = self.report(node).unwrap_or_default();
             if is_so(&report) {
-                return;
+                return report;
             }
             assert!(
                 began.elapsed() < SOON,
@@ -160,9 +180,13 @@ impl Scene {
         }
     }
 
-    pub(crate) fn await_voting(&self) {
+    pub(crate) fn await_engines(&self, engine: &str) {
         for node in NODES {
-            self.await_report(node, "voting in XDP", |report| report["engine"] == "xdp");
+            self.await_report(node, engine, |report| report["engine"] == engine);
         }
+    }
+
+    pub(crate) fn await_voting(&self) {
+        self.await_engines("xdp");
     }
 }

@@ -76,17 +76,10 @@ impl Ground {
         cluster: &mut LocalCluster,
         node: u16,
     ) -> Result<(), crate::local_cluster::Error> {
-        let Some((site, _)) = &self.namespaces else {
-            return cluster.start(node);
-        };
-        let command = cluster.command(node)?;
-        let child = site.spawn(usize::from(node) - 1, command);
-        let child = child.map_err(|source| crate::local_cluster::Error::System {
-            doing: format!("start replica {node}"),
-            source,
-        })?;
-        cluster.adopt(node, child);
-        Ok(())
+        match &self.namespaces {
+            None => cluster.start(node),
+            Some((site, _)) => cluster.start_at(site, node),
+        }
     }
 
     /// Does `work` where the client is.
