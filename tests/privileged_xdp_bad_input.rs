@@ -19,18 +19,14 @@ use datapath::netns::{INTERFACE, Neighbours, Rig};
 use nearwire::xdp::{self, Bystander, Loaded, Mode, OBJECT, XdpError};
 use std::net::{Ipv4Addr, UdpSocket};
 use xdp_twin::cable::{Cable, SOON, pin};
-use xdp_twin::conversation::framed;
+use xdp_twin::conversation::{framed, signed};
 use xdp_twin::{PORT, Twin, in_namespace, skip};
 
 const GROUP: GroupId = GroupId(1);
 const LEADER: NodeId = NodeId(1);
 const SHAPE: Shape = Shape {
-    window: 8,
-    value_bytes: 64,
-    lease_ns: 1_000_000,
     epoch: 2,
-    is_narrow: false,
-    key: None,
+    ..Shape::SMALL
 };
 const KEY: Key = Key([3, 4]);
 const OTHER_PORT: u16 = 9;
@@ -74,14 +70,7 @@ impl Line {
     }
 
     fn datagram(&self, header: &Header, value: &[u8]) -> Vec<u8> {
-        let mut header = Header {
-            length: value.len() as u16,
-            ..*header
-        };
-        if let Some(key) = self.key {
-            header.tag = auth::tag(key, &header, value);
-        }
-        [&header.to_bytes()[..], value].concat()
+        signed(header, value, self.key)
     }
 
     fn good(&self) -> Vec<u8> {

@@ -2,12 +2,12 @@
 
 mod xdp_twin;
 
-use consensus::conformance::{Case, corpus};
+use consensus::conformance::{Case, Shape, corpus};
 use consensus::random::Random;
 use consensus::simulation::Mutation;
 use nearwire::xdp::Loaded;
 use std::fmt::Write as _;
-use xdp_twin::conversation::{PLAIN, conform, converse, shapes};
+use xdp_twin::conversation::{conform, converse, shapes};
 use xdp_twin::duellists::{are_alone, fight};
 use xdp_twin::objects::{read, set_global, tell};
 use xdp_twin::{IPS, Twin};
@@ -39,7 +39,7 @@ fn with(object: &[u8], mutation: Option<Mutation>) -> Vec<u8> {
 /// How many instructions the verifier went through: a defect that the program cannot commit changes
 /// nothing.
 fn verified(object: &[u8]) -> Option<u32> {
-    let loaded = Loaded::load(object, &Twin::settings(PLAIN));
+    let loaded = Loaded::load(object, &Twin::settings(Shape::SMALL));
     let mut loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     let verified = loaded.verified_instructions();
     verified.unwrap_or_else(|error| panic!("{error}"))
@@ -57,7 +57,11 @@ fn catch(test: &str, object: &[u8], cases: &[Case]) -> Option<String> {
             return Some(format!("corpus: {case}, {failed} of {played} cases"));
         }
     }
-    let found = converse(&mut Random::new(1), &mut twin(PLAIN, IPS[0]), MESSAGES);
+    let found = converse(
+        &mut Random::new(1),
+        &mut twin(Shape::SMALL, IPS[0]),
+        MESSAGES,
+    );
     found.is_err().then(|| "random messages".into())
 }
 
@@ -75,7 +79,7 @@ fn every_defect_that_the_kernel_can_commit_is_caught() {
         return;
     };
     // It says why if the kernel takes no programs from this process.
-    if Twin::of(&object, test, PLAIN, IPS[0]).is_none() || are_alone(test) {
+    if Twin::of(&object, test, Shape::SMALL, IPS[0]).is_none() || are_alone(test) {
         return;
     }
     let cases = corpus().unwrap_or_else(|error| panic!("{error}"));
@@ -129,7 +133,7 @@ fn a_step_that_leaves_out_a_lock_loses_the_duel() {
     let Some(object) = read(test, "mutations,duel.o") else {
         return;
     };
-    if Twin::of(&object, test, PLAIN, IPS[0]).is_none() || are_alone(test) {
+    if Twin::of(&object, test, Shape::SMALL, IPS[0]).is_none() || are_alone(test) {
         return;
     }
     for mutation in OF_CONCURRENCY {

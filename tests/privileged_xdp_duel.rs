@@ -5,7 +5,7 @@ mod xdp_twin;
 use std::time::Instant;
 use xdp_twin::duellists::{SHAPE, are_alone, fight};
 use xdp_twin::objects::read;
-use xdp_twin::{IPS, Twin};
+use xdp_twin::{IPS, Twin, setting};
 
 /// Votes to be cast.
 const VARIABLE: &str = "NEARWIRE_VOTES";
@@ -21,9 +21,7 @@ fn duelling_leaders_on_every_processor_break_nothing() {
     if Twin::of(&object, test, SHAPE, IPS[0]).is_none() || are_alone(test) {
         return;
     }
-    let votes = std::env::var(VARIABLE).map_or(VOTES, |votes| {
-        votes.parse().expect("NEARWIRE_VOTES is a number")
-    });
+    let votes = setting(VARIABLE, VOTES);
     let began = Instant::now();
     let ended = fight(&object, votes, u64::MAX);
     eprintln!("{ended:?} in {:?}", began.elapsed());

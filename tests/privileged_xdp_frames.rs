@@ -14,9 +14,9 @@ use consensus::tally::Count;
 use nearwire::xdp::Verdict;
 use std::num::NonZero;
 use std::thread;
-use xdp_twin::conversation::{PLAIN, disturb, message, wrapped};
+use xdp_twin::conversation::{disturb, message, wrapped};
 use xdp_twin::objects::tell;
-use xdp_twin::{IPS, Twin};
+use xdp_twin::{IPS, Twin, setting};
 
 /// Frames to be shown.
 const VARIABLE: &str = "NEARWIRE_FRAMES";
@@ -83,13 +83,7 @@ fn flood(twin: &mut Twin, random: &mut Random, frames: u64) -> Result<u64, Strin
 #[test]
 fn only_valid_requests_reach_the_region() {
     let test = "only_valid_requests_reach_the_region";
-    let number = |variable, otherwise| {
-        std::env::var(variable).map_or(otherwise, |text| {
-            text.parse()
-                .unwrap_or_else(|_| panic!("{variable} is a number"))
-        })
-    };
-    let (frames, seed) = (number(VARIABLE, FRAMES), number("NEARWIRE_SEED", 1));
+    let (frames, seed) = (setting(VARIABLE, FRAMES), setting("NEARWIRE_SEED", 1));
     let processors = thread::available_parallelism().map_or(1, NonZero::get) as u64;
     tell(&format!(
         "REPRODUCE WITH: NEARWIRE_SEED={seed} NEARWIRE_FRAMES={frames} \
@@ -97,13 +91,13 @@ fn only_valid_requests_reach_the_region() {
     ));
     let keyed = Shape {
         key: Some(Key([1, 2])),
-        ..PLAIN
+        ..Shape::SMALL
     };
     let ended: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..processors)
             .map(|thread| {
                 scope.spawn(move || {
-                    let shape = if thread % 2 == 0 { PLAIN } else { keyed };
+                    let shape = if thread % 2 == 0 { Shape::SMALL } else { keyed };
                     let ip = IPS[(thread / 2 % 2) as usize];
                     let mut twin = Twin::at(test, shape, ip)?;
                     let mut random = Random::new(seed.wrapping_mul(1 + thread));

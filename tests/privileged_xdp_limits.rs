@@ -15,17 +15,15 @@ use datapath::netns::{INTERFACE, Neighbours, Rig};
 use nearwire::xdp::{self, Bystander, Loaded, Mode, OBJECT, Verdict, XdpError};
 use std::process::Command;
 use xdp_twin::cable::{Cable, pin};
-use xdp_twin::conversation::{framed, path_to};
+use xdp_twin::conversation::{framed, path_to, signed};
 use xdp_twin::{IPS, PORT, Twin, in_namespace, skip};
 
 const LEADER: NodeId = NodeId(1);
 const SHAPE: Shape = Shape {
     window: 2,
     value_bytes: XDP_VALUE_BYTES,
-    lease_ns: 1_000_000,
-    epoch: 1,
-    is_narrow: false,
     key: Some(Key([5, 6])),
+    ..Shape::SMALL
 };
 /// The longest that veth takes a program with (Linux 6.18).
 const MTU: usize = 3506;
@@ -44,17 +42,6 @@ fn request(kind: Kind, group: GroupId, slot: u64) -> Header {
         ballot: Ballot::new(1, LEADER),
         ..Header::new(kind, group, LEADER)
     }
-}
-
-fn datagram(header: &Header, value: &[u8]) -> Vec<u8> {
-    let mut header = Header {
-        length: value.len() as u16,
-        ..*header
-    };
-    if let Some(key) = SHAPE.key {
-        header.tag = auth::tag(key, &header, value);
-    }
-    [&header.to_bytes()[..], value].concat()
 }
 
 /// The answer in a frame, if it is whole and authentic.
@@ -145,7 +132,7 @@ fn the_longest_values_cross_a_cable_over_both_families() {
                     nonce: asked,
                     ..request(kind, GroupId(group), slot)
                 };
-                cable.send(&framed(&path, &datagram(&header, sent)));
+                cable.send(&framed(&path, &signed(&header, sent, SHAPE.key)));
                 let (header, found) = cable.receive("the answer", |frame| {
                     let (path, header, value) = answer(frame)?;
                     (header.nonce == asked && path == back).then_some((header, value))
@@ -177,7 +164,7 @@ fn four_thousand_groups_of_two_slots_keep_their_votes_apart() {
     let loaded = Loaded::load(object, &settings).unwrap_or_else(|error| panic!("{error}"));
     let path = path_to(IPS[1]);
     let ask = |header: &Header, value: &[u8]| {
-        let frame = framed(&path, &datagram(header, value));
+        let frame = framed(&path, &signed(header, value, SHAPE.key));
         match loaded.run(&frame).unwrap_or_else(|error| panic!("{error}")) {
             Verdict::Sent(sent) => answer(&sent).map(|(_, header, _)| header.kind),
             _ => None,

@@ -1,7 +1,7 @@
 //! What is said to both twins: the conformance corpus, and random messages.
 
 use super::{GROUPS, IPS, MAC, PORT, Twin};
-use consensus::auth;
+use consensus::auth::{self, Key};
 use consensus::conformance::{
     Case, Device, Failure, Outcome, Reason, Shape, Target, Verdict as Played, play,
 };
@@ -29,15 +29,6 @@ pub fn shapes() -> [Shape; 4] {
     };
     [small, keyed, wide, long]
 }
-
-pub const PLAIN: Shape = Shape {
-    window: 8,
-    value_bytes: 64,
-    lease_ns: 1_000_000,
-    epoch: 1,
-    is_narrow: false,
-    key: None,
-};
 
 /// To the twin at `ip`, from a neighbour.
 pub fn path_to(ip: IpAddr) -> Path {
@@ -90,6 +81,18 @@ pub fn paths_to_others(ip: IpAddr) -> Vec<(&'static str, Path)> {
         ("a VLAN", vlan(5)),
         ("a priority", vlan(0x6000)),
     ]
+}
+
+/// A datagram of this header, but for its length and its tag, and this value.
+pub fn signed(header: &Header, value: &[u8], key: Option<Key>) -> Vec<u8> {
+    let mut header = Header {
+        length: value.len() as u16,
+        ..*header
+    };
+    if let Some(key) = key {
+        header.tag = auth::tag(key, &header, value);
+    }
+    [&header.to_bytes()[..], value].concat()
 }
 
 pub fn framed(path: &Path, datagram: &[u8]) -> Vec<u8> {
