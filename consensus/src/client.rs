@@ -169,6 +169,8 @@ pub struct Client {
     member: usize,
     hops: u32,
     held_until_ns: Option<u64>,
+    /// Members that are still to be asked who leads, from this place on.
+    inquiry: Option<usize>,
     turned: Mark,
     rewound: Mark,
     nonce: u32,
@@ -207,6 +209,7 @@ impl Client {
             member: 0,
             hops: 0,
             held_until_ns: None,
+            inquiry: None,
             turned: mark,
             rewound: mark,
             nonce,
@@ -254,6 +257,17 @@ impl Client {
     /// The next packet to send at `now_ns`, if any. Takes as many requests along as are waiting
     /// right now and fit; none is delayed for company.
     pub fn poll_transmit(&mut self, now_ns: u64) -> Option<Datagram<'_>> {
+        if let Some(to) = self.next_to_ask() {
+            self.counters.datagrams += 1;
+            self.buffer.clear();
+            let none = SessionId(0);
+            let header = self.request(none, Flags::default(), Sequence(0), Sequence(0));
+            return Some(Datagram {
+                to,
+                header,
+                value: &[],
+            });
+        }
         if self.held_until_ns.is_some_and(|until| now_ns < until) {
             return None;
         }
@@ -267,6 +281,15 @@ impl Client {
             header,
             value: &self.buffer,
         })
+    }
+
+    /// The next member but the silent one to ask who leads: an empty Request.
+    fn next_to_ask(&mut self) -> Option<SocketAddr> {
+        let from = self.inquiry.take()?;
+        let members = self.config.members.iter().enumerate().skip(from);
+        let (at, &(_, address)) = { members }.find(|(_, (_, at))| *at != self.target)?;
+        self.inquiry = Some(at + 1);
+        Some(address)
     }
 
     fn pack_open(&mut self, now_ns: u64) -> Option<Header> {
@@ -360,7 +383,7 @@ impl Client {
         }
         match header.kind {
             Kind::Response => self.handle_response(now_ns, from, header, value),
-            Kind::Redirect => self.handle_redirect(now_ns, header, value),
+            Kind::Redirect => self.handle_redirect(now_ns, from, header, value),
             _ => {}
         }
     }
@@ -499,12 +522,22 @@ impl Client {
         }
     }
 
-    fn handle_redirect(&mut self, now_ns: u64, header: &Header, value: &[u8]) {
+    fn handle_redirect(&mut self, now_ns: u64, from: SocketAddr, header: &Header, value: &[u8]) {
         if !self.is_news(self.turned, header.nonce, now_ns) {
             return;
         }
-        self.counters.redirects += 1;
         let leader = self.leader_address(header.vote_ballot.0, value);
+        if from != self.target && leader.is_none_or(|leader| leader == self.target) {
+            // Another member has not noticed yet that the one asked is silent. It tells later.
+            return;
+        }
+        if from == self.target && leader == Some(from) {
+            // It was not ready for what it was sent, and is now.
+            self.held_until_ns = None;
+            return self.repeat_everything();
+        }
+        self.counters.redirects += 1;
+        self.held_until_ns = None;
         match leader.filter(|&leader| leader != self.target && self.hops < MAX_HOPS) {
             Some(leader) => {
                 self.hops += 1;
@@ -566,6 +599,17 @@ impl Client {
         self.repeat_open();
     }
 
+    /// Gives what is under way another wait.
+    fn put_off(&mut self, now_ns: u64) {
+        let due_ns = now_ns + self.pace.wait_ns();
+        for lane in [&mut self.commands, &mut self.queries] {
+            lane.deadline_ns = lane.deadline_ns.map(|_| due_ns);
+        }
+        if let Session::Opening { deadline_ns, .. } = &mut self.session {
+            *deadline_ns = deadline_ns.map(|_| due_ns);
+        }
+    }
+
     fn repeat_open(&mut self) {
         if let Session::Opening {
             due, deadline_ns, ..
@@ -592,8 +636,9 @@ impl Client {
         .min()
     }
 
-    /// Asks again for what was not answered in time; every second time somebody else, since the
-    /// silent one may be dead.
+    /// Asks the other members who leads, which those tell that do not know yet as soon as they do,
+    /// and from the second time on again for what was not answered in time; from the third on
+    /// every other time somebody else, since the silent one may be dead.
     pub fn handle_timeout(&mut self, now_ns: u64) {
         let due = |at: Option<u64>| at.is_some_and(|at| at <= now_ns);
         if due(self.held_until_ns) {
@@ -610,19 +655,15 @@ impl Client {
         }
         self.counters.timeouts += 1;
         self.pace.timeouts = self.pace.timeouts.saturating_add(1);
-        if self.pace.timeouts.is_multiple_of(2) {
-            self.turn_to_next_member(now_ns);
-            self.repeat_everything();
-            return;
-        }
-        if opening {
-            self.repeat_open();
-        }
-        if commands {
-            self.commands.rewind();
-        }
-        if queries {
-            self.queries.rewind();
+        self.inquiry = Some(0);
+        match self.pace.timeouts {
+            1 => self.put_off(now_ns),
+            others => {
+                if !others.is_multiple_of(2) {
+                    self.turn_to_next_member(now_ns);
+                }
+                self.repeat_everything();
+            }
         }
     }
 

@@ -49,9 +49,9 @@ pub type Sending = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
 /// How long a leader waits, in nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct LeaderTiming {
-    /// Between two Decides when nothing was decided.
+    /// Between two Decides when nothing was decided for long.
     pub heartbeat_ns: u64,
-    /// Between two Decides when something was.
+    /// Between two Decides when something was, and a little longer each time from then on.
     pub decide_ns: u64,
     /// Before a request is sent again, at first; doubled up to 32 times that.
     pub resend_ns: u64,
@@ -59,11 +59,11 @@ pub struct LeaderTiming {
 
 impl LeaderTiming {
     /// The times of a leader whose acceptors are as durable as this.
-    pub const fn of(heartbeat_ns: u64, durability: Durability) -> Self {
+    pub const fn of(heartbeat_ns: u64, decide_ns: u64, durability: Durability) -> Self {
         const MS: u64 = 1_000_000;
         Self {
             heartbeat_ns,
-            decide_ns: MS,
+            decide_ns,
             // A flush may take its time; a datagram that is lost is lost at once.
             resend_ns: match durability {
                 Durability::Volatile | Durability::Async => 5 * MS,
@@ -146,8 +146,10 @@ pub struct Leader {
     trim: Slot,
     open: Vec<u8>,
     ready: VecDeque<Vec<u8>>,
-    decide_due_ns: u64,
     announced: Slot,
+    announced_ns: u64,
+    /// From one Decide to the next if there is no news.
+    beat_ns: u64,
     nonce: u32,
     barrier: Barrier,
     resend_due_ns: u64,
@@ -199,8 +201,9 @@ impl Leader {
             trim: Slot::FIRST,
             open: Vec::with_capacity(value_bytes),
             ready: VecDeque::new(),
-            decide_due_ns: 0,
             announced: Slot::NONE,
+            announced_ns: 0,
+            beat_ns: 0,
             nonce: 0,
             barrier: Barrier::default(),
             resend_due_ns: 0,
@@ -709,9 +712,7 @@ impl Leader {
             return;
         }
         let news = self.announced < self.decided();
-        let due = now_ns >= self.decide_due_ns
-            || news
-                && now_ns + self.timing.heartbeat_ns >= self.decide_due_ns + self.timing.decide_ns;
+        let due = now_ns >= self.announcement_due_ns();
         if !(barrier_due || announces && due) {
             return;
         }
@@ -736,7 +737,13 @@ impl Leader {
             header.flags = Flags::ACK_WANTED;
         }
         self.announced = self.decided();
-        self.decide_due_ns = now_ns + self.timing.heartbeat_ns;
+        self.announced_ns = now_ns;
+        // Followers learn how long a silence means something from the last intervals.
+        self.beat_ns = if news {
+            self.timing.decide_ns
+        } else {
+            (self.beat_ns + self.beat_ns / 4).clamp(self.timing.decide_ns, self.timing.heartbeat_ns)
+        };
         debug_assert!(membership.quorums.phase2() > 0);
         out(Order {
             to: To::All,
@@ -745,19 +752,23 @@ impl Leader {
         });
     }
 
+    /// When the next Decide is due that nobody waits for.
+    fn announcement_due_ns(&self) -> u64 {
+        let interval_ns = if self.announced < self.decided() {
+            self.timing.decide_ns
+        } else {
+            self.beat_ns
+        };
+        self.announced_ns + interval_ns
+    }
+
     /// When [`Leader::send`] should be called at the latest, in nanoseconds.
     pub fn next_timer_ns(&self) -> u64 {
         let mut due = if self.has_proposed() {
-            self.decide_due_ns
+            self.announcement_due_ns()
         } else {
             u64::MAX
         };
-        if self.has_proposed() && self.announced < self.decided() {
-            due = due.min(
-                (self.decide_due_ns + self.timing.decide_ns)
-                    .saturating_sub(self.timing.heartbeat_ns),
-            );
-        }
         if !self.in_flight.is_empty() {
             due = due.min(self.resend_due_ns);
         }
@@ -783,7 +794,8 @@ impl Leader {
     /// Forgets when, how often and in which order packets came and went. Whatever lacks an answer
     /// is then sent again at the next occasion. A barrier under way is lost.
     pub fn forget_times(&mut self) {
-        (self.nonce, self.decide_due_ns, self.resend_due_ns) = (0, 0, 0);
+        (self.nonce, self.resend_due_ns) = (0, 0);
+        (self.announced_ns, self.beat_ns) = (0, 0);
         self.barrier = Barrier::default();
         for slot in &mut self.in_flight {
             (slot.sent_ns, slot.tries) = (0, 0);

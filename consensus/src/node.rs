@@ -141,6 +141,16 @@ impl<I: Io> Io for Signing<'_, I> {
         }
     }
 
+    fn probe(&mut self, to: SocketAddr, header: &Header) {
+        match self.key {
+            Some(key) => {
+                let tag = auth::tag(key, header, &[]);
+                self.io.probe(to, &Header { tag, ..*header });
+            }
+            None => self.io.probe(to, header),
+        }
+    }
+
     fn reserve_rounds(&mut self, round: u64) -> bool {
         self.io.reserve_rounds(round)
     }
@@ -334,6 +344,29 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 key: self.config.key,
             }
             .send(from, &header, &value);
+        }
+    }
+
+    /// The network says that no process listens at `address`, where a probe went.
+    pub fn refused_at<I: NodeIo>(
+        &mut self,
+        now_ns: u64,
+        unix_ms: u64,
+        address: SocketAddr,
+        io: &mut I,
+    ) {
+        let mut io = Signing {
+            io,
+            key: self.config.key,
+        };
+        for replica in &mut self.replicas {
+            let mut turn = Turn {
+                now_ns,
+                unix_ms,
+                local: &mut self.local,
+                io: &mut io,
+            };
+            replica.refused(&mut turn, address);
         }
     }
 

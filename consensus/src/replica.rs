@@ -43,11 +43,22 @@ const LAGGARD_NS: u64 = 1_000_000_000;
 const FORGOTTEN_SESSIONS: usize = 1024;
 /// Heartbeats between two reports of progress when there was none.
 const REPORT_BEATS: u64 = 10;
+/// Whom a replica that does not lead tells at most who does, once it knows.
+const MAX_INQUIRERS: usize = 256;
+/// Who asked longer ago than this has asked again or has gone, in nanoseconds.
+const ASKED_NS: u64 = 1_000_000_000;
+/// Reports of progress in which a leader that was deposed alive tells of its stall.
+const STALL_REPORTS: u8 = 3;
 
 /// What a replica needs of its host.
 pub trait Io {
     /// Sends a packet to whoever is reached at `to`. The tag is filled in here.
     fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]);
+    /// Sends a packet to a node that may have died. Where the network tells that nobody listens
+    /// there, the host passes that on to [`Node::refused`](crate::node::Node::refused_at).
+    fn probe(&mut self, to: SocketAddr, header: &Header) {
+        self.send(to, header, &[]);
+    }
     /// Makes sure, durably, that no later life of this node uses a round up to `round`. False if
     /// that cannot be done now.
     fn reserve_rounds(&mut self, round: u64) -> bool;
@@ -114,6 +125,8 @@ struct Progress {
 struct Lead {
     leader: Leader,
     since_ns: u64,
+    /// When it was last driven.
+    driven_ns: u64,
     /// The last slot applied and the bytes of the snapshot under way, when that was last looked at.
     learned: (Slot, u64),
     /// Next sequence of each session that has not been proposed.
@@ -127,6 +140,11 @@ struct Lead {
 }
 
 impl Lead {
+    /// Whether slots that may have been chosen in lower ballots are still to be applied.
+    fn is_early(&self, applied: Slot) -> bool {
+        applied < self.leader.inherited() && !mutated(Mutation::ServesTooEarly)
+    }
+
     /// Forgets sessions that are closed, once there may be more of them than open ones.
     fn forget_closed(&mut self, sessions: &Sessions) {
         let open = |id: &u64| sessions.next(SessionId(*id)).is_some();
@@ -135,6 +153,14 @@ impl Lead {
             self.admitted.retain(|id, _| open(id));
         }
     }
+}
+
+/// Somebody who asked a replica that does not lead.
+#[derive(Clone, Copy, Debug)]
+struct Inquirer {
+    route: Route,
+    session: SessionId,
+    asked_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +229,12 @@ pub struct Replica<S> {
     unsaved: Option<Slot>,
     reported: Slot,
     reported_ns: u64,
+    /// How long this node was stalled when it was deposed, and in how many reports to tell it.
+    stall: (u64, u8),
+    /// Who asked for the leader lately.
+    inquirers: VecDeque<Inquirer>,
+    /// Whose leader they were last told of.
+    told: Ballot,
     snapshot_wanted: bool,
     /// What the region said in the last turn.
     observed: Option<Observed>,
@@ -251,6 +283,9 @@ impl<S: StateMachine> Replica<S> {
             unsaved: None,
             reported: Slot::NONE,
             reported_ns: 0,
+            stall: (0, 0),
+            inquirers: VecDeque::new(),
+            told: Ballot::NONE,
             snapshot_wanted: false,
             observed: None,
             tally: Tally::default(),
@@ -289,12 +324,24 @@ impl<S: StateMachine> Replica<S> {
         }
         let view = local.view(self.config.group)?;
         let node = view.decided.ballot.node();
-        let silence_ns = now_ns.saturating_sub(local.seen_ns(node));
+        let seen_ns = local.seen_ns(node);
+        let silence_ns = now_ns.saturating_sub(seen_ns);
         // A forged Decide may name anybody, and nobody reports to a stranger.
         (self.may_be_led(&view)
             && self.config.membership.place(node).is_some()
-            && silence_ns < self.config.election.timeout_ns * 2)
+            && !self.election.is_gone(seen_ns)
+            && silence_ns < self.election.silence_ns() * 2)
             .then_some(node)
+    }
+
+    /// The silence after which this replica takes a leader for dead, in nanoseconds.
+    pub fn silence_ns(&self) -> u64 {
+        self.election.silence_ns()
+    }
+
+    /// The silence after which it asks the leader's host whether it still runs, in nanoseconds.
+    pub fn suspect_ns(&self) -> u64 {
+        self.election.suspect_ns()
     }
 
     /// Numbers for reports.
@@ -411,11 +458,11 @@ impl<S: StateMachine> Replica<S> {
             }
             Kind::Decide => {
                 self.check_superseded(turn);
-                let view = turn.local.view(self.config.group);
-                if view.is_some_and(|view| {
-                    view.decided.ballot == request.ballot && self.may_be_led(&view)
-                }) {
-                    self.election.led(turn.now_ns);
+                if let Some(view) = turn.local.view(self.config.group)
+                    && view.decided.ballot == request.ballot
+                    && self.may_be_led(&view)
+                {
+                    self.led(turn, view.decided.ballot);
                 }
                 self.learn(turn);
             }
@@ -488,6 +535,9 @@ impl<S: StateMachine> Replica<S> {
                     Some(pre_vote) => pre_vote.until_ns,
                     None => self.election_due_ns(local),
                 });
+                if let Some((_, probe_ns)) = self.probe_due(local) {
+                    due = due.min(probe_ns);
+                }
                 if self.leader(now_ns, local).is_some() {
                     due = due.min(self.report_due_ns());
                 }

@@ -159,13 +159,7 @@ impl World {
                 decide_ns: MS,
                 resend_ns: 5 * MS,
             },
-            election: ElectionTiming {
-                timeout_ns: 100 * MS,
-                spread_ns: 50 * MS,
-                rank_ns: 20 * MS,
-                pre_vote_ns: 50 * MS,
-                campaign_ns: 200 * MS,
-            },
+            election: ElectionTiming::of(100 * MS, 20 * MS),
             seed: 1,
             used_round: 0,
             pins: BTreeMap::from([

@@ -178,6 +178,11 @@ impl LocalTarget {
         }
     }
 
+    /// The replicas, while they run.
+    pub fn cluster(&mut self) -> Option<&mut LocalCluster> {
+        self.running.as_mut().map(|running| &mut running.cluster)
+    }
+
     fn launch(&self, site: &Site) -> Result<Running, TargetError> {
         let directory = make_directory(&self.parent)?;
         let mut options = local_cluster::Options::new(&self.program, directory.path());

@@ -8,6 +8,7 @@ pub mod cutting;
 pub mod data_directory;
 pub mod demo;
 pub mod engine;
+pub mod failover_trial;
 pub mod front;
 pub mod history;
 pub mod inspect;

@@ -15,7 +15,7 @@ use consensus::replica::{Io, Replica, Role};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
-use datapath::{Awaits, Service, Stats, Transmit, clock};
+use datapath::{Awaits, Prober, Service, Stats, Transmit, clock};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,6 +94,7 @@ struct Host {
     address: SocketAddr,
     reserved_round: u64,
     snapshots: Snapshots,
+    prober: Prober,
     /// Packets to this very node: a front's requests and the answers to them.
     to_self: VecDeque<(Header, Vec<u8>)>,
     inspections: Vec<(SocketAddr, Header)>,
@@ -113,6 +114,11 @@ impl<T: Transmit> Io for Outbox<'_, T> {
         } else {
             self.tx.send(to, &header.to_bytes(), value);
         }
+    }
+
+    fn probe(&mut self, to: SocketAddr, header: &Header) {
+        let now_ns = clock::monotonic_ns();
+        self.host.prober.send(now_ns, to, &header.to_bytes());
     }
 
     fn reserve_rounds(&mut self, round: u64) -> bool {
@@ -260,6 +266,7 @@ impl<S: StateMachine> NodeService<S> {
                 address: parts.address,
                 reserved_round,
                 snapshots: parts.snapshots,
+                prober: Prober::new(parts.address.ip()),
                 to_self: VecDeque::new(),
                 inspections: Vec::new(),
                 error: None,
@@ -599,6 +606,10 @@ impl<S: StateMachine> NodeService<S> {
             ("recoverable", recoverable.0.into()),
             ("window_slots", layout.window().into()),
             ("value_bytes", layout.value_bytes().into()),
+            (
+                "suspect_us",
+                replica.map(|replica| replica.suspect_ns() / 1_000).into(),
+            ),
             ("lease_ns", local.lease_ns(GROUP).into()),
             // The replicated group comes first.
             ("conformance_groups", (layout.groups() - 1).into()),
@@ -678,10 +689,14 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.deliver(now_ns, tx);
         self.serve_front(now_ns, tx);
         self.deliver(now_ns, tx);
+        let refused = self.host.prober.refused(now_ns);
         let mut io = Outbox {
             host: &mut self.host,
             tx,
         };
+        if let Some(address) = refused {
+            self.node.refused_at(now_ns, unix_ms, address, &mut io);
+        }
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
         // Even without an answer: a redirect that came before gave the front a request to send.
         self.deliver(now_ns, tx);
@@ -691,6 +706,7 @@ impl<S: StateMachine> Service for NodeService<S> {
         }
         self.keep_state(now_ns);
         due = due.min(self.supervise(now_ns));
+        due = due.min(self.host.prober.next_timer_ns(now_ns));
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)

@@ -34,6 +34,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const MS: u64 = 1_000_000;
+/// How often a leader under load is heard of in the shortest silence that means something.
+const BEATS_IN_SUSPICION: u64 = 4;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
 /// How long leases last in a region that has groups for `nearwire conform`: long enough to be told
@@ -359,8 +361,12 @@ fn node_config(
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
-        leader: LeaderTiming::of(config.timing.heartbeat_ms * MS, config.durability.of_core()),
-        election: ElectionTiming::of(config.timing.election_ms * MS),
+        leader: LeaderTiming::of(
+            config.timing.heartbeat_ms * MS,
+            config.suspect_ns() / BEATS_IN_SUSPICION,
+            config.durability.of_core(),
+        ),
+        election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
         seed: seed ^ identity.region_nonce,
         used_round,
         pins: identity.pins.clone(),

@@ -1,7 +1,7 @@
 //! How long a client waits before it asks again.
 
 /// Shortest wait for an answer in nanoseconds.
-const MIN_WAIT_NS: u64 = 5_000_000;
+const MIN_WAIT_NS: u64 = 1_000_000;
 /// Longest wait for an answer in nanoseconds.
 const MAX_WAIT_NS: u64 = 500_000_000;
 /// Longest wait that doubling alone leads to, in nanoseconds: a fail-over lasts as long as its
@@ -87,7 +87,7 @@ mod tests {
             pace.timeouts = timeouts as u32;
             pace.wait_ns() / 1_000_000
         });
-        assert_eq!(waits, [5, 10, 20, 40, 40, 40]);
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32]);
         pace.timeouts = u32::MAX;
         assert_eq!(pace.wait_ns(), MAX_BACK_OFF_NS);
     }

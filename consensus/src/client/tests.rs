@@ -519,12 +519,17 @@ fn respond(
 }
 
 fn redirect(client: &mut Client, to: &Header, node: u16, value: &[u8]) {
+    let from = client.target();
+    redirect_from(client, from, to, node, value);
+}
+
+fn redirect_from(client: &mut Client, from: SocketAddr, to: &Header, node: u16, value: &[u8]) {
     let header = Header {
         vote_ballot: Ballot(u64::from(node)),
         nonce: to.nonce,
         ..Header::new(Kind::Redirect, GROUP, NodeId(1))
     };
-    client.handle_datagram(1000, address(1), &header, value);
+    client.handle_datagram(1000, from, &header, value);
 }
 
 #[test]
@@ -613,16 +618,44 @@ fn a_leader_outside_the_configuration_is_found_by_its_address() {
     assert_eq!(client.poll_transmit(1000).map(|d| d.to), Some(outside));
 }
 
-#[test]
-fn a_silent_member_is_left_at_the_second_time_out() {
-    let (mut client, _) = under_way(1);
-    let mut asked = Vec::new();
-    for _ in 0..4 {
-        let due = client.poll_timeout().expect("something is under way");
-        client.handle_timeout(due);
-        asked.push(client.poll_transmit(due).expect("a repetition").to);
+/// Lets the next time-out come; whom is asked who leads, and who is sent the command again.
+fn time_out(client: &mut Client) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    let due = client.poll_timeout().expect("something is under way");
+    client.handle_timeout(due);
+    let (mut asked, mut sent) = (Vec::new(), Vec::new());
+    while let Some(datagram) = client.poll_transmit(due) {
+        match datagram.value {
+            [] => asked.push(datagram.to),
+            _ => sent.push(datagram.to),
+        }
     }
-    assert_eq!(asked, [address(1), address(2), address(2), address(3)]);
+    (asked, sent)
+}
+
+#[test]
+fn a_silent_member_is_left_at_the_third_time_out() {
+    let (mut client, _) = under_way(1);
+    let others = vec![address(2), address(3)];
+    assert_eq!(time_out(&mut client), (others.clone(), vec![]));
+    assert_eq!(time_out(&mut client), (others, vec![address(1)]));
+    assert_eq!(time_out(&mut client).1, [address(2)]);
+    assert_eq!(time_out(&mut client).1, [address(2)]);
+    assert_eq!(time_out(&mut client).1, [address(3)]);
+}
+
+#[test]
+fn the_successor_of_a_silent_leader_is_heard_of_from_the_others() {
+    let (mut client, sent) = under_way(3);
+    time_out(&mut client);
+    // It has not noticed yet.
+    redirect_from(&mut client, address(2), &sent[0], 1, &[]);
+    assert_eq!(client.poll_transmit(1000), None);
+    redirect_from(&mut client, address(2), &sent[0], 0, &[]);
+    assert_eq!(client.poll_transmit(1000), None);
+    assert_eq!(client.target(), address(1));
+    redirect_from(&mut client, address(2), &sent[0], 3, &[]);
+    let again: Vec<_> = core::iter::from_fn(|| client.poll_transmit(1000).map(|d| d.to)).collect();
+    assert_eq!(again, [address(3); 3]);
 }
 
 #[test]

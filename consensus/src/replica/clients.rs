@@ -11,21 +11,25 @@ impl<S: StateMachine> Replica<S> {
         header: &Header,
         value: &[u8],
     ) {
-        let serving = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
-        if !serving {
-            return self.redirect(turn, from, header);
-        }
         let route = Route {
             address: from,
             nonce: header.nonce,
         };
+        let serving = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
+        if !serving {
+            self.remember_inquirer(turn.now_ns, route, header.session());
+            return self.redirect(turn, from, header);
+        }
         let Some(lead) = &mut self.lead else { return };
-        let is_early =
-            self.applied.slot() < lead.leader.inherited() && !mutated(Mutation::ServesTooEarly);
+        let is_early = lead.is_early(self.applied.slot());
         if is_early || lead.transfer.is_some() {
-            // The sessions are not known yet, or are about to be another's: the client asks again.
+            // The sessions are not known yet, or are about to be another's: the client asks again,
+            // as soon as it is told of whoever serves.
             self.tally.deferred += 1;
-            return;
+            return self.remember_inquirer(turn.now_ns, route, header.session());
+        }
+        if value.is_empty() && !header.flags.has(Flags::QUERY) {
+            return self.name_leader(turn, route, header.session(), self.config.node);
         }
         if header.flags.has(Flags::QUERY) {
             if lead.reads.len() >= MAX_READS {
@@ -140,17 +144,72 @@ impl<S: StateMachine> Replica<S> {
         request: &Header,
     ) {
         let leader = self.leader(turn.now_ns, turn.local);
-        let member = leader.and_then(|leader| self.config.membership.member(leader));
+        let route = Route {
+            address: to,
+            nonce: request.nonce,
+        };
+        self.name_leader(
+            turn,
+            route,
+            request.session(),
+            leader.unwrap_or(NodeId::NONE),
+        );
+    }
+
+    /// Tells whoever is reached by `route` that `leader` leads, or that nobody is known to.
+    fn name_leader<M: Memory, J: Journal, I: Io>(
+        &self,
+        turn: &mut Turn<'_, M, J, I>,
+        route: Route,
+        session: SessionId,
+        leader: NodeId,
+    ) {
+        let member = self.config.membership.member(leader);
         let address = member.map(|member| encode_address(member.address));
         let value = address.as_ref().map_or(&[][..], |address| address);
         let header = Header {
-            slot: request.slot,
-            vote_ballot: Ballot(leader.map_or(0, |leader| u64::from(leader.0))),
+            slot: Slot(session.0),
+            vote_ballot: Ballot(u64::from(leader.0)),
             length: value.len() as u16,
-            nonce: request.nonce,
+            nonce: route.nonce,
             ..Header::new(Kind::Redirect, self.config.group, self.config.node)
         };
-        turn.io.send(to, &header, value);
+        turn.io.send(route.address, &header, value);
+    }
+
+    /// Whoever asked is told of the next leader as soon as it is known, so that a fail-over does not
+    /// last until clients ask again.
+    fn remember_inquirer(&mut self, now_ns: u64, route: Route, session: SessionId) {
+        let inquirer = Inquirer {
+            route,
+            session,
+            asked_ns: now_ns,
+        };
+        let known = |other: &&mut Inquirer| other.route.address == route.address;
+        if let Some(known) = self.inquirers.iter_mut().find(known) {
+            *known = inquirer;
+            return;
+        }
+        if self.inquirers.len() >= MAX_INQUIRERS {
+            self.inquirers.pop_front();
+        }
+        self.inquirers.push_back(inquirer);
+    }
+
+    /// Tells those who asked lately who leads in `ballot`, unless they know.
+    pub(super) fn tell_inquirers<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        ballot: Ballot,
+    ) {
+        if core::mem::replace(&mut self.told, ballot) == ballot {
+            return;
+        }
+        for inquirer in core::mem::take(&mut self.inquirers) {
+            if turn.now_ns < inquirer.asked_ns.saturating_add(ASKED_NS) {
+                self.name_leader(turn, inquirer.route, inquirer.session, ballot.node());
+            }
+        }
     }
 
     pub(super) fn serve_reads(&mut self) {

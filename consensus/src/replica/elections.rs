@@ -72,7 +72,7 @@ impl<S: StateMachine> Replica<S> {
         let request = self.pre_vote_request(turn.local);
         let mut voters = Voters::default();
         voters.add(self.place);
-        let until_ns = turn.now_ns + self.config.election.pre_vote_ns;
+        let until_ns = turn.now_ns + self.election.pre_vote_ns(self.leader_seen_ns(turn.local));
         self.election.pre_vote = Some(PreVote {
             ballot: request.ballot,
             voters,
@@ -138,6 +138,7 @@ impl<S: StateMachine> Replica<S> {
         self.lead = Some(Lead {
             leader,
             since_ns: turn.now_ns,
+            driven_ns: turn.now_ns,
             learned: (self.applied.slot(), 0),
             admitted: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -219,17 +220,64 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn watch<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        self.probe(turn);
         match &self.election.pre_vote {
             Some(pre_vote) if turn.now_ns < pre_vote.until_ns => {}
             Some(_) => self.election.wait(turn.now_ns),
             None => {
-                if turn.now_ns >= self.election_due_ns(turn.local) {
+                let seen_ns = self.leader_seen_ns(turn.local);
+                if self.election.is_due(turn.now_ns, seen_ns) {
                     self.ask_pre_vote(turn);
                     if self.lead.is_some() {
                         self.drive(turn);
                     }
                 }
             }
+        }
+    }
+
+    /// Asks the host of a leader that has fallen silent whether it still runs. The kernel of one
+    /// whose process has died says so at once; one that was stopped, and a host that has gone, say
+    /// nothing.
+    fn probe<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        let Some((address, due_ns)) = self.probe_due(turn.local) else {
+            return;
+        };
+        if turn.now_ns >= due_ns {
+            self.election.probed(turn.now_ns);
+            let report = self.progress_report(turn.local);
+            turn.io.probe(address, &report);
+        }
+    }
+
+    /// Whose host is asked whether it still runs, and when.
+    pub(super) fn probe_due<M: Memory, J: Journal>(
+        &self,
+        local: &Local<M, J>,
+    ) -> Option<(SocketAddr, u64)> {
+        let view = local.view(self.config.group)?;
+        if !self.may_be_led(&view) {
+            return None;
+        }
+        let node = view.decided.ballot.node();
+        let member = self.config.membership.member(node)?;
+        Some((
+            member.address,
+            self.election.probe_due_ns(local.seen_ns(node)),
+        ))
+    }
+
+    /// A host says that no process listens at `address`.
+    pub fn refused<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        address: SocketAddr,
+    ) {
+        if self.lead.is_none()
+            && let Some((leader, _)) = self.probe_due(turn.local)
+            && leader == address
+        {
+            self.election.gone(turn.now_ns);
         }
     }
 
@@ -280,7 +328,20 @@ impl<S: StateMachine> Replica<S> {
             self.election.wait(turn.now_ns);
         }
         if seen_ns > before.seen_ns {
-            self.election.led(turn.now_ns);
+            self.led(turn, view.decided.ballot);
+        }
+    }
+
+    /// The leader of `ballot` was heard of.
+    pub(super) fn led<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        ballot: Ballot,
+    ) {
+        let seen_ns = turn.local.seen_ns(ballot.node());
+        self.election.led(turn.now_ns, ballot, seen_ns);
+        if self.lead.is_none() {
+            self.tell_inquirers(turn, ballot);
         }
     }
 
@@ -291,6 +352,12 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &self.lead else { return };
         let promised = turn.local.view(self.config.group).map(|view| view.promised);
         if promised.is_some_and(|promised| promised > lead.leader.ballot()) {
+            if lead.leader.leads() {
+                // The others took a stalled host for a dead one. They may be as wrong again.
+                let stalled_ns = turn.now_ns.saturating_sub(lead.driven_ns);
+                self.election.was_alive(turn.now_ns, stalled_ns);
+                self.stall = (stalled_ns, STALL_REPORTS);
+            }
             self.step_down(turn);
         }
     }

@@ -78,6 +78,9 @@ impl<S: StateMachine> Replica<S> {
                 heard_ns: turn.now_ns,
             };
         }
+        if header.slot != Slot::NONE {
+            self.election.was_alive(turn.now_ns, header.slot.0);
+        }
     }
 
     /// Raises the trim: past slots that f + 1 replicas could restore, and, while the window allows,
@@ -132,6 +135,7 @@ impl<S: StateMachine> Replica<S> {
         self.trim(turn);
         self.hand_over(turn);
         if let Some(lead) = &mut self.lead {
+            lead.driven_ns = turn.now_ns;
             let campaigning_ns = turn.now_ns.saturating_sub(lead.since_ns);
             if lead.leader.leads() {
                 if lead.since_ns != u64::MAX {
@@ -148,6 +152,14 @@ impl<S: StateMachine> Replica<S> {
                     (lead.learned, lead.since_ns) = (learned, turn.now_ns);
                 }
             }
+        }
+        if let Some(lead) = &self.lead
+            && lead.leader.leads()
+            && lead.transfer.is_none()
+            && !lead.is_early(self.applied.slot())
+        {
+            let ballot = lead.leader.ballot();
+            self.tell_inquirers(turn, ballot);
         }
     }
 

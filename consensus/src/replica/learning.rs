@@ -100,15 +100,23 @@ impl<S: StateMachine> Replica<S> {
         let Some(member) = self.config.membership.member(leader) else {
             return;
         };
+        let address = member.address;
         self.reported = self.recoverable;
         self.reported_ns = turn.now_ns;
-        let header = Header {
-            incarnation: turn.local.acceptor().incarnation,
+        let report = self.progress_report(turn.local);
+        self.stall.1 = self.stall.1.saturating_sub(1);
+        turn.io.send(address, &report, &[]);
+    }
+
+    pub(super) fn progress_report<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Header {
+        let (stalled_ns, left) = self.stall;
+        Header {
+            incarnation: local.acceptor().incarnation,
             epoch: self.config.membership.epoch,
+            slot: Slot(if left > 0 { stalled_ns } else { 0 }),
             watermark: self.recoverable.0,
             ..Header::new(Kind::Progress, self.config.group, self.config.node)
-        };
-        turn.io.send(member.address, &header, &[]);
+        }
     }
 
     pub(super) fn report_due_ns(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! `nearwire bench`.
 
 use super::output::Output;
-use super::{Failure, output, step};
+use super::{Failure, failover, output, step};
 use anyhow::Context;
 use bench::hgrm;
 use bench::load::Load;
@@ -25,7 +25,8 @@ use std::time::Duration;
 ///
 /// For `lat` and `rate` three replicas and a client are started here, each on a CPU of its own as
 /// far as there are enough. In every round the cluster and a UDP echo in the leader's place take
-/// turns. `step` times a single acceptor, without a network.
+/// turns. `failover` kills their leader again and again. `step` times a single acceptor, without a
+/// network.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -36,6 +37,7 @@ Examples:
   nearwire bench lat --rate 2000 --hgrm lat.hgrm         writes that arise 2000 times a second
   nearwire bench lat --durability sync --data-directory /var/tmp
   sudo nearwire bench step --engine xdp --output json    what one request costs an acceptor
+  sudo nearwire bench failover --where netns --priority 10   the leader is killed 200 times
 
 docs/benchmarks.md says how each figure is taken and what it leaves out. Exit code 3 means that
 nothing could be measured here; what could not be measured beside other things is a row that says
@@ -51,6 +53,7 @@ enum What {
     Lat(LoadArgs),
     /// 32 writes at a time: how many commits there are in a second, and what each costs.
     Rate(LoadArgs),
+    Failover(failover::Args),
     Step(step::Args),
 }
 
@@ -163,11 +166,45 @@ struct LoadArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Site {
+pub(super) enum Site {
     /// The loopback interface.
     Loopback,
     /// A network namespace each, joined by veth and a bridge. Needs root and iproute2.
     Netns,
+}
+
+impl From<Site> for Where {
+    fn from(site: Site) -> Self {
+        match site {
+            Site::Loopback => Self::Loopback,
+            Site::Netns => Self::Netns,
+        }
+    }
+}
+
+impl Site {
+    /// Why this engine cannot vote here, if so.
+    pub(super) fn unsupported(self, engine: Engine, durability: Durability) -> Option<String> {
+        if engine != Engine::Xdp {
+            None
+        } else if self == Self::Loopback {
+            Some("XDP needs interfaces that take programs: --where netns".into())
+        } else if durability == Durability::Sync {
+            Some("the program in the kernel waits for no flush".into())
+        } else {
+            None
+        }
+    }
+}
+
+/// Set by SIGINT and SIGTERM.
+pub(super) fn interrupt() -> anyhow::Result<&'static AtomicBool> {
+    // It must outlive the run, which ends with the process.
+    let interrupt: &'static Arc<AtomicBool> = Box::leak(Box::default());
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(interrupt)).context("catch signals")?;
+    }
+    Ok(interrupt)
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -176,7 +213,7 @@ fn rate(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "not a number of writes per second".into())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok();
     seconds
         .filter(|seconds: &f64| (0.01..=3600.0).contains(seconds))
@@ -200,6 +237,7 @@ pub(crate) fn main(args: Args, output: Output) -> anyhow::Result<()> {
     let (args, outstanding) = match args.what {
         What::Lat(args) => (args, 1),
         What::Rate(args) => (args, 32),
+        What::Failover(args) => return failover::main(&args, output),
         What::Step(args) => return step::main(&args, output),
     };
     let latency = outstanding == 1;
@@ -238,16 +276,8 @@ impl LoadArgs {
                 outstanding: self.outstanding.map_or(outstanding, |n| n as usize),
             },
         };
-        // It must outlive the run, which ends with the process.
-        let interrupt: &'static Arc<AtomicBool> = Box::leak(Box::default());
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(interrupt)).context("catch signals")?;
-        }
         Ok(Options {
-            site: match self.site {
-                Site::Loopback => Where::Loopback,
-                Site::Netns => Where::Netns,
-            },
+            site: self.site.into(),
             client_wait: match self.wait {
                 Wait::Blocking => datapath::Wait::Blocking,
                 Wait::Polling => datapath::Wait::Polling,
@@ -258,7 +288,7 @@ impl LoadArgs {
             warmup: self.warmup,
             measure: self.seconds,
             priority: self.priority,
-            interrupt: Some(interrupt),
+            interrupt: Some(interrupt()?),
         })
     }
 
@@ -292,13 +322,8 @@ impl LoadArgs {
 
     /// Why these flags do not go together, if so.
     fn unsupported(&self, engine: Engine) -> Option<String> {
-        if engine == Engine::Xdp {
-            if self.site == Site::Loopback {
-                return Some("XDP needs interfaces that take programs: --where netns".into());
-            }
-            if self.durability == Durability::Sync {
-                return Some("the program in the kernel waits for no flush".into());
-            }
+        if let Some(reason) = self.site.unsupported(engine, self.durability) {
+            return Some(reason);
         }
         let starves = self.wait == Wait::Polling
             && self.durability == Durability::Sync
@@ -340,7 +365,7 @@ fn named(path: &Path, engine: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{engine}.{extension}"))
 }
 
-fn no_place(error: &PlaceError) -> Failure {
+pub(super) fn no_place(error: &PlaceError) -> Failure {
     match error {
         PlaceError::InMemory { .. } => Failure::usage(error.to_string())
             .remedy("name a directory on a disk: --data-directory /var/tmp"),
@@ -349,7 +374,7 @@ fn no_place(error: &PlaceError) -> Failure {
     }
 }
 
-fn failed(error: bench::Error) -> anyhow::Error {
+pub(super) fn failed(error: bench::Error) -> anyhow::Error {
     match error {
         // Its kind decides the exit code.
         bench::Error::Datapath(error) => error.into(),

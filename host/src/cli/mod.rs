@@ -6,6 +6,7 @@ mod config;
 mod conform;
 mod demo;
 mod doctor;
+mod failover;
 mod failure;
 mod leader;
 mod offload;

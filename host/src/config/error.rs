@@ -1,6 +1,6 @@
 //! What may be wrong with a configuration.
 
-use super::{KeyError, MAX_LINGER_US, Place};
+use super::{KeyError, MAX_LINGER_US, MIN_SUSPECT_US, Place};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::quorum::QuorumError;
@@ -140,6 +140,17 @@ pub enum Problem {
         /// Between heartbeats.
         heartbeat_ms: u64,
     },
+    /// No leader speaks so often, or followers campaign sooner anyway.
+    #[error(
+        "`suspect_us` = {suspect_us}, but it takes {MIN_SUSPECT_US} to {longest_us}, which is \
+         `election_ms`"
+    )]
+    Suspicion {
+        /// Silence before the leader's host is asked.
+        suspect_us: u64,
+        /// Silence before a campaign.
+        longest_us: u64,
+    },
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -212,7 +223,11 @@ impl Problem {
                 )
             }
             // The texts say what is taken.
-            Self::Text(_) | Self::Quorums(_) | Self::Region(_) | Self::FifoPriority(_) => {
+            Self::Text(_)
+            | Self::Quorums(_)
+            | Self::Region(_)
+            | Self::FifoPriority(_)
+            | Self::Suspicion { .. } => {
                 return None;
             }
         };

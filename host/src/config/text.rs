@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum, Region,
-    Timing, Worker,
+    Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
+    Quorum, Region, Timing, Worker,
 };
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
@@ -297,6 +297,7 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
     let Timing {
         heartbeat_ms,
         election_ms,
+        suspect_us,
     } = *timing;
     let at = |key| vec![Step::Key("timing"), Step::Key(key)];
     if heartbeat_ms == 0 {
@@ -311,6 +312,16 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
             heartbeat_ms,
         };
         return Err((at("election_ms"), problem));
+    }
+    let longest_us = election_ms.saturating_mul(1_000);
+    if let Some(suspect_us) = suspect_us
+        && !(MIN_SUSPECT_US..=longest_us).contains(&suspect_us)
+    {
+        let problem = Problem::Suspicion {
+            suspect_us,
+            longest_us,
+        };
+        return Err((at("suspect_us"), problem));
     }
     Ok(())
 }
@@ -527,6 +538,11 @@ mod tests {
                 "`election_ms` = 29 is less than three",
             ),
             ("_ms = 10", "_ms = «0", "`heartbeat_ms` is 0"),
+            (
+                "# suspect_us = 4000",
+                "suspect_us = «499",
+                "`suspect_us` = 499, but it takes 500 to 150000",
+            ),
             ("\"example\"", "«\"\"", "`cluster` is empty"),
             ("= 4096", "= «\"many\"", "invalid type"),
         ] {

@@ -11,6 +11,8 @@ use consensus::random::Random;
 use consensus::region::Layout;
 
 const MS: u64 = 1_000_000;
+/// Between two Decides of a leader that has news.
+const DECIDE_NS: u64 = MS;
 
 /// A stretch of a world's time.
 #[derive(Clone, Copy, Debug)]
@@ -120,8 +122,8 @@ impl Scenario {
             value_bytes,
             durability,
             key: keyed.then_some(key),
-            leader: LeaderTiming::of(heartbeat_ns, durability),
-            election: ElectionTiming::of(election_ns),
+            leader: LeaderTiming::of(heartbeat_ns, DECIDE_NS, durability),
+            election: ElectionTiming::of(election_ns, election_ns / 4),
             rounds_ahead: one_of(r, &[1, 4, 1024]),
             snapshot_slots: one_of(r, &[16, 50, 200]),
             flush_ns: one_of(r, &[20_000, 100_000, 500_000]),

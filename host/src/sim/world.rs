@@ -17,7 +17,7 @@ use consensus::formation::Conflict;
 use consensus::local::Durability;
 use consensus::random::Random;
 use consensus::simulation::{self, Fault, Faults};
-use consensus::wire::{Header, Parsed, parse};
+use consensus::wire::{Header, Kind, Parsed, parse};
 use consensus::{GroupId, Slot};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -418,10 +418,30 @@ impl World {
             node.handle(local_ns, unix_ms, address(from), bytes, io);
         });
         if handled.is_none() {
+            // Only probes come from sockets that are told of it.
+            if bytes.get(3) == Some(&(Kind::Progress as u8)) {
+                self.tell_nobody_listens(from, place);
+            }
             return;
         }
         self.timers[place] = self.timers[place].min(now_ns + self.scenario.batch_ns);
         self.after(place);
+    }
+
+    /// The machine at `place` tells the one at `to` that no process listens there.
+    fn tell_nobody_listens(&mut self, to: usize, place: usize) {
+        let now_ns = self.ether.now_ns;
+        let Some(machine) = self.machines.get_mut(to) else {
+            return;
+        };
+        let post = &mut self.ether;
+        let told = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
+            node.refused_at(local_ns, unix_ms, address(place), io);
+        });
+        if told.is_some() {
+            self.timers[to] = self.timers[to].min(now_ns + self.scenario.batch_ns);
+            self.after(to);
+        }
     }
 
     /// A node does what is due.

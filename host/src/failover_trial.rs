@@ -1,0 +1,397 @@
+//! What `nearwire bench failover` measures: how long clients wait when the leader is killed.
+//!
+//! One client writes without a pause. In each trial the leader is killed with SIGKILL, the longest
+//! time between two acknowledged writes is noted, and the killed replica is started again. Between
+//! two trials nobody is disturbed, so that a change of the leader's ballot there is an election
+//! that nobody asked for: a false one.
+
+use crate::bench_target::LocalTarget;
+use crate::local_cluster::LocalCluster;
+use bench::cluster::Command;
+use bench::run::{Cluster, Target, TargetError};
+use bench::site::Site;
+use consensus::client::{self, Client};
+use consensus::wire::{self, Parsed};
+use datapath::{Service, Transmit, Wait, Worker};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a replica may take to answer a question.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two looks at the cluster.
+const LOOK: Duration = Duration::from_millis(5);
+/// After the first write that a successor acknowledges: what the change stirs up belongs to it.
+const AFTERMATH: Duration = Duration::from_millis(200);
+/// A restarted replica is level when it lacks no more slots than are decided meanwhile.
+const LEVEL_SLOTS: u64 = 2_000;
+/// Longest sleep of the client, so that its end is noticed soon.
+const MAX_SLEEP: Duration = Duration::from_millis(20);
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How often the leader is killed.
+    pub trials: usize,
+    /// Undisturbed writing before each trial.
+    pub settle: Duration,
+    /// Undisturbed writing after the last trial, in which nobody may be elected.
+    pub calm: Duration,
+    /// Threads beside the calm that do nothing but spin.
+    pub burners: usize,
+    /// Writes under way.
+    pub outstanding: usize,
+    /// Length of a written value in bytes.
+    pub value_bytes: usize,
+    /// How the client waits.
+    pub client_wait: Wait,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Longest time between two acknowledged writes of each trial.
+    pub gaps: Vec<Duration>,
+    /// Elections between the trials.
+    pub false_elections: u64,
+    /// Elections in the calm.
+    pub calm_elections: u64,
+    /// Writes acknowledged in all.
+    pub acknowledged: u64,
+}
+
+/// What is being done.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Progress {
+    /// This trial, from 1.
+    Trial(usize),
+    /// The calm, of which this part is over.
+    Calm(f64),
+}
+
+/// What the client and the thread of the run share.
+#[derive(Debug, Default)]
+struct Shared {
+    acknowledged: AtomicU64,
+    longest_gap_ns: AtomicU64,
+    over: AtomicBool,
+}
+
+/// The client as a worker's service.
+struct Writer {
+    client: Client,
+    command: Command,
+    outstanding: usize,
+    submitted: u64,
+    last_ns: Option<u64>,
+    body: Vec<u8>,
+    shared: Arc<Shared>,
+}
+
+impl Service for Writer {
+    fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], _: &mut T) {
+        if let Parsed::Ours(header, value) = wire::parse(datagram, usize::from(u16::MAX)) {
+            self.client.handle_datagram(now_ns, from, &header, value);
+        }
+    }
+
+    fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration {
+        if self.client.poll_timeout().is_some_and(|at| at <= now_ns) {
+            self.client.handle_timeout(now_ns);
+        }
+        while let Some(event) = self.client.poll_event() {
+            if event.result.is_ok() {
+                if let Some(last_ns) = self.last_ns.replace(now_ns) {
+                    let gap_ns = now_ns - last_ns;
+                    self.shared
+                        .longest_gap_ns
+                        .fetch_max(gap_ns, Ordering::Relaxed);
+                }
+                self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        while self.client.unanswered() < self.outstanding {
+            self.body.clear();
+            (self.command)(self.submitted, &mut self.body);
+            if self
+                .client
+                .submit_command(self.submitted, &self.body)
+                .is_err()
+            {
+                break;
+            }
+            self.submitted += 1;
+        }
+        while let Some(datagram) = self.client.poll_transmit(now_ns) {
+            // A full queue drops it; the client repeats it.
+            tx.send(datagram.to, &datagram.header.to_bytes(), datagram.value);
+        }
+        let due_ns = self.client.poll_timeout().unwrap_or(u64::MAX);
+        Duration::from_nanos(due_ns.saturating_sub(now_ns)).min(MAX_SLEEP)
+    }
+
+    fn stopping(&self) -> bool {
+        self.shared.over.load(Ordering::Relaxed)
+    }
+}
+
+/// Who leads, in which ballot, and how far it has decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Lead {
+    node: u16,
+    ballot: String,
+    decided: u64,
+}
+
+/// Kills the leader of `target`'s cluster on `site` again and again.
+///
+/// # Errors
+/// The cluster does not start, or does not recover.
+pub fn run(
+    target: &mut LocalTarget,
+    site: &Site,
+    options: &Options,
+    interrupt: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Outcome, TargetError> {
+    let cluster = target.start(site)?;
+    let shared = Arc::new(Shared::default());
+    let commands = target.commands(options.value_bytes);
+    let measured = thread::scope(|scope| {
+        let load = || write(site, &cluster, options, commands, Arc::clone(&shared));
+        let load = scope.spawn(load);
+        let mut run = Run {
+            target,
+            site,
+            options,
+            shared: &shared,
+            interrupt,
+        };
+        let measured = run.measure(progress);
+        shared.over.store(true, Ordering::Relaxed);
+        let ended = load
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        ended.and(measured)
+    });
+    let stopped = target.stop();
+    let mut outcome = measured?;
+    stopped?;
+    outcome.acknowledged = shared.acknowledged.load(Ordering::Relaxed);
+    Ok(outcome)
+}
+
+fn write(
+    site: &Site,
+    cluster: &Cluster,
+    options: &Options,
+    command: Command,
+    shared: Arc<Shared>,
+) -> Result<(), TargetError> {
+    let client = Client::new(client::Config {
+        members: cluster.members.clone(),
+        group: cluster.group,
+        epoch: cluster.epoch,
+        max_value: cluster.max_value,
+        max_in_flight: options.outstanding,
+        seed: RandomState::new().build_hasher().finish(),
+    })?;
+    let place = site.client();
+    place.enter()?;
+    let writer = Writer {
+        client,
+        command,
+        outstanding: options.outstanding,
+        submitted: 0,
+        last_ns: None,
+        body: Vec::new(),
+        shared,
+    };
+    Worker::new(place.bind(options.client_wait)?, writer).run()?;
+    Ok(())
+}
+
+struct Run<'a> {
+    target: &'a mut LocalTarget,
+    site: &'a Site,
+    options: &'a Options,
+    shared: &'a Shared,
+    interrupt: &'a AtomicBool,
+}
+
+impl Run<'_> {
+    fn measure(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<Outcome, TargetError> {
+        let mut outcome = Outcome::default();
+        let mut lead = self.await_lead()?;
+        for trial in 1..=self.options.trials {
+            progress(Progress::Trial(trial));
+            self.dwell(self.options.settle, |_, _| Ok(()))?;
+            let now = self.await_lead()?;
+            outcome.false_elections += u64::from(now.ballot != lead.ballot);
+                for n in 1..=3 {
+                    let r = self.inspect(n)?;
+                    if let Some(r) = r {
+                        eprint!(
+                            "{n}:{} {} sil {} | ",
+                            r["role"], r["ballot"], r["suspect_us"]
+                        );
+                    }
+                }
+            }
+            outcome.gaps.push(self.kill(now.node)?);
+                eprintln!("gap {:?}", outcome.gaps.last());
+            }
+            self.restart(now.node)?;
+            lead = self.await_lead()?;
+        }
+        if !self.options.calm.is_zero() {
+            let burning = AtomicBool::new(true);
+            let calm = self.options.calm;
+            let dwelt = thread::scope(|scope| {
+                for _ in 0..self.options.burners {
+                    scope.spawn(|| {
+                        while burning.load(Ordering::Relaxed) {
+                            std::hint::spin_loop();
+                        }
+                    });
+                }
+                let mut seen = lead.ballot.clone();
+                let look = |run: &mut Self, part| {
+                    progress(Progress::Calm(part));
+                    if let Some(now) = run.look()? {
+                        outcome.calm_elections += u64::from(now.ballot != seen);
+                        seen = now.ballot;
+                    }
+                    Ok(())
+                };
+                let dwelt = self.dwell(calm, look);
+                burning.store(false, Ordering::Relaxed);
+                dwelt
+            });
+            dwelt?;
+        }
+        Ok(outcome)
+    }
+
+    fn cluster(&mut self) -> Result<&mut LocalCluster, TargetError> {
+        let cluster = self.target.cluster();
+        cluster.ok_or_else(|| "the cluster has been stopped".into())
+    }
+
+    /// Kills the leader. Returns the longest time between two writes that were acknowledged around
+    /// it.
+    fn kill(&mut self, node: u16) -> Result<Duration, TargetError> {
+        self.shared.longest_gap_ns.store(0, Ordering::Relaxed);
+        self.cluster()?.kill(node);
+        // Answers that were on their way when it died come within the client's next turn.
+        thread::sleep(Duration::from_millis(1));
+        let before = self.shared.acknowledged.load(Ordering::Relaxed);
+        let deadline = Instant::now() + PATIENCE;
+        while self.shared.acknowledged.load(Ordering::Relaxed) == before {
+            self.check(deadline, "acknowledges a write after the leader was killed")?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.dwell(AFTERMATH, |_, _| Ok(()))?;
+        let gap_ns = self.shared.longest_gap_ns.load(Ordering::Relaxed);
+        Ok(Duration::from_nanos(gap_ns))
+    }
+
+    /// Starts a killed replica again and waits until it is level with the leader.
+    fn restart(&mut self, node: u16) -> Result<(), TargetError> {
+        let site = self.site;
+        self.cluster()?.start_at(site, node)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lead = self.await_lead()?;
+            let report = self.inspect(node)?;
+            let applied = report.and_then(|report| report["applied"].as_u64());
+            if applied.is_some_and(|applied| applied + LEVEL_SLOTS >= lead.decided) {
+                return Ok(());
+            }
+            self.check(deadline, "is level with the others after its restart")?;
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn dwell(
+        &mut self,
+        time: Duration,
+        mut look: impl FnMut(&mut Self, f64) -> Result<(), TargetError>,
+    ) -> Result<(), TargetError> {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            look(self, start.elapsed().div_duration_f64(time))?;
+            self.check(Instant::now() + PATIENCE, "runs")?;
+            thread::sleep(
+                LOOK.max(time / 100)
+                    .min(time.saturating_sub(start.elapsed())),
+            );
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, deadline: Instant, what: &str) -> Result<(), TargetError> {
+        if self.interrupt.load(Ordering::Relaxed) {
+            return Err("interrupted".into());
+        }
+        self.cluster()?.check()?;
+        if Instant::now() >= deadline {
+            let cluster = self.cluster()?;
+            let nodes = 1..=cluster.replicas().len() as u16;
+            let logs: Vec<_> = nodes
+                .map(|node| format!("replica {node}: {}", cluster.log(node)))
+                .collect();
+            return Err(format!(
+                "no replica {what} within {PATIENCE:?}; their logs say:\n{}",
+                logs.join("\n")
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    fn await_lead(&mut self) -> Result<Lead, TargetError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(lead) = self.look()? {
+                return Ok(lead);
+            }
+            self.check(deadline, "leads")?;
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn look(&mut self) -> Result<Option<Lead>, TargetError> {
+        let cluster = self.cluster()?;
+        let nodes: Vec<u16> = (1..=cluster.replicas().len() as u16)
+            .filter(|&node| cluster.process(node).is_some())
+            .collect();
+        for node in nodes {
+            let Some(report) = self.inspect(node)? else {
+                continue;
+            };
+            if report["role"] == "leader" {
+                return Ok(Some(Lead {
+                    node,
+                    ballot: report["ballot"].as_str().unwrap_or_default().to_owned(),
+                    decided: report["decided"].as_u64().unwrap_or_default(),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn inspect(&mut self, node: u16) -> Result<Option<serde_json::Value>, TargetError> {
+        let client = self.site.client().node.clone();
+        let cluster = self.cluster()?;
+        Ok(match client {
+            Some(client) => client.run(|| cluster.inspect(node, ANSWER))?,
+            None => cluster.inspect(node, ANSWER),
+        })
+    }
+}
