@@ -88,7 +88,9 @@ impl Rhythm {
             self.late_ns = [0, if is_recent { self.late_ns[0] } else { 0 }];
             self.turned_ns = now_ns;
         }
-        self.late_ns[0] = self.late_ns[0].max(late_ns);
+        // What others say of their stalls may be anything.
+        let bound_ns = MAX_STRETCH * self.timing.timeout_ns;
+        self.late_ns[0] = self.late_ns[0].max(late_ns.min(bound_ns));
     }
 
     /// The silence after which the leader's host is asked whether it still runs.

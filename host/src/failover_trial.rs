@@ -233,19 +233,7 @@ impl Run<'_> {
             self.dwell(self.options.settle, |_, _| Ok(()))?;
             let now = self.await_lead()?;
             outcome.false_elections += u64::from(now.ballot != lead.ballot);
-                for n in 1..=3 {
-                    let r = self.inspect(n)?;
-                    if let Some(r) = r {
-                        eprint!(
-                            "{n}:{} {} sil {} | ",
-                            r["role"], r["ballot"], r["suspect_us"]
-                        );
-                    }
-                }
-            }
             outcome.gaps.push(self.kill(now.node)?);
-                eprintln!("gap {:?}", outcome.gaps.last());
-            }
             self.restart(now.node)?;
             lead = self.await_lead()?;
         }

@@ -77,7 +77,7 @@ pub(crate) struct Args {
     )]
     settle: Duration,
     /// Undisturbed writing after the last trial, in which nobody may be elected.
-    #[arg(long, env = "NEARWIRE_CALM", value_name = "S", value_parser = seconds)]
+    #[arg(long, env = "NEARWIRE_CALM_SECONDS", value_name = "S", value_parser = seconds)]
     calm_seconds: Option<Duration>,
     /// Threads beside the calm that do nothing but spin, at the default priority: one for each CPU
     /// is a full load.
