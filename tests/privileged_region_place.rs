@@ -12,15 +12,33 @@ use datapath::netns::private_bpffs;
 use nearwire::config::Durability;
 use nearwire::data_directory::{DataDirectory, Expectation};
 use nearwire::mapping::Mapping;
+use nearwire::offload::Offload as _;
 use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
-use nearwire::xdp::{self, BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
+use nearwire::xdp::{
+    self, BPFFS, Bystander, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings,
+};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Uid, setfsuid};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 
 const NODE: NodeId = NodeId(1);
 const LEADER: NodeId = NodeId(2);
 const GROUP: GroupId = GroupId(0);
 
-/// A data directory beside a bpffs that only this test sees.
+/// Moves this thread into a network namespace of its own, which has loopback alone.
+fn enter_network() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("root may unshare");
+    let ip = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    assert!(ip.expect("iproute2 is there").success());
+}
+
+/// A data directory beside a bpffs that only this test sees, in a network of its own.
 struct Scene {
     directory: DataDirectory,
     terms: Terms,
@@ -39,6 +57,7 @@ impl Scene {
             "no XDP object is embedded: run `cargo xtask ebpf`"
         );
         private_bpffs().expect("root may mount");
+        enter_network();
         let parent = tempfile::tempdir().expect("a directory");
         let expectation = Expectation {
             cluster: "test".into(),
@@ -181,7 +200,7 @@ fn a_copy_that_no_identity_names_is_made_again() {
     opened.region.seal().expect("nobody holds a lock");
     drop(opened);
     let file = scene.directory.path().join("region");
-    let sealed = std::fs::read(&file).expect("a region");
+    let sealed = fs::read(&file).expect("a region");
     let before = scene.directory.identity().clone();
     let opened = scene.open(true);
     scene.accept(&opened.region, 2);
@@ -189,7 +208,7 @@ fn a_copy_that_no_identity_names_is_made_again() {
     // As if it had died before the identity named the copy, in which nobody has voted then.
     let restored = scene.directory.update(|identity| *identity = before);
     restored.expect("it can be written");
-    std::fs::write(&file, sealed).expect("it was removed");
+    fs::write(&file, sealed).expect("it was removed");
     let opened = scene.open(true);
     assert_eq!(opened.region.generation(), 1);
     assert_votes(&opened.region, 1..=1);
@@ -224,12 +243,12 @@ fn votes_of_an_earlier_generation_are_refused() {
     scene.accept(&opened.region, 1);
     drop(opened);
     let file = scene.directory.path().join("region");
-    let old = std::fs::read(&file).expect("a region");
+    let old = fs::read(&file).expect("a region");
     drop(scene.open(true));
     let opened = scene.open(false);
     scene.accept(&opened.region, 2);
     drop(opened);
-    std::fs::write(&file, old).expect("somebody restores a copy");
+    fs::write(&file, old).expect("somebody restores a copy");
     assert_lost(scene.try_open(false), "generation 2 counts");
 }
 
@@ -239,7 +258,7 @@ fn maps_that_are_gone_are_a_lost_memory() {
         return;
     };
     drop(scene.make(true));
-    std::fs::remove_file(scene.pins().directory().join("entry")).expect("it was pinned");
+    fs::remove_file(scene.pins().directory().join("entry")).expect("it was pinned");
     assert_lost(scene.try_open(true), "not pinned");
     assert_lost(scene.try_open(false), "not pinned");
 }
@@ -339,4 +358,42 @@ fn pins_that_were_left_are_removed_by_the_next_start() {
     assert_votes(&scene.open(false).region, 1..=1);
     assert!(!scene.pins().directory().exists());
     assert_eq!(scene.directory.identity().leaving, None);
+}
+
+#[test]
+fn what_cannot_be_pinned_is_not_attached() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut pinned = scene.make(true).pinned.expect("it is in the kernel");
+    let mut refused = || pinned.install().expect_err("it cannot").to_string();
+    let object = OBJECT.expect("an object");
+    let bystander = Bystander::attach(object, "lo", Mode::Generic).expect("nobody sits there");
+    // Who tries to attach it is told this.
+    assert!(refused().contains("sits there"), "{}", refused());
+
+    let remount = |flags| {
+        let (none, flags): (Option<&str>, _) = (None, MsFlags::MS_REMOUNT | flags);
+        mount(none, BPFFS, none, flags, none).expect("root may mount");
+    };
+    remount(MsFlags::MS_RDONLY);
+    assert!(refused().contains("`mount -o remount,rw`"), "{}", refused());
+    remount(MsFlags::empty());
+
+    // A process that is root no more, but has kept what programs take.
+    for directory in scene.pins().directory().ancestors().take(2) {
+        fs::set_permissions(directory, Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    setfsuid(Uid::from_raw(65534));
+    let said = refused();
+    let directory = scene.pins().directory().display().to_string();
+    setfsuid(Uid::from_raw(0));
+    let begins = format!("pin the program's link in {directory}: ");
+    assert!(said.starts_with(&begins), "{said}");
+    assert!(said.contains("`chown -R`"), "{said}");
+
+    drop(bystander);
+    pinned.install().expect("it can be pinned again");
+    assert!(pinned.is_installed());
+    assert!(!scene.pins().directory().join("trial").exists());
 }

@@ -1,6 +1,6 @@
 //! Keeps a node's offload as it is wanted, and says what became of it.
 
-use crate::offload::Offload;
+use crate::offload::{Offload, Refusal};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -123,9 +123,8 @@ impl Supervision {
                     self.becomes(State::Voting);
                 }
                 Err(error) => {
-                    self.error = Some(error.to_string());
+                    self.refused(now_ns, &error);
                     self.becomes(State::Refused);
-                    self.due_ns = now_ns + RETRY_NS;
                 }
             },
             (false, State::Removed) => {}
@@ -135,10 +134,20 @@ impl Supervision {
                     self.error = None;
                     self.becomes(State::Removed);
                 }
-                Err(error) => self.error = Some(error.to_string()),
+                Err(error) => self.refused(now_ns, &error),
             },
             (false, _) => {}
         }
+    }
+
+    /// Tells once why, and tries again later.
+    fn refused(&mut self, now_ns: u64, error: &Refusal) {
+        let error = error.to_string();
+        if self.error.as_ref() != Some(&error) {
+            tracing::warn!(interface = self.offload.interface(), "{error}");
+        }
+        self.error = Some(error);
+        self.due_ns = now_ns + RETRY_NS;
     }
 
     fn becomes(&mut self, state: State) {
@@ -182,7 +191,6 @@ impl Supervision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offload::Refusal;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -171,7 +171,7 @@ pub enum XdpError {
     #[error("use pins in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
     NoBpffs(PathBuf),
     /// bpffs refuses.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}: {}", path.display(), refusal::bpffs_told(source))]
     Pins {
         /// What was being done.
         doing: &'static str,
@@ -180,10 +180,10 @@ pub enum XdpError {
         /// The system's answer.
         source: io::Error,
     },
-    /// A link cannot be pinned.
-    #[error("pin the program's link to {}: {source}", path.display())]
+    /// A link, or the program in its place, cannot be pinned.
+    #[error("pin the program's link in {}: {}", path.display(), refusal::bpffs_told(source))]
     Pin {
-        /// Where.
+        /// The directory of the pins.
         path: PathBuf,
         /// The system's answer.
         source: PinError,

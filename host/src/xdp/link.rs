@@ -1,6 +1,7 @@
 //! The link that ties a program to an interface.
 
-use super::XdpError;
+use super::pins::Pins;
+use super::{Mode, XdpError};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::errno::Errno;
 use std::fs::{self, File};
@@ -29,12 +30,9 @@ impl Link {
     }
 
     /// Pins it, so that it outlives this process.
-    pub(super) fn pinned(self, path: &Path) -> Result<Self, XdpError> {
+    pub(super) fn pinned(self, pins: &Pins, mode: Mode) -> Result<Self, XdpError> {
         let Self { fd, fdinfo } = self;
-        let pinned = fd.pin(path).map_err(|source| XdpError::Pin {
-            path: path.to_owned(),
-            source,
-        })?;
+        let pinned = fd.pin(pins.link(mode)).map_err(pins.pin_refused())?;
         let fd = FdLink::from(pinned);
         Ok(Self { fd, fdinfo })
     }

@@ -5,6 +5,7 @@ use super::link::Link;
 use super::{Mode, XdpError};
 use crate::mapping::Mapping;
 use aya::maps::MapData;
+use aya::pin::PinError;
 use consensus::region::Layout;
 use nix::sys::statfs::{FsType, statfs};
 use std::fs::{self, DirBuilder};
@@ -97,6 +98,11 @@ impl Pins {
         self.directory.join(format!("link_{}", mode.name()))
     }
 
+    /// Where it is tried whether anything can be pinned.
+    pub(super) fn trial(&self) -> PathBuf {
+        self.directory.join("trial")
+    }
+
     /// Detaches what is attached, and waits until nothing votes on the maps.
     ///
     /// # Errors
@@ -183,6 +189,11 @@ impl Pins {
             }
         }
         fs::remove_dir(&self.directory).map_err(self.refused("remove"))
+    }
+
+    pub(super) fn pin_refused(&self) -> impl FnOnce(PinError) -> XdpError + use<> {
+        let path = self.directory.clone();
+        move |source| XdpError::Pin { path, source }
     }
 
     pub(super) fn refused(&self, doing: &'static str) -> impl FnOnce(io::Error) -> XdpError {

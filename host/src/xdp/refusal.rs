@@ -25,6 +25,19 @@ pub(super) fn told(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// What bpffs says, and what mends it.
+pub(super) fn bpffs_told(error: &(dyn Error + 'static)) -> String {
+    let remedy = match errno(error) {
+        Some(libc::EROFS) => "; `mount -o remount,rw` the bpffs",
+        Some(libc::EACCES) => {
+            "; `chown -R` the directory to the user of this node, and let it pass those above"
+        }
+        Some(libc::ENOSPC | libc::ENOMEM) => "; raise memory.max of this node's control group",
+        _ => "",
+    };
+    told(error) + remedy
+}
+
 /// The refusal of an attachment. Looks at the interface, in the calling thread's namespace.
 pub(super) fn attach(
     program: &'static str,
@@ -82,6 +95,7 @@ fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aya::pin::PinError;
     use aya::sys::SyscallError;
 
     fn refused(errno: i32) -> ProgramError {
@@ -100,6 +114,23 @@ mod tests {
             told(&io::Error::from_raw_os_error(libc::EACCES)),
             "Permission denied (os error 13)"
         );
+    }
+
+    #[test]
+    fn each_refused_pin_has_its_remedy() {
+        for (errno, remedy) in [
+            (libc::EROFS, "remount,rw"),
+            (libc::EACCES, "chown -R"),
+            (libc::ENOSPC, "memory.max"),
+            (libc::EPERM, "it takes CAP_BPF"),
+        ] {
+            let error = PinError::from(SyscallError {
+                call: "BPF_OBJ_PIN",
+                io_error: io::Error::from_raw_os_error(errno),
+            });
+            let said = bpffs_told(&error);
+            assert!(said.contains(remedy), "{said}");
+        }
     }
 
     #[test]
