@@ -80,7 +80,7 @@ fn what_a_dead_node_left_is_seen_and_detached() {
 }
 
 #[test]
-fn a_start_that_failed_is_seen_to_have_left_nothing_voting() {
+fn a_start_that_must_not_have_the_region_leaves_it_voting() {
     let mut scene = Scene::new("fail", |_| {});
     scene.await_voting();
     scene.cluster.kill(2);
@@ -95,7 +95,8 @@ fn a_start_that_failed_is_seen_to_have_left_nothing_voting() {
     assert!(log.contains("restore [region] as it was"), "{log}");
     let status = scene.json(2, &["status"]);
     let region = &status["regions"][0];
-    assert_eq!(region["state"], "passing", "{status:#}");
+    assert_eq!(region["state"], "voting", "{status:#}");
+    assert_eq!(region["held"], false, "{status:#}");
     assert_eq!(region["window_slots"], 4096, "{status:#}");
     assert_eq!(region["owner"], "this", "{status:#}");
     fs::write(&config, &text).expect("it is written");

@@ -15,7 +15,7 @@ use nearwire::mapping::Mapping;
 use nearwire::offload::Offload as _;
 use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
 use nearwire::xdp::{
-    self, BPFFS, Bystander, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings,
+    self, BPFFS, Bystander, Mode, OBJECT, Occupant, OnHostDeath, Pinned, Pins, Seat, Settings,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -36,6 +36,19 @@ fn enter_network() {
         .args(["link", "set", "lo", "up"])
         .status();
     assert!(ip.expect("iproute2 is there").success());
+}
+
+/// The acceptor over a region that was opened, attached and voting.
+fn installed(opened: Opened) -> Pinned {
+    let mut pinned = opened.pinned.expect("it is in the kernel");
+    pinned.install().expect("nobody sits there");
+    pinned
+}
+
+/// The program on loopback.
+fn sitting() -> Option<Occupant> {
+    let found = Occupant::on("lo").expect("netlink answers everybody");
+    found.into_iter().next()
 }
 
 /// A data directory beside a bpffs that only this test sees, in a network of its own.
@@ -396,4 +409,48 @@ fn what_cannot_be_pinned_is_not_attached() {
     pinned.install().expect("it can be pinned again");
     assert!(pinned.is_installed());
     assert!(!scene.pins().directory().join("trial").exists());
+}
+
+#[test]
+fn what_votes_is_not_disturbed_by_who_must_not_have_it() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    drop(installed(scene.make(true)));
+    let voting = sitting().expect("its link is pinned");
+    assert_eq!(voting.name.as_deref(), Some("acceptor"));
+    let terms = scene.terms;
+    let identity = scene.directory.identity().clone();
+    let layout = Layout::new(1, 16, 128).expect("a valid layout");
+    for in_kernel in [true, false] {
+        scene.terms.layout = layout;
+        scene.kernel.settings.layout = layout;
+        let error = scene.try_open(in_kernel).expect_err("another layout");
+        assert!(error.to_string().contains("restore [region]"), "{error}");
+        scene.terms = terms;
+        scene.kernel.settings.layout = terms.layout;
+        scene.terms.birth.boot = 8;
+        assert_lost(scene.try_open(in_kernel), "another incarnation");
+        scene.terms.birth = Birth {
+            cluster: 2,
+            ..terms.birth
+        };
+        let error = scene.try_open(in_kernel).expect_err("another cluster's");
+        assert!(error.to_string().contains("another cluster"), "{error}");
+        scene.terms = terms;
+        let moved = |generation| {
+            move |identity: &mut nearwire::data_directory::Identity| {
+                identity.generation = generation;
+            }
+        };
+        let update = scene.directory.update(moved(1));
+        update.expect("it can be written");
+        assert_lost(scene.try_open(in_kernel), "generation 1 counts");
+        let update = scene.directory.update(moved(identity.generation));
+        update.expect("it can be written");
+        assert_eq!(sitting().as_ref(), Some(&voting), "{in_kernel}");
+    }
+    drop(scene.open(true));
+    let passing = sitting().expect("it is still attached");
+    assert_eq!(passing.name.as_deref(), Some("pass"));
 }

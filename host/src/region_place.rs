@@ -157,6 +157,7 @@ pub fn open(
         Some(pins) => {
             refuse_incomplete(pins)?;
             let hold = pins.hold()?;
+            refuse_other(directory, terms, pins)?;
             pins.detach()?;
             (pins.mapping(&terms.layout)?, Some(hold))
         }
@@ -203,6 +204,7 @@ fn open_at_home(
         Some(kernel) => {
             let pins = Pins::new(&kernel.bpffs, terms.birth.nonce)?;
             refuse_incomplete(&pins)?;
+            refuse_other(directory, terms, &pins)?;
             let loaded = load(kernel, pins)?;
             (loaded.mapping(&terms.layout)?, Some(loaded))
         }
@@ -236,15 +238,25 @@ fn checked(
                 source,
             },
         })?;
-    let (generation, wanted) = (region.generation(), directory.identity().generation);
-    if generation != wanted {
-        return Err(RegionError::Lost(format!(
-            "{} holds generation {generation} of its votes, but they were handed over: generation \
-             {wanted} counts",
-            path.display()
-        )));
-    }
+    refuse_generation(directory, &region, path)?;
     Ok((region, restored.entries + restored.groups))
+}
+
+/// Refuses votes that were handed over since.
+fn refuse_generation(
+    directory: &DataDirectory,
+    region: &Region<Mapping>,
+    path: &Path,
+) -> Result<(), RegionError> {
+    let (found, wanted) = (region.generation(), directory.identity().generation);
+    if found == wanted {
+        return Ok(());
+    }
+    Err(RegionError::Lost(format!(
+        "{} holds generation {found} of its votes, but they were handed over: generation {wanted} \
+         counts",
+        path.display()
+    )))
 }
 
 fn refuse_incomplete(pins: &Pins) -> Result<(), RegionError> {
@@ -255,6 +267,18 @@ fn refuse_incomplete(pins: &Pins) -> Result<(), RegionError> {
     Err(RegionError::Lost(format!(
         "its maps are not pinned in {directory} any more"
     )))
+}
+
+/// Refuses maps that hold another region than is wanted, before what votes on them is disturbed.
+fn refuse_other(directory: &DataDirectory, terms: &Terms, pins: &Pins) -> Result<(), RegionError> {
+    let words = || pins.mapping(&terms.layout);
+    match Region::beside(words()?) {
+        Ok(region) if (region.layout(), region.birth()) == (&terms.layout, &terms.birth) => {
+            refuse_generation(directory, &region, pins.directory())
+        }
+        // Who opens another's region is told why before anything is written.
+        _ => checked(directory, terms, words()?, pins.directory()).map(drop),
+    }
 }
 
 /// Whether both are files, or the same bpffs by whatever path.
