@@ -18,9 +18,9 @@ use nearwire::xdp::{
     self, BPFFS, Bystander, Mode, OBJECT, Occupant, OnHostDeath, Pinned, Pins, Seat, Settings,
 };
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Uid, setfsuid};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -453,4 +453,22 @@ fn what_votes_is_not_disturbed_by_who_must_not_have_it() {
     drop(scene.open(true));
     let passing = sitting().expect("it is still attached");
     assert_eq!(passing.name.as_deref(), Some("pass"));
+}
+
+#[test]
+fn a_link_in_another_network_is_not_taken_for_this_ones() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    drop(installed(scene.make(true)));
+    let first = File::open("/proc/thread-self/ns/net").expect("it is this thread's");
+    // Whose loopback has the same number.
+    enter_network();
+    let pinned = installed(scene.open(true));
+    let name = sitting().and_then(|occupant| occupant.name);
+    assert_eq!(name.as_deref(), Some("acceptor"));
+    assert!(pinned.is_installed());
+    setns(&first, CloneFlags::CLONE_NEWNET).expect("root may enter");
+    assert_eq!(sitting(), None, "what an earlier life left elsewhere");
+    assert!(!pinned.is_installed());
 }

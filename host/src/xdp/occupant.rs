@@ -35,8 +35,7 @@ impl Occupant {
     /// # Errors
     /// The system refuses.
     pub fn on(interface: &str) -> io::Result<Vec<Self>> {
-        let found = netlink::interfaces()?;
-        let found = found.iter().find(|found| found.name == interface);
+        let found = netlink::interface(interface)?;
         Ok(found.map_or_else(Vec::new, |found| Self::all(&found.programs)))
     }
 
