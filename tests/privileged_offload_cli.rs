@@ -105,6 +105,26 @@ fn a_start_that_must_not_have_the_region_leaves_it_voting() {
 }
 
 #[test]
+fn a_process_whose_clock_is_not_the_programs_is_refused() {
+    let mut scene = Scene::new("time", |_| {});
+    scene.await_voting();
+    scene.cluster.kill(2);
+    let config = scene.config(2);
+    let mut shifted = Command::new("timeout");
+    // One that is not refused would run for ever.
+    shifted.args(["20", "unshare", "--time", "--fork", "--monotonic", "100000"]);
+    shifted.args([env!("CARGO_BIN_EXE_nearwire"), "run", "--config", &config]);
+    let ended = scene.run(2, shifted);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let why = "the time namespace of this process sets its clock (CLOCK_MONOTONIC) 100000 s off";
+    assert!(ended.err.contains(why), "{ended:?}");
+    let status = scene.json(2, &["status"]);
+    assert_eq!(status["regions"][0]["state"], "voting", "{status:#}");
+    scene.start(2);
+    scene.await_report(2, "voting in XDP", |report| report["engine"] == "xdp");
+}
+
+#[test]
 fn an_orphan_goes_only_once_nobody_holds_it() {
     let mut scene = Scene::new("orphan", |_| {});
     scene.await_voting();

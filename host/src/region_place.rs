@@ -100,6 +100,9 @@ pub fn make(
     kernel: Option<&InKernel>,
 ) -> Result<Opened, RegionError> {
     let nonce = terms.birth.nonce;
+    if kernel.is_some() {
+        xdp::refuse_other_clock()?;
+    }
     remove_left(directory, nonce)?;
     let named = directory.identity().bpffs.clone();
     // What a start left behind that died before it had written down where the region is.
@@ -144,6 +147,9 @@ pub fn open(
     remove_left(directory, nonce)?;
     let named = directory.identity().bpffs.clone();
     let wanted = kernel.map(|kernel| kernel.bpffs.as_path());
+    if named.is_some() || wanted.is_some() {
+        xdp::refuse_other_clock()?;
+    }
     if is_same_place(named.as_deref(), wanted) {
         let opened = open_at_home(directory, terms, kernel)?;
         remove_file(directory, kernel)?;
