@@ -37,6 +37,7 @@ pub const KEYS: &[&str] = &[
     "max_us",
     "ops_per_s",
     "cpu_us_per_op",
+    "machine_cpu_us_per_commit",
     "lost",
     "requests_per_datagram",
     "floors",
@@ -55,12 +56,14 @@ pub const FLOOR_KEYS: &[&str] = &[
     "udp_echo_p99_us",
     "udp_echo_ops_per_s",
     "udp_echo_cpu_us_per_op",
+    "udp_echo_machine_cpu_us_per_op",
     "udp_echo_lost",
     "udp_echo_alike_p50_us",
     "udp_echo_alike_ops_per_s",
     "xdp_echo_p50_us",
     "xdp_echo_p99_us",
     "xdp_echo_ops_per_s",
+    "xdp_echo_machine_cpu_us_per_op",
     "flush_p50_us",
     "volatile_commit_p50_us",
 ];
@@ -146,6 +149,9 @@ pub struct Floors {
     /// CPU time of the echo server per echo.
     #[serde(serialize_with = "thousandths_if")]
     pub udp_echo_cpu_us_per_op: Option<f64>,
+    /// CPU time of the whole machine per echo.
+    #[serde(serialize_with = "thousandths_if")]
+    pub udp_echo_machine_cpu_us_per_op: Option<f64>,
     /// Echoes that never came, over all rounds.
     pub udp_echo_lost: Option<u64>,
     /// Median round trip of an echo that waits as the system does, where that polls or lingers.
@@ -164,6 +170,9 @@ pub struct Floors {
     /// Such echoes per second.
     #[serde(serialize_with = "thousandths_if")]
     pub xdp_echo_ops_per_s: Option<f64>,
+    /// CPU time of the whole machine per such echo.
+    #[serde(serialize_with = "thousandths_if")]
+    pub xdp_echo_machine_cpu_us_per_op: Option<f64>,
     /// Median time of a flush of one record while as many others as there are replicas flush
     /// theirs, where a commit waits for flushes.
     #[serde(serialize_with = "thousandths_if")]
@@ -201,6 +210,10 @@ pub struct Measured {
     /// CPU time of all replicas per commit.
     #[serde(serialize_with = "thousandths_if")]
     pub cpu_us_per_op: Option<f64>,
+    /// CPU time of the whole machine per commit: the client's, the kernel's for whom it may be, and
+    /// other processes'.
+    #[serde(serialize_with = "thousandths_if")]
+    pub machine_cpu_us_per_commit: Option<f64>,
     /// Requests that failed or were never answered, over all rounds.
     pub lost: Option<u64>,
     /// Mean number of requests that shared a datagram to the leader.
@@ -288,6 +301,7 @@ pub fn to_table(rows: &[Row]) -> String {
         "p99.99 µs",
         "ops/s",
         "CPU µs/op",
+        "machine",
         "lost",
         "p50 / echo",
         "rate / echo",
@@ -313,6 +327,7 @@ pub fn to_table(rows: &[Row]) -> String {
             number(measured.p9999_us, 1),
             number(measured.ops_per_s, 0),
             number(measured.cpu_us_per_op, 1),
+            number(measured.machine_cpu_us_per_commit, 1),
             measured.lost.map_or("-".into(), |lost| lost.to_string()),
             number(measured.ratio_p50, 2),
             number(measured.ratio_rate, 2),
@@ -328,6 +343,7 @@ pub fn to_table(rows: &[Row]) -> String {
             String::new(),
             number(floors.udp_echo_ops_per_s, 0),
             number(floors.udp_echo_cpu_us_per_op, 1),
+            number(floors.udp_echo_machine_cpu_us_per_op, 1),
             floors
                 .udp_echo_lost
                 .map_or("-".into(), |lost| lost.to_string()),
@@ -344,6 +360,7 @@ pub fn to_table(rows: &[Row]) -> String {
                 none.clone(),
                 number(floors.udp_echo_alike_ops_per_s, 0),
                 none.clone(),
+                none.clone(),
                 none,
                 number(measured.ratio_p50_alike, 2),
                 number(measured.ratio_rate_alike, 2),
@@ -358,8 +375,10 @@ pub fn to_table(rows: &[Row]) -> String {
                 number(floors.xdp_echo_p50_us, 1),
                 number(floors.xdp_echo_p99_us, 1),
                 none.clone(),
-                none,
+                none.clone(),
                 number(floors.xdp_echo_ops_per_s, 0),
+                none,
+                number(floors.xdp_echo_machine_cpu_us_per_op, 1),
             ]);
         }
         for (name, p50_us) in [
