@@ -1,42 +1,19 @@
 //! Votes that move between a file and the kernel's maps, and what a crash on the way leaves.
 
 mod common;
+mod region_scene;
 
-use common::skip;
-use consensus::acceptor::{Acceptor, Effect, Step};
-use consensus::memory::Buffers;
-use consensus::region::{Birth, Layout, Region, view, vote};
-use consensus::wire::{Header, Kind};
-use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
-use datapath::netns::private_bpffs;
-use nearwire::config::Durability;
-use nearwire::data_directory::{DataDirectory, Expectation};
-use nearwire::mapping::Mapping;
+use consensus::Slot;
+use consensus::region::{Birth, Layout, view};
 use nearwire::offload::Offload as _;
-use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
-use nearwire::xdp::{
-    self, BPFFS, Bystander, Mode, OBJECT, Occupant, OnHostDeath, Pinned, Pins, Seat, Settings,
-};
+use nearwire::region_place::{self, Opened, RegionError};
+use nearwire::xdp::{BPFFS, Bystander, Mode, OBJECT, Occupant, Pinned};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Uid, setfsuid};
+use region_scene::{GROUP, Scene, assert_votes, enter_network};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::Command;
-
-const NODE: NodeId = NodeId(1);
-const LEADER: NodeId = NodeId(2);
-const GROUP: GroupId = GroupId(0);
-
-/// Moves this thread into a network namespace of its own, which has loopback alone.
-fn enter_network() {
-    unshare(CloneFlags::CLONE_NEWNET).expect("root may unshare");
-    let ip = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status();
-    assert!(ip.expect("iproute2 is there").success());
-}
 
 /// The acceptor over a region that was opened, attached and voting.
 fn installed(opened: Opened) -> Pinned {
@@ -51,127 +28,6 @@ fn sitting() -> Option<Occupant> {
     found.into_iter().next()
 }
 
-/// A data directory beside a bpffs that only this test sees, in a network of its own.
-struct Scene {
-    directory: DataDirectory,
-    terms: Terms,
-    kernel: InKernel,
-    _parent: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            skip("region_place", "needs root");
-            return None;
-        }
-        assert!(
-            OBJECT.is_some(),
-            "no XDP object is embedded: run `cargo xtask ebpf`"
-        );
-        private_bpffs().expect("root may mount");
-        enter_network();
-        let parent = tempfile::tempdir().expect("a directory");
-        let expectation = Expectation {
-            cluster: "test".into(),
-            node: NODE,
-            durability: Durability::Volatile,
-        };
-        let directory = DataDirectory::open(parent.path().join("data"), &expectation);
-        let directory = directory.expect("a new directory");
-        let layout = Layout::new(1, 16, 64).expect("a valid layout");
-        let birth = Birth {
-            cluster: 1,
-            node: NODE,
-            nonce: directory.identity().region_nonce,
-            boot: 7,
-        };
-        let settings = Settings {
-            port: 4747,
-            own: xdp::own("lo", [127, 0, 0, 1].into()).expect("loopback is up"),
-            layout,
-            birth,
-            epoch: Epoch(1),
-            lease_ns: 0,
-            key: None,
-            is_rehearsal: false,
-        };
-        Some(Self {
-            directory,
-            terms: Terms {
-                layout,
-                birth,
-                epoch: Epoch(1),
-                lease_ns: 0,
-            },
-            kernel: InKernel {
-                bpffs: BPFFS.into(),
-                settings,
-                seat: Seat {
-                    interface: "lo".into(),
-                    mode: Mode::Generic,
-                    on_host_death: OnHostDeath::KeepVoting,
-                },
-            },
-            _parent: parent,
-        })
-    }
-
-    fn make(&mut self, in_kernel: bool) -> Opened {
-        let kernel = in_kernel.then_some(&self.kernel);
-        region_place::make(&mut self.directory, &self.terms, kernel).expect("a fresh region")
-    }
-
-    fn try_open(&mut self, in_kernel: bool) -> Result<Opened, RegionError> {
-        let kernel = in_kernel.then_some(&self.kernel);
-        region_place::open(&mut self.directory, &self.terms, kernel)
-    }
-
-    fn open(&mut self, in_kernel: bool) -> Opened {
-        let opened = self.try_open(in_kernel);
-        opened.unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    fn accept(&self, region: &Region<Mapping>, slot: u64) {
-        let acceptor = Acceptor {
-            node: NODE,
-            incarnation: self.terms.birth.incarnation(),
-            layout: self.terms.layout,
-        };
-        let header = Header {
-            ballot: Ballot::new(1, LEADER),
-            slot: Slot(slot),
-            epoch: Epoch(1),
-            length: 8,
-            ..Header::new(Kind::Accept, GROUP, LEADER)
-        };
-        let mut buffers = Buffers {
-            request: &[slot as u8; 8],
-            reply: &mut [0; 64],
-        };
-        let step = acceptor.step(region, 0, &header, &mut buffers);
-        assert!(matches!(step, Step::Reply(_, Effect::Voted)), "{step:?}");
-    }
-
-    fn pins(&self) -> Pins {
-        Pins::new(Path::new(BPFFS), self.terms.birth.nonce).expect("a bpffs")
-    }
-
-    fn has_file(&self) -> bool {
-        self.directory.path().join("region").exists()
-    }
-}
-
-#[track_caller]
-fn assert_votes(region: &Region<Mapping>, slots: std::ops::RangeInclusive<u64>) {
-    for slot in slots {
-        let mut value = [0; 64];
-        let found = vote(region, GROUP, Slot(slot), 64, &mut value);
-        assert_eq!(found, Some((Ballot::new(1, LEADER), 8)), "slot {slot}");
-        assert_eq!(value[..8], [slot as u8; 8]);
-    }
-}
-
 #[track_caller]
 fn assert_lost(opened: Result<Opened, RegionError>, why: &str) {
     match opened {
@@ -179,7 +35,6 @@ fn assert_lost(opened: Result<Opened, RegionError>, why: &str) {
         other => panic!("{other:?}"),
     }
 }
-
 #[test]
 fn votes_move_into_the_kernel_and_back() {
     let Some(mut scene) = Scene::new() else {

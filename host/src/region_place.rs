@@ -5,6 +5,7 @@
 //! old place holds them, from then on the new one does, and what is left of the other is removed.
 
 use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::kill_point::kill_point;
 use crate::mapping::Mapping;
 use crate::xdp::{self, Pinned, Pins, Seat, Settings, XdpError};
 use consensus::Epoch;
@@ -120,10 +121,13 @@ pub fn make(
     } = *terms;
     let region = Region::create(mapping, layout, birth, epoch, lease_ns)
         .map_err(|source| RegionError::Open { path, source })?;
+    kill_point("region_place.made");
     directory.update(|identity| {
         identity.generation = 0;
         identity.bpffs = wanted;
+        identity.leaving = None;
     })?;
+    kill_point("region_place.named");
     Ok(Opened {
         region,
         restored: 0,
@@ -165,32 +169,39 @@ pub fn open(
             let hold = pins.hold()?;
             refuse_other(directory, terms, pins)?;
             pins.detach()?;
+            kill_point("region_place.detached");
             (pins.mapping(&terms.layout)?, Some(hold))
         }
     };
     let path = named.unwrap_or_else(|| file_path(directory));
     let (region, restored) = checked(directory, terms, mapping, &path)?;
     region.seal()?;
+    kill_point("region_place.sealed");
     if let Some(kernel) = kernel {
         // A copy that no identity names.
         Pins::new(&kernel.bpffs, nonce)?.discard()?;
     }
     let (mapping, pinned) = blank(directory, terms, kernel)?;
+    kill_point("region_place.blank");
     let path = path_of(directory, kernel);
     let moved = region
         .copy_into(mapping)
         .map_err(|source| RegionError::Open { path, source })?;
+    kill_point("region_place.copied");
     let wanted = wanted.map(Path::to_owned);
     directory.update(|identity| {
         identity.generation = moved.generation();
         identity.leaving = std::mem::replace(&mut identity.bpffs, wanted);
     })?;
+    kill_point("region_place.named");
     drop(region);
     if let Some(pins) = &old {
         pins.remove()?;
+        kill_point("region_place.removed");
         directory.update(|identity| identity.leaving = None)?;
     }
     remove_file(directory, kernel)?;
+    kill_point("region_place.moved");
     Ok(Opened {
         region: moved,
         restored,
@@ -299,7 +310,8 @@ fn is_same_place(one: Option<&Path>, other: Option<&Path>) -> bool {
     one == other || number(one).is_some_and(|found| Some(found) == number(other))
 }
 
-/// Removes the pins of votes that were handed over, which an earlier start did not come to.
+/// Removes the pins of votes that were handed over, or of a copy that was being made, which an
+/// earlier start did not come to.
 fn remove_left(directory: &mut DataDirectory, nonce: u64) -> Result<(), RegionError> {
     let Some(bpffs) = directory.identity().leaving.clone() else {
         return Ok(());
@@ -311,14 +323,17 @@ fn remove_left(directory: &mut DataDirectory, nonce: u64) -> Result<(), RegionEr
 
 /// Words for a new region.
 fn blank(
-    directory: &DataDirectory,
+    directory: &mut DataDirectory,
     terms: &Terms,
     kernel: Option<&InKernel>,
 ) -> Result<(Mapping, Option<Pinned>), RegionError> {
     match kernel {
         None => Ok((make_file(&file_path(directory), &terms.layout)?, None)),
         Some(kernel) => {
-            let loaded = load(kernel, Pins::new(&kernel.bpffs, terms.birth.nonce)?)?;
+            let pins = Pins::new(&kernel.bpffs, terms.birth.nonce)?;
+            // Until the region is there: what comes after a crash may want it elsewhere.
+            directory.update(|identity| identity.leaving = Some(kernel.bpffs.clone()))?;
+            let loaded = load(kernel, pins)?;
             Ok((loaded.mapping(&terms.layout)?, Some(loaded)))
         }
     }
