@@ -9,6 +9,7 @@ pub mod data_directory;
 pub mod demo;
 pub mod engine;
 pub mod front;
+mod fullness;
 pub mod history;
 pub mod inspect;
 pub mod journal;
