@@ -1,8 +1,8 @@
 //! Rows: what a run is worth, as JSON and as a table.
 
-use crate::machine::Machine;
+use crate::row::{self, number, thousandths_if};
 use comfy_table::{CellAlignment, Table, presets};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// The layout of a row. It changes when a key changes its meaning or goes.
 pub const SCHEMA: &str = "nearwire.bench/1";
@@ -238,45 +238,11 @@ pub struct Measured {
     pub ratio_sync: Option<f64>,
 }
 
-/// One row. Every key is always there; what was not measured is null.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Row {
-    /// [`SCHEMA`].
-    pub schema: &'static str,
-    /// What the row is about.
-    #[serde(flatten)]
-    pub setting: Setting,
-    /// What was measured.
-    #[serde(flatten)]
-    pub measured: Measured,
-    /// Why nothing was measured, if so.
-    pub unsupported: Option<String>,
-    /// How to get this row again.
-    pub command_line: String,
-    /// What it was measured on.
-    pub machine: Machine,
-}
+/// One row.
+pub type Row = row::Row<Setting, Measured>;
 
-impl Row {
-    /// A row of a run.
-    pub fn new(setting: Setting, measured: Measured) -> Self {
-        Self {
-            schema: SCHEMA,
-            setting,
-            measured,
-            unsupported: None,
-            command_line: std::env::args().collect::<Vec<_>>().join(" "),
-            machine: Machine::read(),
-        }
-    }
-
-    /// A row that cannot run here, and why.
-    pub fn unsupported(setting: Setting, reason: String) -> Self {
-        Self {
-            unsupported: Some(reason),
-            ..Self::new(setting, Measured::default())
-        }
-    }
+impl row::Setting for Setting {
+    const SCHEMA: &'static str = SCHEMA;
 }
 
 /// The rows as JSON: one object, or an array if there are several.
@@ -391,10 +357,7 @@ pub fn to_table(rows: &[Row]) -> String {
             }
         }
     }
-    let mut text: String = table
-        .lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect();
+    let mut text = row::text(&table);
     for row in rows {
         if let Some(ratio) = row.measured.ratio_sync {
             let engine = &row.setting.engine;
@@ -416,7 +379,7 @@ fn conditions(row: &Row) -> String {
     format!(
         "{} replicas on {}, {}-byte values, {} durability, {}, authentication {}; \
          median of {} rounds of {} s after {} s of warm-up each; \
-         {}, {} CPUs, Linux {}, hypervisor {}",
+         {machine}",
         setting.replicas,
         setting.site,
         setting.value_bytes,
@@ -426,30 +389,13 @@ fn conditions(row: &Row) -> String {
         setting.rounds,
         setting.measure_s,
         setting.warmup_s,
-        machine.cpu_model,
-        machine.cpus,
-        machine.kernel,
-        machine.hypervisor,
     )
-}
-
-pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
-    value.map_or("-".into(), |value| format!("{value:.digits$}"))
-}
-
-/// Nothing here is known to more than three decimals.
-pub(crate) fn thousandths_if<S: Serializer>(
-    value: &Option<f64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    value
-        .map(|value| (value * 1000.0).round() / 1000.0)
-        .serialize(serializer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Machine;
 
     fn setting() -> Setting {
         Setting {
@@ -506,8 +452,12 @@ mod tests {
     #[test]
     fn every_row_has_every_key_measured_or_not_and_no_other() {
         let rows = [
-            Row::new(setting(), measured()),
-            Row::unsupported(setting(), "polling needs 4 CPUs, here are 2".into()),
+            Row::new(setting(), measured(), Machine::read()),
+            Row::unsupported(
+                setting(),
+                "polling needs 4 CPUs, here are 2".into(),
+                Machine::read(),
+            ),
         ];
         let json = parsed(&rows);
         for row in json.as_array().expect("several rows are an array") {
@@ -530,14 +480,17 @@ mod tests {
 
     #[test]
     fn one_row_is_one_object() {
-        assert!(parsed(&[Row::new(setting(), measured())]).is_object());
+        assert!(parsed(&[Row::new(setting(), measured(), Machine::read())]).is_object());
         assert!(parsed(&[]).is_array());
     }
 
     #[test]
     fn the_table_shows_the_floor_and_the_conditions() {
-        let unsupported = Row::unsupported(setting(), "no XDP".into());
-        let text = to_table(&[Row::new(setting(), measured()), unsupported]);
+        let unsupported = Row::unsupported(setting(), "no XDP".into(), Machine::read());
+        let text = to_table(&[
+            Row::new(setting(), measured(), Machine::read()),
+            unsupported,
+        ]);
         assert!(
             text.contains("1.88") && text.contains("UDP echo") && text.contains("51.0"),
             "{text}"

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::cluster::{ClusterCaller, Command};
 use crate::echo::{EchoCaller, EchoServer};
 use crate::load::{Caller, Generator, Load, Moment, Plan, Sample, is_set};
+use crate::machine::Machine;
 use crate::process::{Subject, machine_cpu_time, total_cpu_time};
 use crate::report::{Row, Setting, Waiting};
 use crate::rounds::{self, Floors, Round, Turn};
@@ -191,7 +192,7 @@ pub fn run(
 ) -> Result<Outcome, Error> {
     let description = target.description();
     if let Some(reason) = unsupported(&description, options) {
-        let row = Row::unsupported(setting(&description, options), reason);
+        let row = Row::unsupported(setting(&description, options), reason, Machine::read());
         return Ok(outcome(row, Vec::new()));
     }
     let site = Site::open(options.site, description.replicas, options.priority)?;
@@ -210,7 +211,11 @@ pub fn run(
     let rounds = rounds?;
     stopped?;
     let description = run.target.description();
-    let row = Row::new(setting(&description, options), rounds::measured(&rounds));
+    let row = Row::new(
+        setting(&description, options),
+        rounds::measured(&rounds),
+        Machine::read(),
+    );
     Ok(outcome(row, rounds))
 }
 
