@@ -37,12 +37,9 @@ fn assert_lost(opened: Result<Opened, RegionError>, why: &str) {
 }
 #[test]
 fn votes_move_into_the_kernel_and_back() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(false) else {
         return;
     };
-    let opened = scene.make(false);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     let mut slots = 1;
     for (generation, in_kernel) in (1..).zip([true, false, true, true, false]) {
         let generation = generation - u64::from(slots > 3);
@@ -104,12 +101,9 @@ fn a_hand_over_that_died_after_the_seal_goes_on_where_it_was() {
 
 #[test]
 fn votes_of_an_earlier_generation_are_refused() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(false) else {
         return;
     };
-    let opened = scene.make(false);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     let file = scene.directory.path().join("region");
     let old = fs::read(&file).expect("a region");
     drop(scene.open(true));
@@ -189,12 +183,9 @@ fn pins_that_another_process_has_are_left_alone() {
 
 #[test]
 fn the_same_bpffs_by_another_path_is_no_other_place() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(true) else {
         return;
     };
-    let opened = scene.make(true);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     let alias = scene.directory.path().join("bpf");
     std::os::unix::fs::symlink(BPFFS, &alias).expect("a link");
     scene.kernel.bpffs = alias;
@@ -207,12 +198,9 @@ fn the_same_bpffs_by_another_path_is_no_other_place() {
 
 #[test]
 fn pins_that_were_left_are_removed_by_the_next_start() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(true) else {
         return;
     };
-    let opened = scene.make(true);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     drop(scene.open(false));
     // As if it had died after it had written down the new place.
     let object = OBJECT.expect("an object");

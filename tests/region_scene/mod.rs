@@ -92,6 +92,14 @@ impl Scene {
         })
     }
 
+    /// One whose region is in a place, with a vote in slot 1.
+    pub(crate) fn with_a_vote(in_kernel: bool) -> Option<Self> {
+        let mut scene = Self::new()?;
+        let opened = scene.make(in_kernel);
+        scene.accept(&opened.region, 1);
+        Some(scene)
+    }
+
     pub(crate) fn expectation() -> Expectation {
         Expectation {
             cluster: "test".into(),

@@ -3,7 +3,6 @@
 use super::grace::wait_for_programs;
 use super::hold::Hold;
 use super::link::{self, Link};
-use super::occupant;
 use super::pins::Pins;
 use super::refusal;
 use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
@@ -149,8 +148,7 @@ impl Pinned {
             self.try_pin()?;
         }
         let attach = self.attach_refused(ACCEPTOR);
-        let id =
-            super::attach(&mut self.ebpf, ACCEPTOR, &interface, mode).map_err(occupant::named)?;
+        let id = super::attach(&mut self.ebpf, ACCEPTOR, &interface, mode)?;
         let program = super::program(&mut self.ebpf, ACCEPTOR)?;
         let link = program.take_link(id).map_err(attach)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&interface))?;

@@ -7,6 +7,7 @@ use crate::mapping::Mapping;
 use aya::maps::MapData;
 use aya::pin::PinError;
 use consensus::region::Layout;
+pub use datapath::netns::BPFFS;
 use nix::sys::statfs::{FsType, statfs};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -14,8 +15,6 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-/// Where bpffs usually is.
-pub const BPFFS: &str = "/sys/fs/bpf";
 /// The directory of all nodes below it.
 const OURS: &str = "nearwire";
 /// `BPF_FS_MAGIC` in the kernel's `magic.h`.

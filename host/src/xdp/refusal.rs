@@ -45,12 +45,27 @@ pub(super) fn attach(
     mode: Mode,
     source: ProgramError,
 ) -> XdpError {
-    XdpError::Attach {
-        program,
-        interface: interface.to_owned(),
-        mode: mode.name(),
-        said: attachment_told(&source, interface, mode),
-        source: Box::new(source),
+    let (interface, said) = (
+        interface.to_owned(),
+        attachment_told(&source, interface, mode),
+    );
+    let is_taken = matches!(errno(&source), Some(libc::EBUSY | libc::EEXIST));
+    // One is enough: the kernel takes no second program, whatever the modes.
+    let mut occupants = Occupant::on(&interface).unwrap_or_default().into_iter();
+    match occupants.next().filter(|_| is_taken) {
+        Some(occupant) => XdpError::Occupied {
+            program,
+            interface,
+            mode: mode.name(),
+            occupant,
+        },
+        None => XdpError::Attach {
+            program,
+            interface,
+            mode: mode.name(),
+            said,
+            source: Box::new(source),
+        },
     }
 }
 
@@ -60,13 +75,9 @@ fn attachment_told(error: &ProgramError, interface: &str, mode: Mode) -> String 
     let is_native = mode == Mode::Native;
     match errno(error) {
         Some(libc::EBUSY | libc::EEXIST) => {
-            let occupants = Occupant::on(interface).unwrap_or_default();
-            text += &match occupants.first() {
-                Some(occupant) => format!("; {} is there already", occupant.program()),
-                None => "; another program is there already".into(),
-            };
             text += &format!(
-                ": end what loaded it, or `ip link set dev {interface} xdp off` if nothing did"
+                "; another program is there already: end what loaded it, or `ip link set dev \
+                 {interface} xdp off` if nothing did"
             );
         }
         Some(libc::EOPNOTSUPP) if is_native => {
