@@ -281,7 +281,7 @@ impl<S: StateMachine> NodeService<S> {
         })
     }
 
-    /// The newest report, for other threads.
+    /// The newest report, for the threads of the front; none is made without one.
     pub fn report(&self) -> Arc<Mutex<String>> {
         Arc::clone(&self.report)
     }
@@ -618,11 +618,13 @@ impl<S: StateMachine> NodeService<S> {
         if now_ns >= self.report_due_ns {
             self.report_due_ns = now_ns + REPORT_NS;
             self.look_at_window(now_ns);
-            if let Some(offload) = &mut self.offload {
-                offload.count_at_times(now_ns);
+            if self.front.is_some() {
+                if let Some(offload) = &mut self.offload {
+                    offload.count_at_times(now_ns);
+                }
+                let text = self.describe(now_ns);
+                *self.report.lock().unwrap_or_else(PoisonError::into_inner) = text;
             }
-            let text = self.describe(now_ns);
-            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = text;
         }
         let inspections = std::mem::take(&mut self.host.inspections);
         if let (Some(offload), false) = (&mut self.offload, inspections.is_empty()) {
