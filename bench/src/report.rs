@@ -267,7 +267,7 @@ pub fn to_table(rows: &[Row]) -> String {
         "p99.99 µs",
         "ops/s",
         "CPU µs/op",
-        "machine",
+        "machine µs/op",
         "lost",
         "p50 / echo",
         "rate / echo",
