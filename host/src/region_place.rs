@@ -148,12 +148,12 @@ pub fn open(
     kernel: Option<&InKernel>,
 ) -> Result<Opened, RegionError> {
     let nonce = terms.birth.nonce;
-    remove_left(directory, nonce)?;
     let named = directory.identity().bpffs.clone();
     let wanted = kernel.map(|kernel| kernel.bpffs.as_path());
     if named.is_some() || wanted.is_some() {
         xdp::refuse_other_clock()?;
     }
+    remove_left(directory, nonce)?;
     if is_same_place(named.as_deref(), wanted) {
         let opened = open_at_home(directory, terms, kernel)?;
         remove_file(directory, kernel)?;

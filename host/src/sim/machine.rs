@@ -313,50 +313,52 @@ impl Machine {
                 .map_err(|error| NoStart::Damaged(error.to_string()));
         }
         for _ in 0..KILLED_STARTS {
-            let may_move = scenario.offload.is_some() && random.below(3) == 0;
-            if let Some(region) = self.open_or_move(layout, birth, may_move, random)? {
-                return Ok(region);
+            if scenario.offload.is_none() || random.below(3) > 0 {
+                break;
+            }
+            let region = self.open_named(layout, birth)?;
+            if let Some(moved) = self.moved(&region, random)? {
+                return Ok(moved);
             }
         }
-        let opened = self.open_or_move(layout, birth, false, random)?;
-        opened.ok_or_else(|| NoStart::Damaged("nobody kills this start".into()))
+        let region = self.open_named(layout, birth)?;
+        if region.is_sealed() {
+            region.resume();
+        }
+        Ok(region)
     }
 
-    /// Opens the region in its place, or moves its votes into the kernel's maps or out of them, as
-    /// the host does (`region_place`). `None` if the process is killed on the way.
-    fn open_or_move(
-        &mut self,
-        layout: Layout,
-        birth: Birth,
-        may_move: bool,
-        random: &mut Random,
-    ) -> Result<Option<Region<Words>>, NoStart> {
-        let refused = |error: OpenError| match error {
+    /// Opens the votes that the identity names.
+    fn open_named(&self, layout: Layout, birth: Birth) -> Result<Region<Words>, NoStart> {
+        let opened = Region::open(Rc::clone(&self.words), layout, birth);
+        let (region, _) = opened.map_err(|error| match error {
             OpenError::Blank | OpenError::OtherIncarnation { .. } => {
                 NoStart::LostMemory(error.to_string())
             }
             error => NoStart::Damaged(error.to_string()),
-        };
-        let opened = Region::open(Rc::clone(&self.words), layout, birth);
-        let (region, _) = opened.map_err(refused)?;
+        })?;
         if region.generation() != self.identity.generation {
             return Err(NoStart::Damaged("its votes were handed over".into()));
         }
-        if !may_move {
-            if region.is_sealed() {
-                region.resume();
-            }
-            return Ok(Some(region));
-        }
+        Ok(region)
+    }
+
+    /// Moves votes into the kernel's maps or out of them, as the host does (`region_place`). `None`
+    /// if the process is killed on the way.
+    fn moved(
+        &mut self,
+        region: &Region<Words>,
+        random: &mut Random,
+    ) -> Result<Option<Region<Words>>, NoStart> {
         let mut is_killed = || random.below(4) == 0;
-        region
-            .seal()
-            .map_err(|error| NoStart::Damaged(error.to_string()))?;
+        let sealed = region.seal();
+        sealed.map_err(|error| NoStart::Damaged(error.to_string()))?;
         if is_killed() {
             return Ok(None);
         }
-        let words = blank(layout.words());
-        let copy = region.copy_into(Rc::clone(&words)).map_err(refused)?;
+        let words = blank(region.layout().words());
+        let copy = region.copy_into(Rc::clone(&words));
+        let copy = copy.map_err(|error| NoStart::Damaged(error.to_string()))?;
         if is_killed() {
             return Ok(None);
         }
