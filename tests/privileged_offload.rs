@@ -12,6 +12,7 @@ use nearwire::kv::{Call, Op};
 use nearwire::supervision::Wish;
 use offload_scene::{NODES, Scene};
 use recording::{Recording, Shape};
+use std::fs;
 use std::time::{Duration, Instant};
 
 /// Whatever takes longer does not happen.
@@ -151,6 +152,70 @@ fn what_the_kernel_voted_for_is_journalled_by_the_process() {
     // Two hundred from the journal, the rest from the region.
     assert!(report["replayed"].as_u64() >= Some(200), "{report:#}");
     assert_eq!(report["learned"], 0, "{report:#}");
+}
+
+/// Has a node's program outlive its process, or end with it, from its next start on.
+fn on_host_death(scene: &Scene, node: u16, policy: &str) {
+    let path = scene.config(node);
+    let text = fs::read_to_string(&path).expect("it was written");
+    let lines = text.lines().map(|line| match line.split_once(" = ") {
+        Some(("on_host_death", _)) => format!("on_host_death = {policy:?}\n"),
+        _ => format!("{line}\n"),
+    });
+    fs::write(&path, lines.collect::<String>()).expect("it is written");
+}
+
+/// Waits until a node's region is seen like this.
+fn await_region(scene: &Scene, node: u16, state: &str, link: Option<&str>) {
+    let began = Instant::now();
+    loop {
+        let status = scene.json(node, &["status"]);
+        let region = &status["regions"][0];
+        if region["state"] == state && region["link"].as_str() == link {
+            return;
+        }
+        assert!(began.elapsed() < SOON, "{status:#}\n{}", scene.logs());
+    }
+}
+
+#[test]
+fn a_pinned_program_is_taken_over_by_a_process_that_it_is_not_to_outlive() {
+    let mut scene = Scene::new("policy", |_| {});
+    scene.await_voting();
+    let mut written = 0;
+    for left in ["voting", "sealed"] {
+        let leader = scene.leader();
+        let node = if leader == 1 { 2 } else { 1 };
+        let other = 6 - leader - node;
+        let mut client = scene.client();
+        scene.cluster.kill(node);
+        if left == "sealed" {
+            scene.json(node, &["seal"]);
+        }
+        await_region(&scene, node, left, Some("pinned"));
+        on_host_death(&scene, node, "seal");
+        scene.start(node);
+        await_region(&scene, node, "voting", Some("process"));
+        // Without the third there is no majority but with this one.
+        scene.cluster.kill(other);
+        on_host_death(&scene, other, "seal");
+        scene.start(other);
+        await_region(&scene, other, "voting", Some("process"));
+        scene.cluster.kill(other);
+        await_region(&scene, other, "detached", None);
+        written = write_on(&mut client, written, 50);
+        assert_eq!(written % 50, 0, "{}", scene.logs());
+        scene.cluster.kill(node);
+        await_region(&scene, node, "detached", None);
+        assert_eq!(write_on(&mut client, written, 1), written, "nobody votes");
+        for node in [node, other] {
+            on_host_death(&scene, node, "keep-voting");
+            scene.start(node);
+            await_region(&scene, node, "voting", Some("pinned"));
+        }
+    }
+    let mut client = scene.client();
+    assert_written(&mut client, written);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn what_a_dead_node_left_is_seen_and_detached() {
 }
 
 #[test]
-fn a_start_that_failed_is_seen_to_have_left_nothing_voting() {
+fn a_start_that_must_not_have_the_region_leaves_it_voting() {
     let mut scene = Scene::new("fail", |_| {});
     scene.await_voting();
     scene.cluster.kill(2);
@@ -95,10 +95,31 @@ fn a_start_that_failed_is_seen_to_have_left_nothing_voting() {
     assert!(log.contains("restore [region] as it was"), "{log}");
     let status = scene.json(2, &["status"]);
     let region = &status["regions"][0];
-    assert_eq!(region["state"], "passing", "{status:#}");
+    assert_eq!(region["state"], "voting", "{status:#}");
+    assert_eq!(region["held"], false, "{status:#}");
     assert_eq!(region["window_slots"], 4096, "{status:#}");
     assert_eq!(region["owner"], "this", "{status:#}");
     fs::write(&config, &text).expect("it is written");
+    scene.start(2);
+    scene.await_report(2, "voting in XDP", |report| report["engine"] == "xdp");
+}
+
+#[test]
+fn a_process_whose_clock_is_not_the_programs_is_refused() {
+    let mut scene = Scene::new("time", |_| {});
+    scene.await_voting();
+    scene.cluster.kill(2);
+    let config = scene.config(2);
+    let mut shifted = Command::new("timeout");
+    // One that is not refused would run for ever.
+    shifted.args(["20", "unshare", "--time", "--fork", "--monotonic", "100000"]);
+    shifted.args([env!("CARGO_BIN_EXE_nearwire"), "run", "--config", &config]);
+    let ended = scene.run(2, shifted);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let why = "the time namespace of this process sets its clock (CLOCK_MONOTONIC) 100000 s off";
+    assert!(ended.err.contains(why), "{ended:?}");
+    let status = scene.json(2, &["status"]);
+    assert_eq!(status["regions"][0]["state"], "voting", "{status:#}");
     scene.start(2);
     scene.await_report(2, "voting in XDP", |report| report["engine"] == "xdp");
 }

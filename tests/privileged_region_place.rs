@@ -1,143 +1,31 @@
 //! Votes that move between a file and the kernel's maps, and what a crash on the way leaves.
 
 mod common;
+mod region_scene;
 
-use common::skip;
-use consensus::acceptor::{Acceptor, Effect, Step};
-use consensus::memory::Buffers;
-use consensus::region::{Birth, Layout, Region, view, vote};
-use consensus::wire::{Header, Kind};
-use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
-use datapath::netns::private_bpffs;
-use nearwire::config::Durability;
-use nearwire::data_directory::{DataDirectory, Expectation};
-use nearwire::mapping::Mapping;
-use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
-use nearwire::xdp::{self, BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
-use std::path::Path;
+use consensus::Slot;
+use consensus::region::{Birth, Layout, view};
+use nearwire::offload::Offload as _;
+use nearwire::region_place::{self, Opened, RegionError};
+use nearwire::xdp::{BPFFS, Bystander, Mode, OBJECT, Occupant, Pinned};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Uid, setfsuid};
+use region_scene::{GROUP, Scene, assert_votes, enter_network};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 
-const NODE: NodeId = NodeId(1);
-const LEADER: NodeId = NodeId(2);
-const GROUP: GroupId = GroupId(0);
-
-/// A data directory beside a bpffs that only this test sees.
-struct Scene {
-    directory: DataDirectory,
-    terms: Terms,
-    kernel: InKernel,
-    _parent: tempfile::TempDir,
+/// The acceptor over a region that was opened, attached and voting.
+fn installed(opened: Opened) -> Pinned {
+    let mut pinned = opened.pinned.expect("it is in the kernel");
+    pinned.install().expect("nobody sits there");
+    pinned
 }
 
-impl Scene {
-    fn new() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            skip("region_place", "needs root");
-            return None;
-        }
-        assert!(
-            OBJECT.is_some(),
-            "no XDP object is embedded: run `cargo xtask ebpf`"
-        );
-        private_bpffs().expect("root may mount");
-        let parent = tempfile::tempdir().expect("a directory");
-        let expectation = Expectation {
-            cluster: "test".into(),
-            node: NODE,
-            durability: Durability::Volatile,
-        };
-        let directory = DataDirectory::open(parent.path().join("data"), &expectation);
-        let directory = directory.expect("a new directory");
-        let layout = Layout::new(1, 16, 64).expect("a valid layout");
-        let birth = Birth {
-            cluster: 1,
-            node: NODE,
-            nonce: directory.identity().region_nonce,
-            boot: 7,
-        };
-        let settings = Settings {
-            port: 4747,
-            own: xdp::own("lo", [127, 0, 0, 1].into()).expect("loopback is up"),
-            layout,
-            birth,
-            epoch: Epoch(1),
-            lease_ns: 0,
-            key: None,
-            is_rehearsal: false,
-        };
-        Some(Self {
-            directory,
-            terms: Terms {
-                layout,
-                birth,
-                epoch: Epoch(1),
-                lease_ns: 0,
-            },
-            kernel: InKernel {
-                bpffs: BPFFS.into(),
-                settings,
-                seat: Seat {
-                    interface: "lo".into(),
-                    mode: Mode::Generic,
-                    on_host_death: OnHostDeath::KeepVoting,
-                },
-            },
-            _parent: parent,
-        })
-    }
-
-    fn make(&mut self, in_kernel: bool) -> Opened {
-        let kernel = in_kernel.then_some(&self.kernel);
-        region_place::make(&mut self.directory, &self.terms, kernel).expect("a fresh region")
-    }
-
-    fn try_open(&mut self, in_kernel: bool) -> Result<Opened, RegionError> {
-        let kernel = in_kernel.then_some(&self.kernel);
-        region_place::open(&mut self.directory, &self.terms, kernel)
-    }
-
-    fn open(&mut self, in_kernel: bool) -> Opened {
-        let opened = self.try_open(in_kernel);
-        opened.unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    fn accept(&self, region: &Region<Mapping>, slot: u64) {
-        let acceptor = Acceptor {
-            node: NODE,
-            incarnation: self.terms.birth.incarnation(),
-            layout: self.terms.layout,
-        };
-        let header = Header {
-            ballot: Ballot::new(1, LEADER),
-            slot: Slot(slot),
-            epoch: Epoch(1),
-            length: 8,
-            ..Header::new(Kind::Accept, GROUP, LEADER)
-        };
-        let mut buffers = Buffers {
-            request: &[slot as u8; 8],
-            reply: &mut [0; 64],
-        };
-        let step = acceptor.step(region, 0, &header, &mut buffers);
-        assert!(matches!(step, Step::Reply(_, Effect::Voted)), "{step:?}");
-    }
-
-    fn pins(&self) -> Pins {
-        Pins::new(Path::new(BPFFS), self.terms.birth.nonce).expect("a bpffs")
-    }
-
-    fn has_file(&self) -> bool {
-        self.directory.path().join("region").exists()
-    }
-}
-
-#[track_caller]
-fn assert_votes(region: &Region<Mapping>, slots: std::ops::RangeInclusive<u64>) {
-    for slot in slots {
-        let mut value = [0; 64];
-        let found = vote(region, GROUP, Slot(slot), 64, &mut value);
-        assert_eq!(found, Some((Ballot::new(1, LEADER), 8)), "slot {slot}");
-        assert_eq!(value[..8], [slot as u8; 8]);
-    }
+/// The program on loopback.
+fn sitting() -> Option<Occupant> {
+    let found = Occupant::on("lo").expect("netlink answers everybody");
+    found.into_iter().next()
 }
 
 #[track_caller]
@@ -147,15 +35,11 @@ fn assert_lost(opened: Result<Opened, RegionError>, why: &str) {
         other => panic!("{other:?}"),
     }
 }
-
 #[test]
 fn votes_move_into_the_kernel_and_back() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(false) else {
         return;
     };
-    let opened = scene.make(false);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     let mut slots = 1;
     for (generation, in_kernel) in (1..).zip([true, false, true, true, false]) {
         let generation = generation - u64::from(slots > 3);
@@ -181,7 +65,7 @@ fn a_copy_that_no_identity_names_is_made_again() {
     opened.region.seal().expect("nobody holds a lock");
     drop(opened);
     let file = scene.directory.path().join("region");
-    let sealed = std::fs::read(&file).expect("a region");
+    let sealed = fs::read(&file).expect("a region");
     let before = scene.directory.identity().clone();
     let opened = scene.open(true);
     scene.accept(&opened.region, 2);
@@ -189,7 +73,7 @@ fn a_copy_that_no_identity_names_is_made_again() {
     // As if it had died before the identity named the copy, in which nobody has voted then.
     let restored = scene.directory.update(|identity| *identity = before);
     restored.expect("it can be written");
-    std::fs::write(&file, sealed).expect("it was removed");
+    fs::write(&file, sealed).expect("it was removed");
     let opened = scene.open(true);
     assert_eq!(opened.region.generation(), 1);
     assert_votes(&opened.region, 1..=1);
@@ -217,19 +101,16 @@ fn a_hand_over_that_died_after_the_seal_goes_on_where_it_was() {
 
 #[test]
 fn votes_of_an_earlier_generation_are_refused() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(false) else {
         return;
     };
-    let opened = scene.make(false);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     let file = scene.directory.path().join("region");
-    let old = std::fs::read(&file).expect("a region");
+    let old = fs::read(&file).expect("a region");
     drop(scene.open(true));
     let opened = scene.open(false);
     scene.accept(&opened.region, 2);
     drop(opened);
-    std::fs::write(&file, old).expect("somebody restores a copy");
+    fs::write(&file, old).expect("somebody restores a copy");
     assert_lost(scene.try_open(false), "generation 2 counts");
 }
 
@@ -239,7 +120,7 @@ fn maps_that_are_gone_are_a_lost_memory() {
         return;
     };
     drop(scene.make(true));
-    std::fs::remove_file(scene.pins().directory().join("entry")).expect("it was pinned");
+    fs::remove_file(scene.pins().directory().join("entry")).expect("it was pinned");
     assert_lost(scene.try_open(true), "not pinned");
     assert_lost(scene.try_open(false), "not pinned");
 }
@@ -302,12 +183,9 @@ fn pins_that_another_process_has_are_left_alone() {
 
 #[test]
 fn the_same_bpffs_by_another_path_is_no_other_place() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(true) else {
         return;
     };
-    let opened = scene.make(true);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     let alias = scene.directory.path().join("bpf");
     std::os::unix::fs::symlink(BPFFS, &alias).expect("a link");
     scene.kernel.bpffs = alias;
@@ -320,12 +198,9 @@ fn the_same_bpffs_by_another_path_is_no_other_place() {
 
 #[test]
 fn pins_that_were_left_are_removed_by_the_next_start() {
-    let Some(mut scene) = Scene::new() else {
+    let Some(mut scene) = Scene::with_a_vote(true) else {
         return;
     };
-    let opened = scene.make(true);
-    scene.accept(&opened.region, 1);
-    drop(opened);
     drop(scene.open(false));
     // As if it had died after it had written down the new place.
     let object = OBJECT.expect("an object");
@@ -339,4 +214,104 @@ fn pins_that_were_left_are_removed_by_the_next_start() {
     assert_votes(&scene.open(false).region, 1..=1);
     assert!(!scene.pins().directory().exists());
     assert_eq!(scene.directory.identity().leaving, None);
+}
+
+#[test]
+fn what_cannot_be_pinned_is_not_attached() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut pinned = scene.make(true).pinned.expect("it is in the kernel");
+    let mut refused = || pinned.install().expect_err("it cannot").to_string();
+    let object = OBJECT.expect("an object");
+    let bystander = Bystander::attach(object, "lo", Mode::Generic).expect("nobody sits there");
+    // Who tries to attach it is told this.
+    assert!(refused().contains("sits there"), "{}", refused());
+
+    let remount = |flags| {
+        let (none, flags): (Option<&str>, _) = (None, MsFlags::MS_REMOUNT | flags);
+        mount(none, BPFFS, none, flags, none).expect("root may mount");
+    };
+    remount(MsFlags::MS_RDONLY);
+    assert!(refused().contains("`mount -o remount,rw`"), "{}", refused());
+    remount(MsFlags::empty());
+
+    // A process that is root no more, but has kept what programs take.
+    for directory in scene.pins().directory().ancestors().take(2) {
+        fs::set_permissions(directory, Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    setfsuid(Uid::from_raw(65534));
+    let said = refused();
+    let directory = scene.pins().directory().display().to_string();
+    setfsuid(Uid::from_raw(0));
+    let begins = format!("pin the program's link in {directory}: ");
+    assert!(said.starts_with(&begins), "{said}");
+    assert!(said.contains("`chown -R`"), "{said}");
+
+    drop(bystander);
+    pinned.install().expect("it can be pinned again");
+    assert!(pinned.is_installed());
+    assert!(!scene.pins().directory().join("trial").exists());
+}
+
+#[test]
+fn what_votes_is_not_disturbed_by_who_must_not_have_it() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    drop(installed(scene.make(true)));
+    let voting = sitting().expect("its link is pinned");
+    assert_eq!(voting.name.as_deref(), Some("acceptor"));
+    let terms = scene.terms;
+    let identity = scene.directory.identity().clone();
+    let layout = Layout::new(1, 16, 128).expect("a valid layout");
+    for in_kernel in [true, false] {
+        scene.terms.layout = layout;
+        scene.kernel.settings.layout = layout;
+        let error = scene.try_open(in_kernel).expect_err("another layout");
+        assert!(error.to_string().contains("restore [region]"), "{error}");
+        scene.terms = terms;
+        scene.kernel.settings.layout = terms.layout;
+        scene.terms.birth.boot = 8;
+        assert_lost(scene.try_open(in_kernel), "another incarnation");
+        scene.terms.birth = Birth {
+            cluster: 2,
+            ..terms.birth
+        };
+        let error = scene.try_open(in_kernel).expect_err("another cluster's");
+        assert!(error.to_string().contains("another cluster"), "{error}");
+        scene.terms = terms;
+        let moved = |generation| {
+            move |identity: &mut nearwire::data_directory::Identity| {
+                identity.generation = generation;
+            }
+        };
+        let update = scene.directory.update(moved(1));
+        update.expect("it can be written");
+        assert_lost(scene.try_open(in_kernel), "generation 1 counts");
+        let update = scene.directory.update(moved(identity.generation));
+        update.expect("it can be written");
+        assert_eq!(sitting().as_ref(), Some(&voting), "{in_kernel}");
+    }
+    drop(scene.open(true));
+    let passing = sitting().expect("it is still attached");
+    assert_eq!(passing.name.as_deref(), Some("pass"));
+}
+
+#[test]
+fn a_link_in_another_network_is_not_taken_for_this_ones() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    drop(installed(scene.make(true)));
+    let first = File::open("/proc/thread-self/ns/net").expect("it is this thread's");
+    // Whose loopback has the same number.
+    enter_network();
+    let pinned = installed(scene.open(true));
+    let name = sitting().and_then(|occupant| occupant.name);
+    assert_eq!(name.as_deref(), Some("acceptor"));
+    assert!(pinned.is_installed());
+    setns(&first, CloneFlags::CLONE_NEWNET).expect("root may enter");
+    assert_eq!(sitting(), None, "what an earlier life left elsewhere");
+    assert!(!pinned.is_installed());
 }

@@ -308,7 +308,10 @@ fn an_interface_that_has_a_program_or_does_not_exist_is_named() {
         let said = refused(INTERFACE, mode);
         let begins = format!("attach acceptor to {INTERFACE} in {} mode: ", mode.name());
         assert!(said.starts_with(&begins), "{said}");
-        assert!(said.contains("(acceptor) is there already"), "{said}");
+        assert!(
+            said.contains("(acceptor) in native mode sits there"),
+            "{said}"
+        );
     }
     for interface in ["nowhere", "no\0where"] {
         let said = refused(interface, Mode::Generic);

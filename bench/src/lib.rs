@@ -14,6 +14,7 @@ pub mod plot;
 pub mod process;
 pub mod report;
 pub mod rounds;
+pub mod row;
 pub mod run;
 pub mod site;
 pub mod step;

@@ -1,6 +1,7 @@
 //! What a number was measured on.
 
 use serde::Serialize;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -40,6 +41,22 @@ impl Machine {
                 .and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok())
                 .map_or(0, |kib| kib * 1024),
         }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cpu_model,
+            cpus,
+            kernel,
+            hypervisor,
+            ..
+        } = self;
+        write!(
+            f,
+            "{cpu_model}, {cpus} CPUs, Linux {kernel}, hypervisor {hypervisor}"
+        )
     }
 }
 

@@ -2,6 +2,7 @@
 
 use nix::libc;
 use nix::time::ClockId;
+use nix::unistd::{SysconfVar, sysconf};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -89,6 +90,32 @@ pub fn total_cpu_time(subjects: &[Subject]) -> io::Result<Duration> {
     subjects.iter().map(|subject| subject.cpu_time()).sum()
 }
 
+/// What all CPUs of this machine have spent on work since it started, whoever's: in user space, in
+/// the kernel, in interrupts. `/proc/stat` counts it in hundredths of a second (`proc_stat(5)`).
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn machine_cpu_time() -> io::Result<Duration> {
+    let ticks = busy_ticks(&fs::read_to_string("/proc/stat")?);
+    let ticks = ticks.ok_or(io::ErrorKind::InvalidData)?;
+    let per_s = sysconf(SysconfVar::CLK_TCK)?.filter(|per_s| *per_s > 0);
+    let per_s = per_s.ok_or(io::ErrorKind::Unsupported)?;
+    Ok(Duration::from_secs_f64(ticks as f64 / per_s as f64))
+}
+
+/// All but idling, waiting for disks and what a hypervisor gave to others.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .map(|field| field.parse().ok())
+        .collect::<Option<_>>()?;
+    let [user, nice, system, _idle, _disk, irq, softirq, ..] = *fields else {
+        return None;
+    };
+    Some(user + nice + system + irq + softirq)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +144,27 @@ mod tests {
         let here = Subject::Process(std::process::id());
         assert!(here.resident_bytes().expect("alive") > 100_000);
         assert!(Subject::Process(u32::MAX).cpu_time().is_err());
+    }
+
+    #[test]
+    fn a_machines_work_is_all_but_idling_waiting_and_stolen_time() {
+        let stat =
+            "cpu  1 20 300 4000 50000 600000 7000000 80000000 5 6\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
+        assert_eq!(busy_ticks(stat), Some(7_600_321));
+        assert_eq!(busy_ticks("cpu  1 2 3\n"), None);
+        assert_eq!(busy_ticks("intr 1 2 3 4 5 6 7 8\n"), None);
+    }
+
+    #[test]
+    fn a_machine_has_worked_at_least_as_long_as_this_process() {
+        let process = Subject::Process(std::process::id());
+        let before = machine_cpu_time().expect("/proc is mounted");
+        let own = process.cpu_time().expect("alive");
+        while process.cpu_time().expect("alive") < own + Duration::from_millis(300) {
+            std::hint::spin_loop();
+        }
+        let spent = machine_cpu_time().expect("/proc is mounted") - before;
+        // It is sampled at each tick of a CPU's clock, so it may miss some.
+        assert!(spent > Duration::from_millis(100), "{spent:?}");
     }
 }

@@ -1,8 +1,8 @@
 //! Rows: what a run is worth, as JSON and as a table.
 
-use crate::machine::Machine;
+use crate::row::{self, number, thousandths_if};
 use comfy_table::{CellAlignment, Table, presets};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// The layout of a row. It changes when a key changes its meaning or goes.
 pub const SCHEMA: &str = "nearwire.bench/1";
@@ -37,6 +37,7 @@ pub const KEYS: &[&str] = &[
     "max_us",
     "ops_per_s",
     "cpu_us_per_op",
+    "machine_cpu_us_per_commit",
     "lost",
     "requests_per_datagram",
     "floors",
@@ -55,12 +56,14 @@ pub const FLOOR_KEYS: &[&str] = &[
     "udp_echo_p99_us",
     "udp_echo_ops_per_s",
     "udp_echo_cpu_us_per_op",
+    "udp_echo_machine_cpu_us_per_op",
     "udp_echo_lost",
     "udp_echo_alike_p50_us",
     "udp_echo_alike_ops_per_s",
     "xdp_echo_p50_us",
     "xdp_echo_p99_us",
     "xdp_echo_ops_per_s",
+    "xdp_echo_machine_cpu_us_per_op",
     "flush_p50_us",
     "volatile_commit_p50_us",
 ];
@@ -146,6 +149,9 @@ pub struct Floors {
     /// CPU time of the echo server per echo.
     #[serde(serialize_with = "thousandths_if")]
     pub udp_echo_cpu_us_per_op: Option<f64>,
+    /// CPU time of the whole machine per echo.
+    #[serde(serialize_with = "thousandths_if")]
+    pub udp_echo_machine_cpu_us_per_op: Option<f64>,
     /// Echoes that never came, over all rounds.
     pub udp_echo_lost: Option<u64>,
     /// Median round trip of an echo that waits as the system does, where that polls or lingers.
@@ -164,6 +170,9 @@ pub struct Floors {
     /// Such echoes per second.
     #[serde(serialize_with = "thousandths_if")]
     pub xdp_echo_ops_per_s: Option<f64>,
+    /// CPU time of the whole machine per such echo.
+    #[serde(serialize_with = "thousandths_if")]
+    pub xdp_echo_machine_cpu_us_per_op: Option<f64>,
     /// Median time of a flush of one record while as many others as there are replicas flush
     /// theirs, where a commit waits for flushes.
     #[serde(serialize_with = "thousandths_if")]
@@ -201,6 +210,10 @@ pub struct Measured {
     /// CPU time of all replicas per commit.
     #[serde(serialize_with = "thousandths_if")]
     pub cpu_us_per_op: Option<f64>,
+    /// CPU time of the whole machine per commit: the client's, the kernel's for whom it may be, and
+    /// other processes'.
+    #[serde(serialize_with = "thousandths_if")]
+    pub machine_cpu_us_per_commit: Option<f64>,
     /// Requests that failed or were never answered, over all rounds.
     pub lost: Option<u64>,
     /// Mean number of requests that shared a datagram to the leader.
@@ -225,45 +238,11 @@ pub struct Measured {
     pub ratio_sync: Option<f64>,
 }
 
-/// One row. Every key is always there; what was not measured is null.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Row {
-    /// [`SCHEMA`].
-    pub schema: &'static str,
-    /// What the row is about.
-    #[serde(flatten)]
-    pub setting: Setting,
-    /// What was measured.
-    #[serde(flatten)]
-    pub measured: Measured,
-    /// Why nothing was measured, if so.
-    pub unsupported: Option<String>,
-    /// How to get this row again.
-    pub command_line: String,
-    /// What it was measured on.
-    pub machine: Machine,
-}
+/// One row.
+pub type Row = row::Row<Setting, Measured>;
 
-impl Row {
-    /// A row of a run.
-    pub fn new(setting: Setting, measured: Measured) -> Self {
-        Self {
-            schema: SCHEMA,
-            setting,
-            measured,
-            unsupported: None,
-            command_line: std::env::args().collect::<Vec<_>>().join(" "),
-            machine: Machine::read(),
-        }
-    }
-
-    /// A row that cannot run here, and why.
-    pub fn unsupported(setting: Setting, reason: String) -> Self {
-        Self {
-            unsupported: Some(reason),
-            ..Self::new(setting, Measured::default())
-        }
-    }
+impl row::Setting for Setting {
+    const SCHEMA: &'static str = SCHEMA;
 }
 
 /// The rows as JSON: one object, or an array if there are several.
@@ -288,6 +267,7 @@ pub fn to_table(rows: &[Row]) -> String {
         "p99.99 µs",
         "ops/s",
         "CPU µs/op",
+        "machine µs/op",
         "lost",
         "p50 / echo",
         "rate / echo",
@@ -313,6 +293,7 @@ pub fn to_table(rows: &[Row]) -> String {
             number(measured.p9999_us, 1),
             number(measured.ops_per_s, 0),
             number(measured.cpu_us_per_op, 1),
+            number(measured.machine_cpu_us_per_commit, 1),
             measured.lost.map_or("-".into(), |lost| lost.to_string()),
             number(measured.ratio_p50, 2),
             number(measured.ratio_rate, 2),
@@ -328,6 +309,7 @@ pub fn to_table(rows: &[Row]) -> String {
             String::new(),
             number(floors.udp_echo_ops_per_s, 0),
             number(floors.udp_echo_cpu_us_per_op, 1),
+            number(floors.udp_echo_machine_cpu_us_per_op, 1),
             floors
                 .udp_echo_lost
                 .map_or("-".into(), |lost| lost.to_string()),
@@ -344,6 +326,7 @@ pub fn to_table(rows: &[Row]) -> String {
                 none.clone(),
                 number(floors.udp_echo_alike_ops_per_s, 0),
                 none.clone(),
+                none.clone(),
                 none,
                 number(measured.ratio_p50_alike, 2),
                 number(measured.ratio_rate_alike, 2),
@@ -358,8 +341,10 @@ pub fn to_table(rows: &[Row]) -> String {
                 number(floors.xdp_echo_p50_us, 1),
                 number(floors.xdp_echo_p99_us, 1),
                 none.clone(),
-                none,
+                none.clone(),
                 number(floors.xdp_echo_ops_per_s, 0),
+                none,
+                number(floors.xdp_echo_machine_cpu_us_per_op, 1),
             ]);
         }
         for (name, p50_us) in [
@@ -372,10 +357,7 @@ pub fn to_table(rows: &[Row]) -> String {
             }
         }
     }
-    let mut text: String = table
-        .lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect();
+    let mut text = row::text(&table);
     for row in rows {
         if let Some(ratio) = row.measured.ratio_sync {
             let engine = &row.setting.engine;
@@ -397,7 +379,7 @@ fn conditions(row: &Row) -> String {
     format!(
         "{} replicas on {}, {}-byte values, {} durability, {}, authentication {}; \
          median of {} rounds of {} s after {} s of warm-up each; \
-         {}, {} CPUs, Linux {}, hypervisor {}",
+         {machine}",
         setting.replicas,
         setting.site,
         setting.value_bytes,
@@ -407,30 +389,13 @@ fn conditions(row: &Row) -> String {
         setting.rounds,
         setting.measure_s,
         setting.warmup_s,
-        machine.cpu_model,
-        machine.cpus,
-        machine.kernel,
-        machine.hypervisor,
     )
-}
-
-pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
-    value.map_or("-".into(), |value| format!("{value:.digits$}"))
-}
-
-/// Nothing here is known to more than three decimals.
-pub(crate) fn thousandths_if<S: Serializer>(
-    value: &Option<f64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    value
-        .map(|value| (value * 1000.0).round() / 1000.0)
-        .serialize(serializer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Machine;
 
     fn setting() -> Setting {
         Setting {
@@ -487,8 +452,12 @@ mod tests {
     #[test]
     fn every_row_has_every_key_measured_or_not_and_no_other() {
         let rows = [
-            Row::new(setting(), measured()),
-            Row::unsupported(setting(), "polling needs 4 CPUs, here are 2".into()),
+            Row::new(setting(), measured(), Machine::read()),
+            Row::unsupported(
+                setting(),
+                "polling needs 4 CPUs, here are 2".into(),
+                Machine::read(),
+            ),
         ];
         let json = parsed(&rows);
         for row in json.as_array().expect("several rows are an array") {
@@ -511,14 +480,17 @@ mod tests {
 
     #[test]
     fn one_row_is_one_object() {
-        assert!(parsed(&[Row::new(setting(), measured())]).is_object());
+        assert!(parsed(&[Row::new(setting(), measured(), Machine::read())]).is_object());
         assert!(parsed(&[]).is_array());
     }
 
     #[test]
     fn the_table_shows_the_floor_and_the_conditions() {
-        let unsupported = Row::unsupported(setting(), "no XDP".into());
-        let text = to_table(&[Row::new(setting(), measured()), unsupported]);
+        let unsupported = Row::unsupported(setting(), "no XDP".into(), Machine::read());
+        let text = to_table(&[
+            Row::new(setting(), measured(), Machine::read()),
+            unsupported,
+        ]);
         assert!(
             text.contains("1.88") && text.contains("UDP echo") && text.contains("51.0"),
             "{text}"

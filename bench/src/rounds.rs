@@ -14,6 +14,9 @@ pub struct Turn {
     pub sample: Sample,
     /// CPU time of the serving side per request in microseconds; `None` if it could not be read.
     pub cpu_us_per_op: Option<f64>,
+    /// CPU time of the whole machine per request in microseconds, whoever spent it; `None` if it
+    /// could not be read.
+    pub machine_cpu_us_per_op: Option<f64>,
 }
 
 /// What the same packets cost when the other side only sends them back.
@@ -66,6 +69,7 @@ pub fn measured(rounds: &[Round]) -> Measured {
             .reduce(f64::max),
         ops_per_s: system(&|turn| Some(turn.sample.per_s())),
         cpu_us_per_op: system(&|turn| turn.cpu_us_per_op),
+        machine_cpu_us_per_commit: system(&|turn| turn.machine_cpu_us_per_op),
         lost: Some(rounds.iter().map(|round| round.system.sample.lost).sum()),
         requests_per_datagram: system(&|turn| {
             let sent = turn.sample.sent;
@@ -115,6 +119,7 @@ fn floors(rounds: &[Round]) -> report::Floors {
         udp_echo_p99_us: floor(&|turn| latency_us(turn, 0.99)),
         udp_echo_ops_per_s: floor(&|turn| Some(turn.sample.per_s())),
         udp_echo_cpu_us_per_op: floor(&|turn| turn.cpu_us_per_op),
+        udp_echo_machine_cpu_us_per_op: floor(&|turn| turn.machine_cpu_us_per_op),
         udp_echo_lost: Some(
             rounds
                 .iter()
@@ -126,6 +131,7 @@ fn floors(rounds: &[Round]) -> report::Floors {
         xdp_echo_p50_us: xdp(&|turn| latency_us(turn, 0.5)),
         xdp_echo_p99_us: xdp(&|turn| latency_us(turn, 0.99)),
         xdp_echo_ops_per_s: xdp(&|turn| Some(turn.sample.per_s())),
+        xdp_echo_machine_cpu_us_per_op: xdp(&|turn| turn.machine_cpu_us_per_op),
         ..report::Floors::default()
     }
 }
@@ -170,6 +176,7 @@ mod tests {
                 },
             },
             cpu_us_per_op: Some(us as f64 / 10.0),
+            machine_cpu_us_per_op: Some(us as f64 / 5.0),
         }
     }
 

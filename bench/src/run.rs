@@ -4,7 +4,8 @@ use crate::Error;
 use crate::cluster::{ClusterCaller, Command};
 use crate::echo::{EchoCaller, EchoServer};
 use crate::load::{Caller, Generator, Load, Moment, Plan, Sample, is_set};
-use crate::process::{Subject, total_cpu_time};
+use crate::machine::Machine;
+use crate::process::{Subject, machine_cpu_time, total_cpu_time};
 use crate::report::{Row, Setting, Waiting};
 use crate::rounds::{self, Floors, Round, Turn};
 use crate::site::{Place, Site, Where};
@@ -191,7 +192,7 @@ pub fn run(
 ) -> Result<Outcome, Error> {
     let description = target.description();
     if let Some(reason) = unsupported(&description, options) {
-        let row = Row::unsupported(setting(&description, options), reason);
+        let row = Row::unsupported(setting(&description, options), reason, Machine::read());
         return Ok(outcome(row, Vec::new()));
     }
     let site = Site::open(options.site, description.replicas, options.priority)?;
@@ -210,7 +211,11 @@ pub fn run(
     let rounds = rounds?;
     stopped?;
     let description = run.target.description();
-    let row = Row::new(setting(&description, options), rounds::measured(&rounds));
+    let row = Row::new(
+        setting(&description, options),
+        rounds::measured(&rounds),
+        Machine::read(),
+    );
     Ok(outcome(row, rounds))
 }
 
@@ -441,10 +446,10 @@ impl Run<'_> {
         };
         let place = self.site.client();
         let (progress, rounds) = (&mut *self.progress, self.options.rounds);
-        let mut cpu = [None; 2];
+        let mut spent = Spent::default();
         let observe = |moment| match moment {
-            Moment::Begins => cpu[0] = total_cpu_time(servers).ok(),
-            Moment::Ends => cpu[1] = total_cpu_time(servers).ok(),
+            Moment::Begins => spent.begins(servers),
+            Moment::Ends => spent.ends(servers),
             Moment::Progress { part, done } => {
                 progress(Progress {
                     what,
@@ -461,17 +466,42 @@ impl Run<'_> {
         if is_set(interrupt) {
             return Err(Error::Interrupted);
         }
-        let spent = cpu[0].zip(cpu[1]).map(|(from, to)| to.saturating_sub(from));
-        let cpu_us_per_op = spent
-            .filter(|_| sample.completed > 0)
-            .map(|spent| spent.as_secs_f64() * 1e6 / sample.completed as f64);
+        let per_op = |spent: Option<Duration>| {
+            spent
+                .filter(|_| sample.completed > 0)
+                .map(|spent| spent.as_secs_f64() * 1e6 / sample.completed as f64)
+        };
         Ok((
             Turn {
+                cpu_us_per_op: per_op(spent.servers),
+                machine_cpu_us_per_op: per_op(spent.machine),
                 sample,
-                cpu_us_per_op,
             },
             caller,
         ))
+    }
+}
+
+/// CPU time of a measurement, first as it was at its begin, then what was spent until its end;
+/// `None` where it cannot be read.
+#[derive(Default)]
+struct Spent {
+    servers: Option<Duration>,
+    machine: Option<Duration>,
+}
+
+impl Spent {
+    fn begins(&mut self, servers: &[Subject]) {
+        self.servers = total_cpu_time(servers).ok();
+        self.machine = machine_cpu_time().ok();
+    }
+
+    fn ends(&mut self, servers: &[Subject]) {
+        let since = |from: Option<Duration>, to: Option<Duration>| {
+            from.zip(to).map(|(from, to)| to.saturating_sub(from))
+        };
+        self.servers = since(self.servers, total_cpu_time(servers).ok());
+        self.machine = since(self.machine, machine_cpu_time().ok());
     }
 }
 

@@ -1,8 +1,7 @@
 //! Rows of `nearwire bench step`: what an acceptor takes for one request.
 
-use crate::machine::Machine;
-use crate::report::{number, thousandths_if};
 use crate::rounds::median;
+use crate::row::{self, number, thousandths_if};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
@@ -139,45 +138,11 @@ fn quantile(rounds: &[Times], quantile: f64) -> Option<f64> {
     values.get(at as usize).copied()
 }
 
-/// One row. Every key is always there; what was not measured is null.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Row {
-    /// [`SCHEMA`].
-    pub schema: &'static str,
-    /// What the row is about.
-    #[serde(flatten)]
-    pub setting: Setting,
-    /// What was measured.
-    #[serde(flatten)]
-    pub measured: Measured,
-    /// Why nothing was measured, if so.
-    pub unsupported: Option<String>,
-    /// How to get this row again.
-    pub command_line: String,
-    /// What it was measured on.
-    pub machine: Machine,
-}
+/// One row.
+pub type Row = row::Row<Setting, Measured>;
 
-impl Row {
-    /// A row of these figures.
-    pub fn new(setting: Setting, measured: Measured, machine: Machine) -> Self {
-        Self {
-            schema: SCHEMA,
-            setting,
-            measured,
-            unsupported: None,
-            command_line: std::env::args().collect::<Vec<_>>().join(" "),
-            machine,
-        }
-    }
-
-    /// A row that cannot be measured here, and why.
-    pub fn unsupported(setting: Setting, reason: String, machine: Machine) -> Self {
-        Self {
-            unsupported: Some(reason),
-            ..Self::new(setting, Measured::default(), machine)
-        }
-    }
+impl row::Setting for Setting {
+    const SCHEMA: &'static str = SCHEMA;
 }
 
 /// The rows as JSON: always an array.
@@ -224,10 +189,7 @@ pub fn to_table(rows: &[Row]) -> String {
             number(measured.wrapped_ratio, 2),
         ]);
     }
-    let mut text: String = table
-        .lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect();
+    let mut text = row::text(&table);
     let mut told: Vec<String> = Vec::new();
     for row in rows {
         let Row {
@@ -259,21 +221,15 @@ fn conditions(row: &Row) -> String {
     let (setting, machine) = (&row.setting, &row.machine);
     format!(
         "ring of {} slots for values of up to {} bytes; median of {} rounds of {} requests, the \
-         effect of each proved; {}, {} CPUs, Linux {}, hypervisor {}",
-        setting.window_slots,
-        setting.region_value_bytes,
-        setting.rounds,
-        setting.repeats,
-        machine.cpu_model,
-        machine.cpus,
-        machine.kernel,
-        machine.hypervisor,
+         effect of each proved; {machine}",
+        setting.window_slots, setting.region_value_bytes, setting.rounds, setting.repeats,
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Machine;
 
     fn setting() -> Setting {
         Setting {

@@ -236,6 +236,11 @@ fn a_run_measures_system_and_floor_and_stops_the_cluster() {
         ("floor", measured.floors.udp_echo_p50_us),
         ("floor's CPU", measured.floors.udp_echo_cpu_us_per_op),
         ("CPU", measured.cpu_us_per_op),
+        ("machine's CPU", measured.machine_cpu_us_per_commit),
+        (
+            "floor's machine's CPU",
+            measured.floors.udp_echo_machine_cpu_us_per_op,
+        ),
     ] {
         assert!(value.is_some_and(|value| value >= 0.0), "{name}: {value:?}");
     }

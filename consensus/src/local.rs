@@ -440,6 +440,11 @@ impl<M: Memory, J: Journal> Local<M, J> {
     }
 
     /// The journal.
+    pub const fn journal(&self) -> &J {
+        &self.journal
+    }
+
+    /// The same, to change it.
     pub const fn journal_mut(&mut self) -> &mut J {
         &mut self.journal
     }

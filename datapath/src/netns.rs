@@ -20,8 +20,8 @@ use std::thread;
 const RIGS: &str = "/run/nearwire";
 /// Where iproute2 keeps namespaces.
 const NAMESPACES: &str = "/run/netns";
-/// Where a kernel with BPF has a directory for its file system.
-const BPFFS: &str = "/sys/fs/bpf";
+/// Where a kernel with BPF has a directory for its file system, bpffs.
+pub const BPFFS: &str = "/sys/fs/bpf";
 /// Every node's interface.
 pub const INTERFACE: &str = "eth0";
 /// Most nodes of a rig: one byte of the address.

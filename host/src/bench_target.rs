@@ -40,9 +40,9 @@ const KEYS: u64 = 1024;
 /// What steps the acceptors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Engine {
-    /// The replicas' own processes.
+    /// Processes.
     Software,
-    /// Programs on the replicas' interfaces, in native mode. Needs `--where netns` and root.
+    /// Programs in the kernel, in native mode where there are interfaces. Needs root.
     Xdp,
 }
 
@@ -257,7 +257,9 @@ impl Target for LocalTarget {
         let mut running = self.launch(site)?;
         let leader = lead(&mut running.cluster, site)?;
         if self.engine == Engine::Xdp {
-            await_programs(&running.cluster, site)?;
+            let client = site.client().node.as_ref();
+            let client = client.ok_or("XDP needs namespaces: --where netns")?;
+            client.run(|| running.cluster.await_engine("xdp", ELECTION))??;
         }
         let cluster = &running.cluster;
         self.journal = leader.journal;
@@ -336,29 +338,6 @@ fn lead(cluster: &mut LocalCluster, site: &Site) -> Result<Leading, TargetError>
         let asked = scope.spawn(ask).join();
         asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
-}
-
-/// Waits until every replica's acceptor votes in the kernel.
-fn await_programs(cluster: &LocalCluster, site: &Site) -> Result<(), TargetError> {
-    let nodes = 1..=cluster.replicas().len() as u16;
-    let client = site.client().node.as_ref();
-    let client = client.ok_or("XDP needs namespaces: --where netns")?;
-    let deadline = Instant::now() + ELECTION;
-    for node in nodes {
-        loop {
-            let asked = client.run(|| cluster.inspect(node, Duration::from_secs(1)))?;
-            let report = asked.unwrap_or_default();
-            if report["engine"] == "xdp" {
-                break;
-            }
-            if Instant::now() >= deadline {
-                let why = report["offload"]["error"].as_str().unwrap_or_default();
-                return Err(format!("replica {node} does not vote in the kernel: {why}").into());
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-    Ok(())
 }
 
 /// Measures commits that wait for flushes beside what they are made of: in each round the cluster,

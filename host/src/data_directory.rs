@@ -158,7 +158,8 @@ pub struct Identity {
     pub generation: u64,
     /// The bpffs whose pinned maps are the region; `None` if it is a file here.
     pub bpffs: Option<PathBuf>,
-    /// The bpffs that it was moved away from, while its pins may still be there.
+    /// The bpffs that it was moved away from, or is being moved to, while there may be pins there
+    /// that are not the region.
     pub leaving: Option<PathBuf>,
 }
 

@@ -103,20 +103,6 @@ pub enum Error {
     /// The acceptors cannot be in the kernel, which was asked for.
     #[error("put the acceptors into the kernel: {0}")]
     NoXdp(String),
-    /// An acceptor does not come to vote in the kernel.
-    #[error(
-        "replica {node} does not vote in the kernel {} s after the start: {why}; the end of its \
-         log:\n{log}",
-        LEADER_LIMIT.as_secs()
-    )]
-    Engine {
-        /// Which.
-        node: u16,
-        /// What it says of that.
-        why: String,
-        /// What else it says.
-        log: String,
-    },
     /// Nobody leads.
     #[error(
         "no leader within {} s {since}; the end of the replicas' logs:\n{logs}",
@@ -551,22 +537,12 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let deadline = Instant::now() + LEADER_LIMIT;
-        for node in self.nodes() {
-            loop {
-                self.look("attaching", None)?;
-                let report = self.cluster.inspect(node, ANSWER_LIMIT).unwrap_or_default();
-                if report["engine"] == "xdp" {
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    let why = report["offload"]["error"].as_str();
-                    return Err(Error::Engine {
-                        node,
-                        why: why.unwrap_or("it does not say why").to_owned(),
-                        log: self.cluster.log(node),
-                    });
-                }
-                std::thread::sleep(TICK / 5);
+        loop {
+            self.look("attaching", None)?;
+            match self.cluster.await_engine("xdp", ANSWER_LIMIT) {
+                Ok(()) => break,
+                Err(local_cluster::Error::Engine { .. }) if Instant::now() < deadline => {}
+                Err(error) => return Err(error.into()),
             }
         }
         self.say("three acceptors vote in the kernel, in native mode (XDP)".into());

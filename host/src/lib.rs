@@ -10,6 +10,7 @@ pub mod demo;
 pub mod engine;
 pub mod failover_trial;
 pub mod front;
+mod fullness;
 pub mod history;
 pub mod inspect;
 pub mod journal;

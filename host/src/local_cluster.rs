@@ -84,6 +84,18 @@ pub enum Error {
         /// The end of its log.
         log: String,
     },
+    /// A replica's acceptor is not stepped by what was asked for.
+    #[error("replica {node} does not vote by {engine}: {why}; the end of its log:\n{log}")]
+    Engine {
+        /// Which.
+        node: u16,
+        /// What should step it.
+        engine: &'static str,
+        /// What the replica says of that.
+        why: String,
+        /// What else it says.
+        log: String,
+    },
     /// Nobody leads.
     #[error("no leader within {0:?}")]
     NoLeader(Duration),
@@ -400,6 +412,35 @@ impl LocalCluster {
             std::thread::sleep(Duration::from_millis(5));
         }
         Err(Error::NoLeader(timeout))
+    }
+
+    /// Waits until all acceptors are stepped by this engine.
+    ///
+    /// # Errors
+    /// A replica ended, or one is stepped by another within `timeout`.
+    pub fn await_engine(&mut self, engine: &'static str, timeout: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + timeout;
+        for node in 1..=self.replicas.len() as u16 {
+            loop {
+                self.check()?;
+                let report = self.inspect(node, Duration::from_millis(100));
+                let report = report.unwrap_or_default();
+                if report["engine"] == engine {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    let why = report["offload"]["error"].as_str();
+                    return Err(Error::Engine {
+                        node,
+                        engine,
+                        why: why.unwrap_or("it does not say why").to_owned(),
+                        log: self.log(node),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
     }
 
     /// The directory of configurations, logs and data.

@@ -4,6 +4,7 @@ use crate::cutting::Cutting;
 use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
+use crate::fullness::Fullness;
 use crate::snapshots::Snapshots;
 use crate::supervision::Supervision;
 use crate::wal::Wal;
@@ -36,8 +37,6 @@ const REPORT_NS: u64 = 100_000_000;
 const LEADERLESS_NS: u64 = 5_000_000_000;
 /// Between two looks of a follower at a region that another engine steps, in nanoseconds.
 const WATCH_NS: u64 = 1_000_000;
-/// A window that has been full for so long is told, in nanoseconds.
-const FULL_NS: u64 = 300_000_000;
 /// Longest sleep of a worker.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
@@ -192,8 +191,7 @@ pub struct NodeService<S> {
     snapshot_due_ns: u64,
     /// Whoever wanted the last one still does.
     snapshot_failed: bool,
-    /// How far was decided when the window was found full, and since when.
-    full: Option<(Slot, u64)>,
+    fullness: Fullness,
     report: Arc<Mutex<String>>,
     report_due_ns: u64,
     stop: Arc<AtomicBool>,
@@ -281,7 +279,7 @@ impl<S: StateMachine> NodeService<S> {
             snapshot_slots: parts.snapshot_slots,
             snapshot_due_ns: 0,
             snapshot_failed: false,
-            full: None,
+            fullness: Fullness::default(),
             report: Arc::new(Mutex::new(String::new())),
             report_due_ns: 0,
             stop: parts.stop,
@@ -290,7 +288,7 @@ impl<S: StateMachine> NodeService<S> {
         })
     }
 
-    /// The newest report, for other threads.
+    /// The newest report, for the threads of the front; none is made without one.
     pub fn report(&self) -> Arc<Mutex<String>> {
         Arc::clone(&self.report)
     }
@@ -507,8 +505,18 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
+    /// Looks at the window of a leader.
+    fn look_at_window(&mut self, now_ns: u64) {
+        let local = self.node.local();
+        let replica = self.node.replicas().first();
+        let leads = replica.is_some_and(|replica| replica.role() == Role::Leader);
+        let view = local.view(GROUP).filter(|_| leads);
+        let window = local.acceptor().layout.window();
+        self.fullness.look(now_ns, view, window);
+    }
+
     /// What this node is doing, as one JSON object.
-    fn describe(&mut self, now_ns: u64) -> String {
+    fn describe(&self, now_ns: u64) -> String {
         let config = self.node.config();
         let local = self.node.local();
         let view = local.view(GROUP);
@@ -537,26 +545,7 @@ impl<S: StateMachine> NodeService<S> {
                  start the nodes that have them; until then nothing is served"
             )
         });
-        let leads = replica.is_some_and(|replica| replica.role() == Role::Leader);
-        let full = view.filter(|view| {
-            leads && view.highest.0 + 1 >= view.trim.0 + local.acceptor().layout.window()
-        });
-        // Under load it is full now and then.
-        self.full = full.map(|view| match self.full {
-            Some((decided, since_ns)) if decided == view.decided.upto => (decided, since_ns),
-            _ => (view.decided.upto, now_ns),
-        });
-        let full = full.filter(|_| {
-            let since_ns = self.full.map_or(now_ns, |(_, since_ns)| since_ns);
-            now_ns >= since_ns + FULL_NS
-        });
-        let reason = reason.or_else(|| {
-            let (trim, highest) = full.map(|view| (view.trim, view.highest))?;
-            Some(format!(
-                "the window is full: slots {trim} to {highest} stay until a majority has applied \
-                 them: start the nodes that are down; until then nothing is written"
-            ))
-        });
+        let reason = reason.or_else(|| self.fullness.reason(now_ns));
         let mut report = serde_json::json!({
             "node": config.node.0,
             "address": self.host.address.to_string(),
@@ -619,7 +608,7 @@ impl<S: StateMachine> NodeService<S> {
                 self.offload.as_ref().map(Supervision::describe).into(),
             ),
         ];
-        if let Some((path, statistics)) = self.node.local_mut().journal_mut().report() {
+        if let Some((path, statistics)) = local.journal().report() {
             more.extend([
                 ("journal", path.into()),
                 ("flush_p50_us", statistics.latency_us(0.5).into()),
@@ -639,10 +628,20 @@ impl<S: StateMachine> NodeService<S> {
     fn publish<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) {
         if now_ns >= self.report_due_ns {
             self.report_due_ns = now_ns + REPORT_NS;
-            let text = self.describe(now_ns);
-            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = text;
+            self.look_at_window(now_ns);
+            if self.front.is_some() {
+                if let Some(offload) = &mut self.offload {
+                    offload.count_at_times(now_ns);
+                }
+                let text = self.describe(now_ns);
+                *self.report.lock().unwrap_or_else(PoisonError::into_inner) = text;
+            }
         }
-        for (to, request) in std::mem::take(&mut self.host.inspections) {
+        let inspections = std::mem::take(&mut self.host.inspections);
+        if let (Some(offload), false) = (&mut self.offload, inspections.is_empty()) {
+            offload.count();
+        }
+        for (to, request) in inspections {
             let text = self.describe(now_ns);
             let mut header = Header {
                 kind: Kind::Report,

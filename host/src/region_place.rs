@@ -5,6 +5,7 @@
 //! old place holds them, from then on the new one does, and what is left of the other is removed.
 
 use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::kill_point::kill_point;
 use crate::mapping::Mapping;
 use crate::xdp::{self, Pinned, Pins, Seat, Settings, XdpError};
 use consensus::Epoch;
@@ -100,6 +101,9 @@ pub fn make(
     kernel: Option<&InKernel>,
 ) -> Result<Opened, RegionError> {
     let nonce = terms.birth.nonce;
+    if kernel.is_some() {
+        xdp::refuse_other_clock()?;
+    }
     remove_left(directory, nonce)?;
     let named = directory.identity().bpffs.clone();
     // What a start left behind that died before it had written down where the region is.
@@ -117,10 +121,13 @@ pub fn make(
     } = *terms;
     let region = Region::create(mapping, layout, birth, epoch, lease_ns)
         .map_err(|source| RegionError::Open { path, source })?;
+    kill_point("region_place.made");
     directory.update(|identity| {
         identity.generation = 0;
         identity.bpffs = wanted;
+        identity.leaving = None;
     })?;
+    kill_point("region_place.named");
     Ok(Opened {
         region,
         restored: 0,
@@ -141,9 +148,12 @@ pub fn open(
     kernel: Option<&InKernel>,
 ) -> Result<Opened, RegionError> {
     let nonce = terms.birth.nonce;
-    remove_left(directory, nonce)?;
     let named = directory.identity().bpffs.clone();
     let wanted = kernel.map(|kernel| kernel.bpffs.as_path());
+    if named.is_some() || wanted.is_some() {
+        xdp::refuse_other_clock()?;
+    }
+    remove_left(directory, nonce)?;
     if is_same_place(named.as_deref(), wanted) {
         let opened = open_at_home(directory, terms, kernel)?;
         remove_file(directory, kernel)?;
@@ -157,33 +167,41 @@ pub fn open(
         Some(pins) => {
             refuse_incomplete(pins)?;
             let hold = pins.hold()?;
+            refuse_other(directory, terms, pins)?;
             pins.detach()?;
+            kill_point("region_place.detached");
             (pins.mapping(&terms.layout)?, Some(hold))
         }
     };
     let path = named.unwrap_or_else(|| file_path(directory));
     let (region, restored) = checked(directory, terms, mapping, &path)?;
     region.seal()?;
+    kill_point("region_place.sealed");
     if let Some(kernel) = kernel {
         // A copy that no identity names.
         Pins::new(&kernel.bpffs, nonce)?.discard()?;
     }
     let (mapping, pinned) = blank(directory, terms, kernel)?;
+    kill_point("region_place.blank");
     let path = path_of(directory, kernel);
     let moved = region
         .copy_into(mapping)
         .map_err(|source| RegionError::Open { path, source })?;
+    kill_point("region_place.copied");
     let wanted = wanted.map(Path::to_owned);
     directory.update(|identity| {
         identity.generation = moved.generation();
         identity.leaving = std::mem::replace(&mut identity.bpffs, wanted);
     })?;
+    kill_point("region_place.named");
     drop(region);
     if let Some(pins) = &old {
         pins.remove()?;
+        kill_point("region_place.removed");
         directory.update(|identity| identity.leaving = None)?;
     }
     remove_file(directory, kernel)?;
+    kill_point("region_place.moved");
     Ok(Opened {
         region: moved,
         restored,
@@ -203,6 +221,7 @@ fn open_at_home(
         Some(kernel) => {
             let pins = Pins::new(&kernel.bpffs, terms.birth.nonce)?;
             refuse_incomplete(&pins)?;
+            refuse_other(directory, terms, &pins)?;
             let loaded = load(kernel, pins)?;
             (loaded.mapping(&terms.layout)?, Some(loaded))
         }
@@ -236,15 +255,25 @@ fn checked(
                 source,
             },
         })?;
-    let (generation, wanted) = (region.generation(), directory.identity().generation);
-    if generation != wanted {
-        return Err(RegionError::Lost(format!(
-            "{} holds generation {generation} of its votes, but they were handed over: generation \
-             {wanted} counts",
-            path.display()
-        )));
-    }
+    refuse_generation(directory, &region, path)?;
     Ok((region, restored.entries + restored.groups))
+}
+
+/// Refuses votes that were handed over since.
+fn refuse_generation(
+    directory: &DataDirectory,
+    region: &Region<Mapping>,
+    path: &Path,
+) -> Result<(), RegionError> {
+    let (found, wanted) = (region.generation(), directory.identity().generation);
+    if found == wanted {
+        return Ok(());
+    }
+    Err(RegionError::Lost(format!(
+        "{} holds generation {found} of its votes, but they were handed over: generation {wanted} \
+         counts",
+        path.display()
+    )))
 }
 
 fn refuse_incomplete(pins: &Pins) -> Result<(), RegionError> {
@@ -255,6 +284,18 @@ fn refuse_incomplete(pins: &Pins) -> Result<(), RegionError> {
     Err(RegionError::Lost(format!(
         "its maps are not pinned in {directory} any more"
     )))
+}
+
+/// Refuses maps that hold another region than is wanted, before what votes on them is disturbed.
+fn refuse_other(directory: &DataDirectory, terms: &Terms, pins: &Pins) -> Result<(), RegionError> {
+    let words = || pins.mapping(&terms.layout);
+    match Region::beside(words()?) {
+        Ok(region) if (region.layout(), region.birth()) == (&terms.layout, &terms.birth) => {
+            refuse_generation(directory, &region, pins.directory())
+        }
+        // Who opens another's region is told why before anything is written.
+        _ => checked(directory, terms, words()?, pins.directory()).map(drop),
+    }
 }
 
 /// Whether both are files, or the same bpffs by whatever path.
@@ -269,7 +310,8 @@ fn is_same_place(one: Option<&Path>, other: Option<&Path>) -> bool {
     one == other || number(one).is_some_and(|found| Some(found) == number(other))
 }
 
-/// Removes the pins of votes that were handed over, which an earlier start did not come to.
+/// Removes the pins of votes that were handed over, or of a copy that was being made, which an
+/// earlier start did not come to.
 fn remove_left(directory: &mut DataDirectory, nonce: u64) -> Result<(), RegionError> {
     let Some(bpffs) = directory.identity().leaving.clone() else {
         return Ok(());
@@ -281,14 +323,17 @@ fn remove_left(directory: &mut DataDirectory, nonce: u64) -> Result<(), RegionEr
 
 /// Words for a new region.
 fn blank(
-    directory: &DataDirectory,
+    directory: &mut DataDirectory,
     terms: &Terms,
     kernel: Option<&InKernel>,
 ) -> Result<(Mapping, Option<Pinned>), RegionError> {
     match kernel {
         None => Ok((make_file(&file_path(directory), &terms.layout)?, None)),
         Some(kernel) => {
-            let loaded = load(kernel, Pins::new(&kernel.bpffs, terms.birth.nonce)?)?;
+            let pins = Pins::new(&kernel.bpffs, terms.birth.nonce)?;
+            // Until the region is there: what comes after a crash may want it elsewhere.
+            directory.update(|identity| identity.leaving = Some(kernel.bpffs.clone()))?;
+            let loaded = load(kernel, pins)?;
             Ok((loaded.mapping(&terms.layout)?, Some(loaded)))
         }
     }

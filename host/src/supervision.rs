@@ -1,6 +1,6 @@
 //! Keeps a node's offload as it is wanted, and says what became of it.
 
-use crate::offload::Offload;
+use crate::offload::{Offload, Refusal};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 const LOOK_NS: u64 = 100_000_000;
 /// After a failed try, in nanoseconds.
 const RETRY_NS: u64 = 1_000_000_000;
+/// Between two readings of the counters for whom nobody asks, in nanoseconds.
+const COUNT_NS: u64 = 1_000_000_000;
 /// In the data directory: while it is there, the software engine serves alone.
 const SOFTWARE_ONLY: &str = "software-only";
 
@@ -83,6 +85,9 @@ pub struct Supervision {
     hand_overs: u64,
     error: Option<String>,
     due_ns: u64,
+    /// As they were when [`Supervision::count`] was last called.
+    counters: Vec<(&'static str, u64)>,
+    count_due_ns: u64,
 }
 
 impl Supervision {
@@ -95,6 +100,21 @@ impl Supervision {
             hand_overs: 0,
             error: None,
             due_ns: 0,
+            counters: Vec::new(),
+            count_due_ns: 0,
+        }
+    }
+
+    /// Reads the counters, which takes a system call each.
+    pub fn count(&mut self) {
+        self.counters = self.offload.counters();
+    }
+
+    /// Reads the counters if that was long ago.
+    pub fn count_at_times(&mut self, now_ns: u64) {
+        if now_ns >= self.count_due_ns {
+            self.count_due_ns = now_ns + COUNT_NS;
+            self.count();
         }
     }
 
@@ -123,9 +143,8 @@ impl Supervision {
                     self.becomes(State::Voting);
                 }
                 Err(error) => {
-                    self.error = Some(error.to_string());
+                    self.refused(now_ns, &error);
                     self.becomes(State::Refused);
-                    self.due_ns = now_ns + RETRY_NS;
                 }
             },
             (false, State::Removed) => {}
@@ -135,10 +154,20 @@ impl Supervision {
                     self.error = None;
                     self.becomes(State::Removed);
                 }
-                Err(error) => self.error = Some(error.to_string()),
+                Err(error) => self.refused(now_ns, &error),
             },
             (false, _) => {}
         }
+    }
+
+    /// Tells once why, and tries again later.
+    fn refused(&mut self, now_ns: u64, error: &Refusal) {
+        let error = error.to_string();
+        if self.error.as_ref() != Some(&error) {
+            tracing::warn!(interface = self.offload.interface(), "{error}");
+        }
+        self.error = Some(error);
+        self.due_ns = now_ns + RETRY_NS;
     }
 
     fn becomes(&mut self, state: State) {
@@ -159,12 +188,11 @@ impl Supervision {
         self.state == State::Voting
     }
 
-    /// For reports.
+    /// For reports, with the counters that were last read.
     pub fn describe(&self) -> serde_json::Value {
-        let counters = self.offload.counters().into_iter();
+        let counters = self.counters.iter().filter(|(_, count)| *count > 0);
         let counters: serde_json::Map<_, _> = counters
-            .filter(|(_, count)| *count > 0)
-            .map(|(name, count)| (name.to_owned(), count.into()))
+            .map(|&(name, count)| (name.to_owned(), count.into()))
             .collect();
         serde_json::json!({
             "engine": self.offload.engine(),
@@ -182,15 +210,16 @@ impl Supervision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offload::Refusal;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     /// An offload that somebody else can take away, and that may be refused.
     #[derive(Debug, Default)]
     struct Stage {
         is_there: Arc<AtomicBool>,
         is_refused: Arc<AtomicBool>,
+        /// How often the counters were read.
+        readings: Arc<AtomicU64>,
     }
 
     impl Offload for Stage {
@@ -228,13 +257,15 @@ mod tests {
         }
 
         fn counters(&self) -> Vec<(&'static str, u64)> {
-            vec![("answered", 0), ("taken", 2)]
+            let readings = self.readings.fetch_add(1, Ordering::Relaxed) + 1;
+            vec![("answered", 0), ("taken", readings)]
         }
     }
 
     struct Scene {
         is_there: Arc<AtomicBool>,
         is_refused: Arc<AtomicBool>,
+        readings: Arc<AtomicU64>,
         wish: Wish,
         supervision: Supervision,
         now_ns: u64,
@@ -249,6 +280,7 @@ mod tests {
         Scene {
             is_there,
             is_refused,
+            readings: Arc::clone(&stage.readings),
             supervision: Supervision::new(Box::new(stage), wish.clone()),
             wish,
             now_ns: 0,
@@ -300,11 +332,23 @@ mod tests {
         let mut scene = scene();
         scene.is_refused.store(true, Ordering::Relaxed);
         assert_eq!(scene.poll(true), (State::Refused, 0));
-        let told = scene.supervision.describe();
-        assert_eq!(told["error"], "no driver");
-        assert_eq!(told["counters"], serde_json::json!({"taken": 2}));
+        assert_eq!(scene.supervision.describe()["error"], "no driver");
         scene.is_refused.store(false, Ordering::Relaxed);
         assert_eq!(scene.poll(true), (State::Voting, 1));
         assert!(scene.supervision.describe()["error"].is_null());
+    }
+
+    #[test]
+    fn counters_are_read_when_asked_or_once_a_second_and_by_no_report() {
+        let mut scene = scene();
+        for tenth in 0..30 {
+            scene.supervision.poll(tenth * LOOK_NS, true);
+            scene.supervision.count_at_times(tenth * LOOK_NS);
+            scene.supervision.describe();
+        }
+        assert_eq!(scene.readings.load(Ordering::Relaxed), 3);
+        scene.supervision.count();
+        let told = scene.supervision.describe();
+        assert_eq!(told["counters"], serde_json::json!({"taken": 4}));
     }
 }

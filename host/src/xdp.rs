@@ -13,6 +13,7 @@ mod pins;
 mod refusal;
 mod repeat;
 mod sight;
+mod time_namespace;
 
 pub use hold::{Hold, Holder};
 pub use occupant::Occupant;
@@ -21,6 +22,7 @@ pub use pinned::{OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
 pub use repeat::{Ran, Repeater, Timed};
 pub use sight::{Attachment, Sight};
+pub use time_namespace::refuse_other_clock;
 
 use crate::mapping::Mapping;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
@@ -171,7 +173,7 @@ pub enum XdpError {
     #[error("use pins in {}: it is no bpffs; mount one: mount -t bpf bpf {}", .0.display(), .0.display())]
     NoBpffs(PathBuf),
     /// bpffs refuses.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}: {}", path.display(), refusal::bpffs_told(source))]
     Pins {
         /// What was being done.
         doing: &'static str,
@@ -180,10 +182,10 @@ pub enum XdpError {
         /// The system's answer.
         source: io::Error,
     },
-    /// A link cannot be pinned.
-    #[error("pin the program's link to {}: {source}", path.display())]
+    /// A link, or the program in its place, cannot be pinned.
+    #[error("pin the program's link in {}: {}", path.display(), refusal::bpffs_told(source))]
     Pin {
-        /// Where.
+        /// The directory of the pins.
         path: PathBuf,
         /// The system's answer.
         source: PinError,
@@ -226,6 +228,13 @@ pub enum XdpError {
         /// The process, as far as can be seen.
         process: Option<u32>,
     },
+    /// Times in the region would mean one thing to the process and another to the program.
+    #[error(
+        "share a region with the kernel: the time namespace of this process sets its clock \
+         (CLOCK_MONOTONIC) {0} off that of XDP programs, so that it would misread leases and \
+         heartbeats; run it outside, or with an offset of 0: see /proc/self/timens_offsets"
+    )]
+    OtherClock(String),
     /// Running programs cannot be waited for.
     #[error("wait for running programs: {0}")]
     Grace(io::Error),

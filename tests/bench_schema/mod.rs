@@ -10,6 +10,7 @@ const NUMBERS: &[&str] = &[
     "p99_us",
     "ops_per_s",
     "cpu_us_per_op",
+    "machine_cpu_us_per_commit",
     "ratio_p50",
 ];
 

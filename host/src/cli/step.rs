@@ -4,9 +4,9 @@ use super::output::Output;
 use super::{Failure, output};
 use bench::machine::Machine;
 use bench::step::{Measured, Row, Setting, Times, to_json, to_table};
-use clap::ValueEnum;
 use consensus::region::Layout;
 use datapath::Placement;
+use nearwire::bench_target::Engine;
 use nearwire::config::Region;
 use nearwire::step_trial::{CASES, Case, InKernel, InProcess, Trial, TrialError};
 use nearwire::xdp::{OBJECT, XdpError, capabilities};
@@ -78,28 +78,11 @@ pub(crate) struct Args {
     region_value_bytes: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Engine {
-    /// In this process.
-    Software,
-    /// In the kernel. Needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
-    Xdp,
-}
-
-impl Engine {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Software => "software",
-            Self::Xdp => "xdp",
-        }
-    }
-
-    /// What is timed, and by whom.
-    const fn mode(self) -> &'static str {
-        match self {
-            Self::Software => "datagram to datagram in this process",
-            Self::Xdp => "frame to frame in BPF_PROG_TEST_RUN, the attached program by a tail call",
-        }
+/// What is timed, and by whom.
+const fn mode(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Software => "datagram to datagram in this process",
+        Engine::Xdp => "frame to frame in BPF_PROG_TEST_RUN, the attached program by a tail call",
     }
 }
 
@@ -156,7 +139,7 @@ impl Args {
     ) -> anyhow::Result<(Row, Option<Failure>)> {
         let setting = Setting {
             engine: engine.name(),
-            mode: engine.mode(),
+            mode: mode(engine),
             message: case.message.name(),
             value_bytes: case.value_bytes,
             auth: case.is_keyed,

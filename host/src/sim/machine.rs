@@ -24,13 +24,15 @@ use std::rc::Rc;
 
 /// The membership of every world.
 pub(super) const EPOCH: Epoch = Epoch(1);
+/// So many starts in a row are killed at most while they move votes.
+const KILLED_STARTS: usize = 4;
 /// A number for the cluster's name.
 const CLUSTER: u64 = 1;
 
 pub(super) type SimNode = Node<Watched, Disk, Kv>;
 
 /// What the data directory says of a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Identity {
     pub(super) nonce: u64,
     pub(super) pins: BTreeMap<NodeId, Incarnation>,
@@ -38,6 +40,10 @@ pub(super) struct Identity {
     /// The boot in which the cluster formed: votes in memory belong to it.
     pub(super) formed_boot: Option<u128>,
     pub(super) reserved_round: u64,
+    /// Which hand-over of the votes counts.
+    pub(super) generation: u64,
+    /// Whether they are in the kernel's maps, where a program may vote, or in a file.
+    pub(super) in_maps: bool,
 }
 
 /// A snapshot on the disk.
@@ -216,10 +222,7 @@ impl Machine {
             boot: u128::from(random.next() | 1),
             identity: Identity {
                 nonce: random.next(),
-                pins: BTreeMap::new(),
-                formed: false,
-                formed_boot: None,
-                reserved_round: 0,
+                ..Identity::default()
             },
             words: blank(0),
             log: Rc::default(),
@@ -296,23 +299,78 @@ impl Machine {
 
     fn open_region(
         &mut self,
-        layout: Layout,
-        durability: Durability,
+        scenario: &Scenario,
+        random: &mut Random,
     ) -> Result<Region<Words>, NoStart> {
+        let (layout, durability) = (scenario.layout(), scenario.durability);
         let birth = self.birth(durability);
         // Before the cluster has formed this node has never voted.
         if durability == Durability::Sync || !self.identity.formed {
+            self.identity.generation = 0;
+            self.identity.in_maps = scenario.offload.is_some() && random.below(4) > 0;
             self.words = blank(layout.words());
             return Region::create(Rc::clone(&self.words), layout, birth, EPOCH, 0)
                 .map_err(|error| NoStart::Damaged(error.to_string()));
         }
-        match Region::open(Rc::clone(&self.words), layout, birth) {
-            Ok((region, _)) => Ok(region),
-            Err(error @ (OpenError::Blank | OpenError::OtherIncarnation { .. })) => {
-                Err(NoStart::LostMemory(error.to_string()))
+        for _ in 0..KILLED_STARTS {
+            if scenario.offload.is_none() || random.below(3) > 0 {
+                break;
             }
-            Err(error) => Err(NoStart::Damaged(error.to_string())),
+            let region = self.open_named(layout, birth)?;
+            if let Some(moved) = self.moved(&region, random)? {
+                return Ok(moved);
+            }
         }
+        let region = self.open_named(layout, birth)?;
+        if region.is_sealed() {
+            region.resume();
+        }
+        Ok(region)
+    }
+
+    /// Opens the votes that the identity names.
+    fn open_named(&self, layout: Layout, birth: Birth) -> Result<Region<Words>, NoStart> {
+        let opened = Region::open(Rc::clone(&self.words), layout, birth);
+        let (region, _) = opened.map_err(|error| match error {
+            OpenError::Blank | OpenError::OtherIncarnation { .. } => {
+                NoStart::LostMemory(error.to_string())
+            }
+            error => NoStart::Damaged(error.to_string()),
+        })?;
+        if region.generation() != self.identity.generation {
+            return Err(NoStart::Damaged("its votes were handed over".into()));
+        }
+        Ok(region)
+    }
+
+    /// Moves votes into the kernel's maps or out of them, as the host does (`region_place`). `None`
+    /// if the process is killed on the way.
+    fn moved(
+        &mut self,
+        region: &Region<Words>,
+        random: &mut Random,
+    ) -> Result<Option<Region<Words>>, NoStart> {
+        let mut is_killed = || random.below(4) == 0;
+        let sealed = region.seal();
+        sealed.map_err(|error| NoStart::Damaged(error.to_string()))?;
+        if is_killed() {
+            return Ok(None);
+        }
+        let words = blank(region.layout().words());
+        let copy = region.copy_into(Rc::clone(&words));
+        let copy = copy.map_err(|error| NoStart::Damaged(error.to_string()))?;
+        if is_killed() {
+            return Ok(None);
+        }
+        self.words = words;
+        self.identity.generation = copy.generation();
+        self.identity.in_maps = !self.identity.in_maps;
+        Ok(Some(copy).filter(|_| !is_killed()))
+    }
+
+    /// How often its votes were moved.
+    pub(super) const fn moves(&self) -> u64 {
+        self.identity.generation
     }
 
     /// Starts a process over whatever survived, as `run` does: the region, the newest snapshot that
@@ -334,7 +392,7 @@ impl Machine {
         }
         // Nobody else steps a region that is being opened.
         self.kernel = None;
-        let region = self.open_region(layout, durability)?;
+        let region = self.open_region(scenario, &mut Random::new(seed))?;
         let acceptor = Acceptor {
             node: self.node_id,
             incarnation: self.birth(durability).incarnation(),

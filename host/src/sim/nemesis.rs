@@ -320,10 +320,7 @@ impl World {
         let machine = &mut self.machines[place];
         machine.identity = super::machine::Identity {
             nonce,
-            pins: std::collections::BTreeMap::new(),
-            formed: false,
-            formed_boot: None,
-            reserved_round: 0,
+            ..Default::default()
         };
         *machine.log.borrow_mut() = super::disk::Log::default();
         for shelf in &mut machine.shelves {

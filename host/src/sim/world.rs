@@ -508,6 +508,7 @@ impl World {
     fn hand_over(&mut self, place: usize) {
         let machine = &mut self.machines[place];
         let is_wanted = self.scenario.offload.is_some()
+            && machine.identity.in_maps
             && machine.standing == Standing::Member
             && is_offloaded(self.seed, self.phase, place);
         let has_formed = |node: &SimNode| !node.replicas().is_empty();
@@ -534,6 +535,7 @@ impl World {
         if machine.standing == Standing::Refused || machine.process.is_some() {
             return;
         }
+        let moves = machine.moves();
         // Nobody else steps a region that is being restored.
         let faults = simulation::faults();
         let started = machine.start(&self.scenario, self.quorums, now_ns, seed);
@@ -545,6 +547,11 @@ impl World {
                 let highest = self.highest_applied();
                 self.wanted[place] = highest;
                 let machine = &self.machines[place];
+                if machine.moves() > moves {
+                    self.ether
+                        .coverage
+                        .feature("votes moved between file and maps");
+                }
                 let incarnation = machine.incarnation(&self.scenario);
                 let checker = &mut self.ether.checker;
                 if checker.reads_disks() {

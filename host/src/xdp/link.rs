@@ -1,8 +1,8 @@
 //! The link that ties a program to an interface.
 
-use super::XdpError;
+use super::pins::Pins;
+use super::{Mode, XdpError, netlink};
 use aya::programs::links::{FdLink, PinnedLink};
-use nix::errno::Errno;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,13 @@ pub(super) struct Link {
     pub(super) fd: FdLink,
     /// Where the kernel says what it is tied to. Open, since descriptors may run out later.
     fdinfo: File,
+}
+
+/// What a link ties together.
+struct Tied {
+    /// The interface's number in its network namespace.
+    index: u32,
+    program: u32,
 }
 
 impl Link {
@@ -29,38 +36,46 @@ impl Link {
     }
 
     /// Pins it, so that it outlives this process.
-    pub(super) fn pinned(self, path: &Path) -> Result<Self, XdpError> {
+    pub(super) fn pinned(self, pins: &Pins, mode: Mode) -> Result<Self, XdpError> {
         let Self { fd, fdinfo } = self;
-        let pinned = fd.pin(path).map_err(|source| XdpError::Pin {
-            path: path.to_owned(),
-            source,
-        })?;
+        let pinned = fd.pin(pins.link(mode)).map_err(pins.pin_refused())?;
         let fd = FdLink::from(pinned);
         Ok(Self { fd, fdinfo })
     }
 
-    /// Whether it is tied to this interface: it is to none once somebody has detached it or the
-    /// interface is gone.
+    /// Whether it is tied to this interface of the calling thread's network namespace: it is to none
+    /// once somebody has detached it or the interface is gone.
     pub(super) fn is_on(&self, interface: &str) -> bool {
-        match nix::net::if_::if_nametoindex(interface) {
-            Err(Errno::ENODEV) => false,
-            // What cannot be asked is no answer.
+        // What cannot be asked is no answer.
+        match netlink::interface(interface) {
             Err(_) => true,
-            Ok(index) => self.tied().is_none_or(|tied| tied == Some(index)),
+            Ok(None) => false,
+            // The kernel tells the number of a link's interface, but not in which namespace: another
+            // may have the same. A program's number means the same everywhere, and this one's
+            // program has no other link.
+            Ok(Some(found)) => self.tied().is_none_or(|tied| {
+                let is_called = |program| found.programs.iter().any(|(_, id)| *id == program);
+                tied.is_some_and(|tied| tied.index == found.index && is_called(tied.program))
+            }),
         }
     }
 
-    /// The number of the interface that it is tied to, in that one's network namespace.
-    pub(super) fn index(&self) -> Option<u32> {
-        self.tied().flatten()
+    /// Whether it is tied to an interface of any network namespace.
+    pub(super) fn is_tied(&self) -> bool {
+        self.tied().flatten().is_some()
     }
 
-    /// The same; `None` if the kernel cannot be asked.
-    fn tied(&self) -> Option<Option<u32>> {
+    /// To what it is tied; `None` if the kernel cannot be asked.
+    fn tied(&self) -> Option<Option<Tied>> {
         let mut text = [0; 4096];
         let length = self.fdinfo.read_at(&mut text, 0).ok()?;
         let text = String::from_utf8_lossy(text.get(..length)?);
-        Some(field(&text, "ifindex").filter(|index| *index != 0))
+        let index = field(&text, "ifindex").filter(|index| *index != 0);
+        Some(
+            index
+                .zip(field(&text, "prog_id"))
+                .map(|(index, program)| Tied { index, program }),
+        )
     }
 }
 

@@ -84,10 +84,23 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
         NLM_F_DUMP,
         &[0; LINK_BYTES],
     )?;
-    Ok(answers.iter().filter_map(|link| interface(link)).collect())
+    Ok(answers.iter().filter_map(|link| parsed(link)).collect())
 }
 
-fn interface(link: &[u8]) -> Option<Interface> {
+/// The interface of this name in the calling thread's network namespace.
+///
+/// # Errors
+/// The system refuses.
+pub fn interface(name: &str) -> io::Result<Option<Interface>> {
+    let named = attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
+    let question = [&[0; LINK_BYTES], &*named].concat();
+    match ask(SockProtocol::NetlinkRoute, RTM_GETLINK, 0, &question) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        answers => Ok(answers?.first().and_then(|link| parsed(link))),
+    }
+}
+
+fn parsed(link: &[u8]) -> Option<Interface> {
     let kind = u16::from_ne_bytes(*link.get(2..)?.first_chunk()?);
     let index = u32::from_ne_bytes(*link.get(4..)?.first_chunk()?);
     let mut found = Interface {
@@ -287,9 +300,20 @@ mod tests {
     }
 
     #[test]
-    fn loopback_has_no_native_mode() {
+    fn an_interface_is_found_by_its_name_or_is_not_there() {
         let all = interfaces().expect("netlink answers everybody");
-        let found = all.iter().find(|interface| interface.name == "lo");
+        let wanted = all.iter().find(|interface| interface.name == "lo");
+        let found = interface("lo").expect("netlink answers everybody");
+        assert_eq!(found.as_ref(), wanted);
+        assert_eq!(
+            interface("nearwire0").expect("netlink answers everybody"),
+            None
+        );
+    }
+
+    #[test]
+    fn loopback_has_no_native_mode() {
+        let found = interface("lo").expect("netlink answers everybody");
         let features = features(found.expect("every namespace has one").index);
         if let Some(features) = features.expect("netlink answers everybody") {
             assert!(!features.native && !features.hardware);

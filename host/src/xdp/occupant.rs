@@ -1,6 +1,6 @@
 //! Who sits on an interface.
 
-use super::{XdpError, netlink};
+use super::netlink;
 use aya::programs::{loaded_links, loaded_programs};
 use std::fmt;
 use std::io;
@@ -35,13 +35,12 @@ impl Occupant {
     /// # Errors
     /// The system refuses.
     pub fn on(interface: &str) -> io::Result<Vec<Self>> {
-        let found = netlink::interfaces()?;
-        let found = found.iter().find(|found| found.name == interface);
+        let found = netlink::interface(interface)?;
         Ok(found.map_or_else(Vec::new, |found| Self::all(&found.programs)))
     }
 
     /// Its number and its name.
-    pub(super) fn program(&self) -> String {
+    fn program(&self) -> String {
         match &self.name {
             Some(name) => format!("program {} ({name})", self.id),
             None => format!("program {}", self.id),
@@ -85,31 +84,4 @@ fn link_of(program: u32) -> Option<u32> {
         .flatten()
         .find(|link| link.program_id() == program)?;
     Some(link.id())
-}
-
-/// Names who is in the way, if that is why a program could not be attached.
-pub(super) fn named(error: XdpError) -> XdpError {
-    let XdpError::Attach {
-        program,
-        interface,
-        mode,
-        ..
-    } = &error
-    else {
-        return error;
-    };
-    // One is enough: the kernel takes no second program, whatever the modes.
-    let occupant = Occupant::on(interface)
-        .unwrap_or_default()
-        .into_iter()
-        .next();
-    match occupant {
-        None => error,
-        Some(occupant) => XdpError::Occupied {
-            program,
-            interface: interface.clone(),
-            mode,
-            occupant,
-        },
-    }
 }

@@ -3,7 +3,6 @@
 use super::grace::wait_for_programs;
 use super::hold::Hold;
 use super::link::{self, Link};
-use super::occupant;
 use super::pins::Pins;
 use super::refusal;
 use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
@@ -145,17 +144,30 @@ impl Pinned {
             mode,
             on_host_death,
         } = self.seat.clone();
+        if on_host_death == OnHostDeath::KeepVoting {
+            self.try_pin()?;
+        }
         let attach = self.attach_refused(ACCEPTOR);
-        let id =
-            super::attach(&mut self.ebpf, ACCEPTOR, &interface, mode).map_err(occupant::named)?;
+        let id = super::attach(&mut self.ebpf, ACCEPTOR, &interface, mode)?;
         let program = super::program(&mut self.ebpf, ACCEPTOR)?;
         let link = program.take_link(id).map_err(attach)?;
         let fd = FdLink::try_from(link).map_err(link::refused(&interface))?;
         let link = Link::new(fd, &interface)?;
         match on_host_death {
-            OnHostDeath::KeepVoting => link.pinned(&self.pins.link(mode)),
+            OnHostDeath::KeepVoting => link.pinned(&self.pins, mode),
             OnHostDeath::Seal => Ok(link),
         }
+    }
+
+    /// Refuses where no link could be pinned. There is none to pin before it is attached, and to be
+    /// refused then would put the program on the interface and take it off again at each try: some
+    /// drivers reset their queues for either.
+    fn try_pin(&mut self) -> Result<(), XdpError> {
+        let path = self.pins.trial();
+        unpin(&path)?;
+        let program = super::program(&mut self.ebpf, ACCEPTOR)?;
+        program.pin(&path).map_err(self.pins.pin_refused())?;
+        unpin(&path)
     }
 
     fn attach_refused(

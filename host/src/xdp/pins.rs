@@ -5,7 +5,9 @@ use super::link::Link;
 use super::{Mode, XdpError};
 use crate::mapping::Mapping;
 use aya::maps::MapData;
+use aya::pin::PinError;
 use consensus::region::Layout;
+pub use datapath::netns::BPFFS;
 use nix::sys::statfs::{FsType, statfs};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,8 +15,6 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-/// Where bpffs usually is.
-pub const BPFFS: &str = "/sys/fs/bpf";
 /// The directory of all nodes below it.
 const OURS: &str = "nearwire";
 /// `BPF_FS_MAGIC` in the kernel's `magic.h`.
@@ -95,6 +95,11 @@ impl Pins {
     /// Where the link of a program in this mode is.
     pub(super) fn link(&self, mode: Mode) -> PathBuf {
         self.directory.join(format!("link_{}", mode.name()))
+    }
+
+    /// Where it is tried whether anything can be pinned.
+    pub(super) fn trial(&self) -> PathBuf {
+        self.directory.join("trial")
     }
 
     /// Detaches what is attached, and waits until nothing votes on the maps.
@@ -183,6 +188,11 @@ impl Pins {
             }
         }
         fs::remove_dir(&self.directory).map_err(self.refused("remove"))
+    }
+
+    pub(super) fn pin_refused(&self) -> impl FnOnce(PinError) -> XdpError + use<> {
+        let path = self.directory.clone();
+        move |source| XdpError::Pin { path, source }
     }
 
     pub(super) fn refused(&self, doing: &'static str) -> impl FnOnce(io::Error) -> XdpError {

@@ -25,6 +25,19 @@ pub(super) fn told(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// What bpffs says, and what mends it.
+pub(super) fn bpffs_told(error: &(dyn Error + 'static)) -> String {
+    let remedy = match errno(error) {
+        Some(libc::EROFS) => "; `mount -o remount,rw` the bpffs",
+        Some(libc::EACCES) => {
+            "; `chown -R` the directory to the user of this node, and let it pass those above"
+        }
+        Some(libc::ENOSPC | libc::ENOMEM) => "; raise memory.max of this node's control group",
+        _ => "",
+    };
+    told(error) + remedy
+}
+
 /// The refusal of an attachment. Looks at the interface, in the calling thread's namespace.
 pub(super) fn attach(
     program: &'static str,
@@ -32,12 +45,27 @@ pub(super) fn attach(
     mode: Mode,
     source: ProgramError,
 ) -> XdpError {
-    XdpError::Attach {
-        program,
-        interface: interface.to_owned(),
-        mode: mode.name(),
-        said: attachment_told(&source, interface, mode),
-        source: Box::new(source),
+    let (interface, said) = (
+        interface.to_owned(),
+        attachment_told(&source, interface, mode),
+    );
+    let is_taken = matches!(errno(&source), Some(libc::EBUSY | libc::EEXIST));
+    // One is enough: the kernel takes no second program, whatever the modes.
+    let mut occupants = Occupant::on(&interface).unwrap_or_default().into_iter();
+    match occupants.next().filter(|_| is_taken) {
+        Some(occupant) => XdpError::Occupied {
+            program,
+            interface,
+            mode: mode.name(),
+            occupant,
+        },
+        None => XdpError::Attach {
+            program,
+            interface,
+            mode: mode.name(),
+            said,
+            source: Box::new(source),
+        },
     }
 }
 
@@ -47,13 +75,9 @@ fn attachment_told(error: &ProgramError, interface: &str, mode: Mode) -> String 
     let is_native = mode == Mode::Native;
     match errno(error) {
         Some(libc::EBUSY | libc::EEXIST) => {
-            let occupants = Occupant::on(interface).unwrap_or_default();
-            text += &match occupants.first() {
-                Some(occupant) => format!("; {} is there already", occupant.program()),
-                None => "; another program is there already".into(),
-            };
             text += &format!(
-                ": end what loaded it, or `ip link set dev {interface} xdp off` if nothing did"
+                "; another program is there already: end what loaded it, or `ip link set dev \
+                 {interface} xdp off` if nothing did"
             );
         }
         Some(libc::EOPNOTSUPP) if is_native => {
@@ -82,6 +106,7 @@ fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aya::pin::PinError;
     use aya::sys::SyscallError;
 
     fn refused(errno: i32) -> ProgramError {
@@ -100,6 +125,23 @@ mod tests {
             told(&io::Error::from_raw_os_error(libc::EACCES)),
             "Permission denied (os error 13)"
         );
+    }
+
+    #[test]
+    fn each_refused_pin_has_its_remedy() {
+        for (errno, remedy) in [
+            (libc::EROFS, "remount,rw"),
+            (libc::EACCES, "chown -R"),
+            (libc::ENOSPC, "memory.max"),
+            (libc::EPERM, "it takes CAP_BPF"),
+        ] {
+            let error = PinError::from(SyscallError {
+                call: "BPF_OBJ_PIN",
+                io_error: io::Error::from_raw_os_error(errno),
+            });
+            let said = bpffs_told(&error);
+            assert!(said.contains(remedy), "{said}");
+        }
     }
 
     #[test]

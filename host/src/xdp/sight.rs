@@ -145,7 +145,7 @@ fn attachment(
             continue;
         }
         let link = Link::from_pin(&path, "its interface")?;
-        if link.index().is_some() {
+        if link.is_tied() {
             let info = link.fd.info().map_err(link::refused("its interface"))?;
             return Ok(Some(attached(mode.name(), info.program_id(), true)));
         }

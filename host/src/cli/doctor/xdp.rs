@@ -7,7 +7,7 @@ use crate::cli::offload::scratch;
 use consensus::NodeId;
 use consensus::region::{Birth, Layout};
 use consensus::wire::DEFAULT_PORT;
-use nearwire::xdp::{Loaded, OBJECT, Pins, XdpError, capabilities};
+use nearwire::xdp::{Loaded, OBJECT, Pins, XdpError, capabilities, refuse_other_clock};
 use nix::sys::resource::{Resource, getrlimit};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
@@ -25,6 +25,7 @@ pub(in crate::cli) fn checks(bpffs: &Path) -> Vec<Check> {
         capable(),
         bpffs_is_mounted(bpffs),
         compiler(),
+        clock(),
     ];
     checks.extend(locked_memory());
     checks.push(program());
@@ -113,6 +114,19 @@ fn compiler() -> Check {
         )
         .remedy("sysctl -w net.core.bpf_jit_enable=1"),
         _ => Check::ok(CHECK, "on", "programs are compiled"),
+    }
+}
+
+fn clock() -> Check {
+    const CHECK: &str = "xdp clock";
+    match refuse_other_clock() {
+        Ok(()) => Check::ok(
+            CHECK,
+            "the kernel's",
+            "process and program read leases alike",
+        ),
+        Err(error) => Check::warn(CHECK, "another", &error.to_string())
+            .remedy("run nodes outside of the time namespace"),
     }
 }
 

@@ -240,8 +240,9 @@ impl Chronicle {
         }
     }
 
-    /// Looks at a whole region.
-    pub(super) fn look_at_all(&mut self, place: usize, words: &Words) {
+    /// Looks at a whole region. Gives its ring entries as they were last seen.
+    pub(super) fn look_at_all(&mut self, place: usize, words: &Words) -> Vec<Vote> {
+        let before = self.shadows[place].entries.clone();
         let groups = self.groups.len();
         for number in 0..groups {
             if let Some(at) = self.layout.group_at(GroupId(number as u16)) {
@@ -252,6 +253,19 @@ impl Chronicle {
             if let Some(at) = self.layout.entry_at(index as u64) {
                 self.shadows[place].entries[index] = self.read_entry(words, at);
             }
+        }
+        before
+    }
+
+    /// A region that outlives its process has the votes that it had, wherever it is now.
+    pub(super) fn has_votes_of(&self, place: usize, before: &[Vote]) -> Result<(), String> {
+        let pairs = before.iter().zip(&self.shadows[place].entries);
+        match pairs.into_iter().find(|(before, now)| before != now) {
+            None => Ok(()),
+            Some((before, now)) => Err(format!(
+                "node {} had {before:?} when its process ended, and has {now:?} when the next begins",
+                place + 1
+            )),
         }
     }
 

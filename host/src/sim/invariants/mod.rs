@@ -155,8 +155,12 @@ impl Checker {
         words: &Words,
         recovered: &[Slot],
     ) {
-        self.chronicle.look_at_all(place, words);
+        let before = self.chronicle.look_at_all(place, words);
         let counts = self.chronicle.pinned[place] == incarnation;
+        if counts && !self.chronicle.votes_count_when_flushed {
+            let verdict = self.chronicle.has_votes_of(place, &before);
+            self.judge(Invariant::Durability, verdict);
+        }
         self.chronicle.counts[place] = counts;
         let verdict = self.promises.opened(place, counts, &self.chronicle);
         self.judge(Invariant::PromiseMonotonicity, verdict);
