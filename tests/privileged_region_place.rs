@@ -13,7 +13,7 @@ use nearwire::config::Durability;
 use nearwire::data_directory::{DataDirectory, Expectation};
 use nearwire::mapping::Mapping;
 use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
-use nearwire::xdp::{self, BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
+use nearwire::xdp::{self, Attach, BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
 use std::path::Path;
 
 const NODE: NodeId = NodeId(1);
@@ -78,6 +78,7 @@ impl Scene {
                 seat: Seat {
                     interface: "lo".into(),
                     mode: Mode::Generic,
+                    attach: Attach::Link,
                     on_host_death: OnHostDeath::KeepVoting,
                 },
             },

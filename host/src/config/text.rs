@@ -5,6 +5,7 @@ use super::{
     Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum, Region,
     Timing, Worker,
 };
+use crate::xdp::{Attach, OnHostDeath};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::region::LayoutError;
@@ -222,6 +223,9 @@ fn check_offload(config: &Config) -> Result<(), Found> {
     if config.region.value_bytes > XDP_VALUE_BYTES {
         let way = vec![Step::Key("region"), Step::Key("value_bytes")];
         return Err((way, Problem::LongForFrames(config.region.value_bytes)));
+    }
+    if offload.attach == Attach::Dispatcher && offload.on_host_death == OnHostDeath::Seal {
+        return Err((at("on_host_death"), Problem::Outlived));
     }
     let name = &offload.interface;
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', ' ']) {

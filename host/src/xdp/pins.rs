@@ -1,5 +1,6 @@
 //! Where in bpffs the kernel keeps a node's region and program.
 
+use super::dispatcher;
 use super::grace::wait_for_programs;
 use super::link::Link;
 use super::{Mode, XdpError};
@@ -102,6 +103,7 @@ impl Pins {
     /// # Errors
     /// The system refuses.
     pub fn detach(&self) -> Result<(), XdpError> {
+        dispatcher::clear(self)?;
         for mode in [Mode::Native, Mode::Generic] {
             let path = self.link(mode);
             if path.exists() {
