@@ -416,6 +416,20 @@ mod tests {
     }
 
     #[test]
+    fn what_libxdp_attaches_outlives_the_process() {
+        let offload =
+            "[offload]\nengine = \"xdp\"\ninterface = \"eth0\"\nattach = \"dispatcher\"\n";
+        let with = |more: &str| example("[timing]\n", &format!("{offload}{more}\n[timing]\n"));
+        let config = parse_with(&with(""), Overrides::default()).expect("a configuration");
+        assert_eq!(config.offload.expect("one").attach, Attach::Dispatcher);
+        let refused = refused(&with("on_host_death = \"seal\""));
+        assert!(
+            refused.contains("libxdp pins what it attaches"),
+            "{refused}"
+        );
+    }
+
+    #[test]
     fn what_the_example_comments_out_is_right_too() {
         let keys = [
             "key_file =",

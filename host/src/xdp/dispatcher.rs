@@ -79,10 +79,12 @@ pub(super) fn object(embedded: &[u8], settings: &Settings) -> Result<Vec<u8>, Xd
     libxdp_object(embedded, ACCEPTOR, &globals(settings), &shapes, &SHARED)
 }
 
-/// Loads an object over the pinned maps, and has the dispatcher on `interface` call it.
+/// Loads an object over the pinned maps, and has the dispatcher on `interface` call it. The loader
+/// has `hold` for as long as it runs, should this process die before it.
 pub(super) fn load(
     object: &[u8],
     pins: &Pins,
+    hold: File,
     interface: &str,
     mode: Mode,
 ) -> Result<(), XdpError> {
@@ -100,7 +102,7 @@ pub(super) fn load(
     let mut arguments: Vec<&OsStr> = ["load", "--mode", mode].map(OsStr::new).into();
     arguments.extend(pinned);
     arguments.extend([interface.as_ref(), file.path.as_os_str()]);
-    run(DOING, interface, &arguments)?;
+    run(DOING, interface, hold.into(), &arguments)?;
     if is_called(pins, interface)? {
         return Ok(());
     }
@@ -210,7 +212,12 @@ fn on(interface: &str) -> Result<Vec<(&'static str, u32)>, XdpError> {
 fn take_off(interface: &str, program: u32) -> Result<(), XdpError> {
     let program = program.to_string();
     let arguments = ["unload", "--id", &program, interface].map(OsStr::new);
-    run("take the acceptor off", interface, &arguments)
+    run(
+        "take the acceptor off",
+        interface,
+        Stdio::null(),
+        &arguments,
+    )
 }
 
 /// A program's place in a dispatcher, as libxdp pins it.
@@ -310,7 +317,12 @@ fn program(pin: &Path) -> Result<Option<ProgramInfo>, XdpError> {
 }
 
 /// Runs the loader to its end.
-fn run(doing: &'static str, interface: &str, arguments: &[&OsStr]) -> Result<(), XdpError> {
+fn run(
+    doing: &'static str,
+    interface: &str,
+    input: Stdio,
+    arguments: &[&OsStr],
+) -> Result<(), XdpError> {
     let refused = |error: io::Error| refused(doing, interface, &error);
     let loader = loader().ok_or_else(|| {
         let error = io::Error::new(io::ErrorKind::NotFound, "it is not in PATH");
@@ -321,7 +333,7 @@ fn run(doing: &'static str, interface: &str, arguments: &[&OsStr]) -> Result<(),
     let mut said = said.map_err(|error| refused(error.into()))?;
     let mut child = Command::new(loader)
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(said.try_clone().map_err(refused)?)
         .stderr(said.try_clone().map_err(refused)?)
         .spawn()

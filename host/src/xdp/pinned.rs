@@ -93,7 +93,7 @@ pub struct Pinned {
     link: Option<Link>,
     /// Whether what is attached, if anything is, calls the acceptor.
     votes: bool,
-    _hold: Hold,
+    hold: Hold,
 }
 
 impl Pinned {
@@ -128,7 +128,7 @@ impl Pinned {
             said: None,
             link: None,
             votes: false,
-            _hold: hold,
+            hold,
         };
         pinned.quiet()?;
         Ok(pinned)
@@ -211,9 +211,10 @@ impl Pinned {
             pinned.map_err(|source| XdpError::Pin { path, source })?;
         }
         let (pins, seat) = (self.pins.clone(), self.seat.clone());
+        let hold = self.hold.for_child().map_err(self.pins.refused("hold"))?;
         Ok(thread::spawn(move || {
             dispatcher::unload(&pins)?;
-            dispatcher::load(&object, &pins, &seat.interface, seat.mode)
+            dispatcher::load(&object, &pins, hold, &seat.interface, seat.mode)
         }))
     }
 
