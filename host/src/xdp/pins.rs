@@ -209,3 +209,31 @@ fn check(bpffs: &Path) -> Result<(), XdpError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn pins_are_held_for_as_long_as_a_child_works_on_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pins = Pins {
+            directory: directory.path().to_owned(),
+        };
+        let hold = pins.hold().expect("nobody has them");
+        let mut child = Command::new("sleep")
+            .arg("600")
+            .stdin(hold.for_child().expect("descriptors are left"))
+            .spawn()
+            .expect("coreutils");
+        // As a process that dies.
+        drop(hold);
+        let meanwhile = pins.hold();
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        let refused = meanwhile.expect_err("the child had them");
+        assert!(matches!(refused, XdpError::Held { .. }), "{refused}");
+        pins.hold().expect("nobody has them");
+    }
+}
