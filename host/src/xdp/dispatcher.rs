@@ -14,6 +14,7 @@ use super::{
 use aya::programs::{ProgramError, ProgramInfo, ProgramType};
 use aya::sys::is_program_supported;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::geteuid;
 use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -45,6 +46,9 @@ const TRIES: u32 = 5;
 
 /// What is missing for a place in libxdp's dispatcher, and what mends it.
 pub fn lacking() -> Option<String> {
+    if !geteuid().is_root() {
+        return Some(format!("{LOADER} works for root alone"));
+    }
     // What takes the place of a function in another program.
     let refused = match is_program_supported(ProgramType::Extension) {
         Ok(true) => None,
