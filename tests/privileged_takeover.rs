@@ -10,7 +10,7 @@ use consensus::{Ballot, Epoch, GroupId, NodeId, Slot};
 use datapath::netns::{INTERFACE, Neighbours, Node, Rig, private_bpffs};
 use nearwire::mapping::Mapping;
 use nearwire::offload::Offload as _;
-use nearwire::xdp::{self, BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
+use nearwire::xdp::{self, Attach, BPFFS, Mode, OBJECT, OnHostDeath, Pinned, Pins, Seat, Settings};
 use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,6 +83,7 @@ fn take_over(node: &Node) {
         let seat = Seat {
             interface: INTERFACE.into(),
             mode: Mode::Generic,
+            attach: Attach::Link,
             on_host_death: OnHostDeath::KeepVoting,
         };
         let loaded = Pinned::load(object, &settings, pins, seat);

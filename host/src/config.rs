@@ -5,7 +5,7 @@ mod key;
 mod place;
 mod text;
 
-use crate::xdp::{self, Mode, OnHostDeath};
+use crate::xdp::{self, Attach, Mode, OnHostDeath};
 use consensus::NodeId;
 use consensus::auth::Key;
 use consensus::local;
@@ -302,6 +302,9 @@ pub struct Offload {
     /// How the program is called on it.
     #[serde(default)]
     pub mode: Mode,
+    /// What ties it there.
+    #[serde(default)]
+    pub attach: Attach,
     /// What becomes of the program when this process dies.
     #[serde(default)]
     pub on_host_death: OnHostDeath,

@@ -21,6 +21,9 @@ pub trait Offload: Debug + Send {
     /// The interface that it is to sit on.
     fn interface(&self) -> &str;
 
+    /// What ties it there: a stable name for reports.
+    fn attach(&self) -> &'static str;
+
     /// What becomes of it when this process dies: a stable name for reports.
     fn on_host_death(&self) -> &'static str;
 

@@ -482,6 +482,7 @@ fn open_state(
             seat: xdp::Seat {
                 interface: offload.interface.clone(),
                 mode: offload.mode,
+                attach: offload.attach,
                 on_host_death: offload.on_host_death,
             },
         });

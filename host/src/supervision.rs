@@ -198,6 +198,7 @@ impl Supervision {
             "engine": self.offload.engine(),
             "interface": self.offload.interface(),
             "mode": self.offload.mode(),
+            "attach": self.offload.attach(),
             "state": self.state.name(),
             "on_host_death": self.offload.on_host_death(),
             "hand_overs": self.hand_overs,
@@ -233,6 +234,10 @@ mod tests {
 
         fn interface(&self) -> &str {
             "eth0"
+        }
+
+        fn attach(&self) -> &'static str {
+            "link"
         }
 
         fn on_host_death(&self) -> &'static str {

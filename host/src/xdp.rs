@@ -1,8 +1,11 @@
 //! The acceptor in XDP, seen from user space: the program loaded over a region of its own.
 
+mod btf;
 pub mod capabilities;
+pub mod dispatcher;
 mod grace;
 mod hold;
+mod libxdp_object;
 mod link;
 pub mod netlink;
 mod object;
@@ -18,7 +21,7 @@ mod time_namespace;
 pub use hold::{Hold, Holder};
 pub use occupant::Occupant;
 pub use own::own;
-pub use pinned::{OnHostDeath, Pinned, Seat};
+pub use pinned::{Attach, OnHostDeath, Pinned, Seat};
 pub use pins::{BPFFS, Pins};
 pub use repeat::{Ran, Repeater, Timed};
 pub use sight::{Attachment, Sight};
@@ -235,6 +238,32 @@ pub enum XdpError {
          heartbeats; run it outside, or with an offset of 0: see /proc/self/timens_offsets"
     )]
     OtherClock(String),
+    /// libxdp's dispatcher cannot be used here.
+    #[error("put the acceptor into libxdp's dispatcher: {0}")]
+    NoDispatcher(String),
+    /// libxdp has a program's pins, and no interface here has its dispatcher.
+    #[error(
+        "take program {program} out of libxdp's dispatcher: no interface of this network namespace \
+         has the one that is pinned in {}: do it in the namespace that has; if nothing has, \
+         `xdp-loader clean` removes the pins",
+        path.display()
+    )]
+    Elsewhere {
+        /// Its number.
+        program: u32,
+        /// libxdp's pins.
+        path: PathBuf,
+    },
+    /// libxdp's tool refuses.
+    #[error("{doing} {interface} by xdp-loader: {said}")]
+    Loader {
+        /// What was being done.
+        doing: &'static str,
+        /// To which interface.
+        interface: String,
+        /// What it, or the system, says.
+        said: String,
+    },
     /// Running programs cannot be waited for.
     #[error("wait for running programs: {0}")]
     Grace(io::Error),
@@ -582,7 +611,7 @@ fn load(
     frames: Frames,
     pins: Option<&Pins>,
 ) -> Result<Ebpf, XdpError> {
-    let Settings { layout, birth, .. } = settings;
+    let layout = &settings.layout;
     serves(std::env::consts::ARCH)?;
     if layout.value_bytes() > XDP_VALUE_BYTES {
         return Err(XdpError::ValueTooLong(layout.value_bytes()));
@@ -591,23 +620,15 @@ fn load(
     object::set_value_bytes(&mut object, ENTRY, layout.entry_words() * 8)?;
     let stride = frames.bytes.next_multiple_of(8);
     object::set_value_bytes(&mut object, repeat::FRAMES, stride as usize)?;
-    let (node, incarnation) = (birth.node.0, birth.incarnation().0);
-    let (groups, window) = (layout.groups(), layout.window());
-    let value_bytes = layout.value_bytes() as u64;
-    let mac = settings.own.mac.0;
-    let (ip, is_v6) = match settings.own.ip {
-        IpAddr::V4(ip) => {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&ip.octets());
-            (bytes, 0_u8)
-        }
-        IpAddr::V6(ip) => (ip.octets(), 1),
-    };
-    let is_keyed = u8::from(settings.key.is_some());
-    let key = settings.key.map_or([0; 2], |key| key.0);
-    let is_rehearsal = u8::from(settings.is_rehearsal);
-    let entries = entries(layout)?;
+    let globals = globals(settings);
+    let frame_bytes = frames.bytes;
     let mut loader = EbpfLoader::new();
+    for (name, value) in &globals {
+        loader.override_global(name, &value[..], true);
+    }
+    for shape in shapes(layout)? {
+        loader.map_max_entries(shape.name, shape.records);
+    }
     for name in SECTIONS {
         if let Some(pins) = pins {
             loader.map_pin_path(name, pins.map(name));
@@ -615,27 +636,70 @@ fn load(
     }
     let mut ebpf = loader
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-        .map_max_entries(GROUP, groups.into())
-        .map_max_entries(ENTRY, entries)
         .map_max_entries(repeat::FRAMES, frames.count)
-        .override_global("FRAME_BYTES", &frames.bytes, true)
-        .override_global("PORT", &settings.port, true)
-        .override_global("OWN_MAC", &mac, true)
-        .override_global("OWN_IP", &ip, true)
-        .override_global("OWN_IS_V6", &is_v6, true)
-        .override_global("NODE", &node, true)
-        .override_global("INCARNATION", &incarnation, true)
-        .override_global("GROUP_COUNT", &groups, true)
-        .override_global("WINDOW", &window, true)
-        .override_global("VALUE_BYTES", &value_bytes, true)
-        .override_global("IS_KEYED", &is_keyed, true)
-        .override_global("KEY", &key[..], true)
-        .override_global("IS_REHEARSAL", &is_rehearsal, true)
+        .override_global("FRAME_BYTES", &frame_bytes, true)
         .load(&object)?;
     program(&mut ebpf, ACCEPTOR)?
         .load()
         .map_err(XdpError::Verify)?;
     Ok(ebpf)
+}
+
+/// A setting of the program, and its bytes.
+type Global = (&'static str, Vec<u8>);
+
+/// What the program reads of `settings`.
+fn globals(settings: &Settings) -> [Global; 12] {
+    let Settings { layout, birth, .. } = settings;
+    let (ip, is_v6) = match settings.own.ip {
+        IpAddr::V4(ip) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&ip.octets());
+            (bytes, false)
+        }
+        IpAddr::V6(ip) => (ip.octets(), true),
+    };
+    let [low, high] = settings.key.map_or([0; 2], |key| key.0);
+    [
+        ("PORT", settings.port.to_le_bytes().into()),
+        ("OWN_MAC", settings.own.mac.0.into()),
+        ("OWN_IP", ip.into()),
+        ("OWN_IS_V6", vec![is_v6.into()]),
+        ("NODE", birth.node.0.to_le_bytes().into()),
+        ("INCARNATION", birth.incarnation().0.to_le_bytes().into()),
+        ("GROUP_COUNT", layout.groups().to_le_bytes().into()),
+        ("WINDOW", layout.window().to_le_bytes().into()),
+        (
+            "VALUE_BYTES",
+            (layout.value_bytes() as u64).to_le_bytes().into(),
+        ),
+        ("IS_KEYED", vec![settings.key.is_some().into()]),
+        ("KEY", [low.to_le_bytes(), high.to_le_bytes()].concat()),
+        ("IS_REHEARSAL", vec![settings.is_rehearsal.into()]),
+    ]
+}
+
+/// A map of the region.
+#[derive(Clone, Copy)]
+struct MapShape {
+    name: &'static str,
+    records: u32,
+    value_bytes: u32,
+}
+
+/// The region's maps, in the order of its sections.
+fn shapes(layout: &Layout) -> Result<[MapShape; 4], XdpError> {
+    let shape = |name, records, value_bytes| MapShape {
+        name,
+        records,
+        value_bytes,
+    };
+    Ok([
+        shape(HEADER, 1, 4096),
+        shape(PEER, u32::from(NodeId::MAX) + 1, 8),
+        shape(GROUP, layout.groups().into(), group::WORDS as u32 * 8),
+        shape(ENTRY, entries(layout)?, layout.entry_words() as u32 * 8),
+    ])
 }
 
 /// Whether the program keeps its order on this architecture.
@@ -660,15 +724,12 @@ fn mapping(ebpf: &Ebpf, layout: &Layout) -> Result<Mapping, XdpError> {
 
 /// The region's words, if the maps are as long as `layout` says.
 fn mapping_of(sections: [&MapData; 4], layout: &Layout) -> Result<Mapping, XdpError> {
-    let entries = entries(layout)?;
-    let wanted = [
-        (1, 4096),
-        (u32::from(NodeId::MAX) + 1, 8),
-        (layout.groups().into(), group::WORDS as u32 * 8),
-        (entries, layout.entry_words() as u32 * 8),
-    ];
-    for ((name, section), (wanted, wanted_bytes)) in SECTIONS.into_iter().zip(sections).zip(wanted)
-    {
+    for (shape, section) in shapes(layout)?.into_iter().zip(sections) {
+        let MapShape {
+            name,
+            records: wanted,
+            value_bytes: wanted_bytes,
+        } = shape;
         let info = section
             .info()
             .map_err(|source| XdpError::Map { name, source })?;

@@ -12,7 +12,7 @@ use nearwire::config::Durability;
 use nearwire::data_directory::{DataDirectory, Expectation};
 use nearwire::mapping::Mapping;
 use nearwire::region_place::{self, InKernel, Opened, RegionError, Terms};
-use nearwire::xdp::{self, BPFFS, Mode, OBJECT, OnHostDeath, Pins, Seat, Settings};
+use nearwire::xdp::{self, Attach, BPFFS, Mode, OBJECT, OnHostDeath, Pins, Seat, Settings};
 use nix::sched::{CloneFlags, unshare};
 use std::path::Path;
 use std::process::Command;
@@ -85,6 +85,7 @@ impl Scene {
                 seat: Seat {
                     interface: "lo".into(),
                     mode: Mode::Generic,
+                    attach: Attach::Link,
                     on_host_death: OnHostDeath::KeepVoting,
                 },
             },

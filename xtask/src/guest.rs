@@ -5,6 +5,7 @@
 //! ```toml
 //! [package.metadata.guest.privileged_xdp_veth]
 //! modules = ["veth", "bridge"]            # of the kernel; those that they need come with them
+//! packages = ["xdp-tools", "libxdp1"]     # of Debian; those that they need are named as well
 //! environment = { NEARWIRE_MESSAGES = "1000" }
 //! ```
 //!
@@ -173,12 +174,8 @@ struct Guest<'a> {
 impl Guest<'_> {
     /// Fetches, builds, packs and boots; anything but tests that pass is an error.
     fn run(&self, workspace: &Workspace, stage: &mut Stage<'_>) -> anyhow::Result<()> {
-        let mut modules: Vec<String> = Vec::new();
-        for test in workspace.guest_tests() {
-            modules.extend_from_slice(&test.modules);
-        }
         let cache = workspace.target.join("guest");
-        let rig = Rig::provide(&cache, self.kernel, &modules, stage)
+        let rig = Rig::provide(&cache, self.kernel, workspace.guest_tests(), stage)
             .with_context(|| format!("fetch QEMU and Linux {}", self.kernel))?;
         let names = self.tests.iter().map(|test| test.name.as_str());
         let mut build = step::test_files(workspace, &names.collect::<Vec<_>>());
@@ -217,6 +214,11 @@ impl Guest<'_> {
             let executable = named(&executables, &test.name, true)?;
             add_program(&mut archive, &format!("tests/{}", test.name), executable)?;
             modules.extend_from_slice(&test.modules);
+            for package in &test.packages {
+                for (name, path) in rig.files(package)? {
+                    archive.copy(&name, &path)?;
+                }
+            }
             let mut environment = test.environment.clone();
             environment.extend(own_variables());
             tests.push(json!({"name": test.name, "environment": environment}));

@@ -29,6 +29,8 @@ pub(crate) struct GuestTest {
     pub(crate) name: String,
     /// What it needs of the kernel.
     pub(crate) modules: Vec<String>,
+    /// What it needs of Debian. What these depend on is not there unless it is named, too.
+    pub(crate) packages: Vec<String>,
     /// Variables that it sees there.
     pub(crate) environment: BTreeMap<String, String>,
 }
@@ -44,6 +46,9 @@ impl GuestTest {
             match key.as_str() {
                 "modules" => {
                     test.modules = serde_json::from_value(value.clone()).with_context(read)?;
+                }
+                "packages" => {
+                    test.packages = serde_json::from_value(value.clone()).with_context(read)?;
                 }
                 "environment" => {
                     test.environment = serde_json::from_value(value.clone()).with_context(read)?;
@@ -226,12 +231,14 @@ mod tests {
         };
         let guest = serde_json::json!({"privileged_x": {
             "modules": ["veth", "bridge"],
+            "packages": ["xdp-tools"],
             "environment": {"NEARWIRE_MESSAGES": "5"},
         }});
         let workspace = Workspace::from_metadata(&metadata(guest)).expect("the answer is whole");
         let expected = GuestTest {
             name: "privileged_x".to_owned(),
             modules: ["veth", "bridge"].map(str::to_owned).into(),
+            packages: vec!["xdp-tools".to_owned()],
             environment: [("NEARWIRE_MESSAGES".to_owned(), "5".to_owned())].into(),
         };
         assert_eq!(workspace.guest_tests(), [expected]);

@@ -117,6 +117,12 @@ pub enum Problem {
     /// XDP sees no more of a frame.
     #[error("[offload] with values of {0} bytes, but XDP sees {XDP_VALUE_BYTES} of a frame")]
     LongForFrames(usize),
+    /// libxdp pins what it attaches.
+    #[error(
+        "[offload] with attach \"dispatcher\" and on_host_death \"seal\": libxdp pins what it \
+         attaches, so the kernel would not detach it from a dead process"
+    )]
+    Outlived,
     /// No interface can have this name.
     #[error("{0:?} is no interface's name")]
     NoInterface(String),
@@ -214,6 +220,7 @@ impl Problem {
             Self::LongForFrames(_) => {
                 format!("write value_bytes = {XDP_VALUE_BYTES} or less, or leave [offload] out")
             }
+            Self::Outlived => "write attach = \"link\" or on_host_death = \"keep-voting\"".into(),
             Self::NoInterface(_) => "`ip link` lists them".into(),
             Self::NoHeartbeat => "the default is heartbeat_ms = 10".into(),
             Self::Hasty { heartbeat_ms, .. } => {

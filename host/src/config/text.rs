@@ -5,6 +5,7 @@ use super::{
     Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
     Quorum, Region, Timing, Worker,
 };
+use crate::xdp::{Attach, OnHostDeath};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::region::LayoutError;
@@ -223,6 +224,9 @@ fn check_offload(config: &Config) -> Result<(), Found> {
         let way = vec![Step::Key("region"), Step::Key("value_bytes")];
         return Err((way, Problem::LongForFrames(config.region.value_bytes)));
     }
+    if offload.attach == Attach::Dispatcher && offload.on_host_death == OnHostDeath::Seal {
+        return Err((at("on_host_death"), Problem::Outlived));
+    }
     let name = &offload.interface;
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', ' ']) {
         return Err((at("interface"), Problem::NoInterface(name.clone())));
@@ -420,6 +424,20 @@ mod tests {
         assert_eq!(config.worker, Worker::default());
         assert_eq!(config.timing, Timing::default());
         assert_eq!(config.this().address.port(), 4747);
+    }
+
+    #[test]
+    fn what_libxdp_attaches_outlives_the_process() {
+        let offload =
+            "[offload]\nengine = \"xdp\"\ninterface = \"eth0\"\nattach = \"dispatcher\"\n";
+        let with = |more: &str| example("[timing]\n", &format!("{offload}{more}\n[timing]\n"));
+        let config = parse_with(&with(""), Overrides::default()).expect("a configuration");
+        assert_eq!(config.offload.expect("one").attach, Attach::Dispatcher);
+        let refused = refused(&with("on_host_death = \"seal\""));
+        assert!(
+            refused.contains("libxdp pins what it attaches"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -24,7 +24,15 @@ pub enum Holder {
 /// A lock on a directory of pins. It ends with its process, however that ends.
 #[derive(Debug)]
 pub struct Hold {
-    _directory: File,
+    directory: File,
+}
+
+impl Hold {
+    /// For a child that works on the pins: they are held until it has ended, too, and a process that
+    /// starts meanwhile does not open what the child is about to have voted on.
+    pub(super) fn for_child(&self) -> io::Result<File> {
+        self.directory.try_clone()
+    }
 }
 
 impl Pins {
@@ -36,11 +44,7 @@ impl Pins {
         let directory = File::open(self.directory()).map_err(self.refused("open"))?;
         for _ in 0..TRIES {
             match directory.try_lock() {
-                Ok(()) => {
-                    return Ok(Hold {
-                        _directory: directory,
-                    });
-                }
+                Ok(()) => return Ok(Hold { directory }),
                 Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
                 Err(TryLockError::Error(error)) => return Err(self.refused("lock")(error)),
             }

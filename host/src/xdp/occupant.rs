@@ -5,6 +5,9 @@ use aya::programs::{loaded_links, loaded_programs};
 use std::fmt;
 use std::io;
 
+/// What libxdp calls its dispatcher.
+const DISPATCHER: &str = "xdp_dispatcher";
+
 /// An XDP program on an interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Occupant {
@@ -49,6 +52,11 @@ impl Occupant {
 
     /// What takes it off `interface`.
     pub fn remedy(&self, interface: &str) -> String {
+        if self.name.as_deref() == Some(DISPATCHER) {
+            return "that is libxdp's, and has places for others: write attach = \"dispatcher\" in \
+                    [offload]"
+                .into();
+        }
         let by_name = match self.mode {
             "native" => format!("ip link set dev {interface} xdpdrv off"),
             "generic" => format!("ip link set dev {interface} xdpgeneric off"),

@@ -1,11 +1,12 @@
 //! A node's acceptor in the kernel: its region in pinned maps, its program on an interface.
 
+use super::dispatcher;
 use super::grace::wait_for_programs;
 use super::hold::Hold;
 use super::link::{self, Link};
 use super::pins::Pins;
 use super::refusal;
-use super::{ACCEPTOR, CLOCK, Frames, Mode, PASS, Settings, XdpError};
+use super::{ACCEPTOR, CLOCK, COUNTERS, Frames, Mode, PASS, Settings, XdpError};
 use crate::mapping::Mapping;
 use crate::offload::{Offload, Refusal};
 use aya::Ebpf;
@@ -18,6 +19,8 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 /// What becomes of the program when the process that attached it dies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -40,6 +43,27 @@ impl OnHostDeath {
     }
 }
 
+/// What ties the program to the interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// A link of its own: no other program is called there.
+    #[default]
+    Link,
+    /// A place in libxdp's dispatcher, which calls several programs in turn.
+    Dispatcher,
+}
+
+impl Attach {
+    /// A stable name for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Dispatcher => "dispatcher",
+        }
+    }
+}
+
 /// Where and how the program is to sit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seat {
@@ -47,6 +71,8 @@ pub struct Seat {
     pub interface: String,
     /// How it is called.
     pub mode: Mode,
+    /// What ties it there.
+    pub attach: Attach,
     /// What becomes of it when this process dies.
     pub on_host_death: OnHostDeath,
 }
@@ -57,10 +83,16 @@ pub struct Pinned {
     ebpf: Ebpf,
     pins: Pins,
     seat: Seat,
+    /// What libxdp is given, where it is to attach the program.
+    for_libxdp: Option<Arc<[u8]>>,
+    /// libxdp's tool at work.
+    work: Option<JoinHandle<Result<(), XdpError>>>,
+    /// Why it failed last.
+    said: Option<String>,
     link: Option<Link>,
-    /// Whether the link, if there is one, calls the acceptor.
+    /// Whether what is attached, if anything is, calls the acceptor.
     votes: bool,
-    _hold: Hold,
+    hold: Hold,
 }
 
 impl Pinned {
@@ -76,6 +108,10 @@ impl Pinned {
         pins: Pins,
         seat: Seat,
     ) -> Result<Self, XdpError> {
+        let for_libxdp = match seat.attach {
+            Attach::Link => None,
+            Attach::Dispatcher => Some(dispatcher::object(object, settings)?.into()),
+        };
         pins.make()?;
         let hold = pins.hold()?;
         let mut ebpf = super::load(object, settings, Frames::NONE, Some(&pins))?;
@@ -86,9 +122,12 @@ impl Pinned {
             ebpf,
             pins,
             seat,
+            for_libxdp,
+            work: None,
+            said: None,
             link: None,
             votes: false,
-            _hold: hold,
+            hold,
         };
         pinned.quiet()?;
         Ok(pinned)
@@ -104,13 +143,15 @@ impl Pinned {
 
     /// Has whatever is attached pass everything, and waits until no run of it is under way.
     fn quiet(&mut self) -> Result<(), XdpError> {
+        dispatcher::clear(&self.pins)?;
         for mode in [Mode::Native, Mode::Generic] {
             let path = self.pins.link(mode);
             if !path.exists() {
                 continue;
             }
             let link = Link::from_pin(&path, &self.seat.interface)?;
-            if mode == self.seat.mode && link.is_on(&self.seat.interface) {
+            let is_its_own = self.seat.attach == Attach::Link && mode == self.seat.mode;
+            if is_its_own && link.is_on(&self.seat.interface) {
                 self.link = Some(self.pointed(link, PASS)?);
                 if self.seat.on_host_death == OnHostDeath::Seal {
                     // It was pinned by a life that was to be outlived.
@@ -143,6 +184,7 @@ impl Pinned {
             interface,
             mode,
             on_host_death,
+            ..
         } = self.seat.clone();
         if on_host_death == OnHostDeath::KeepVoting {
             self.try_pin()?;
@@ -170,6 +212,40 @@ impl Pinned {
         unpin(&path)
     }
 
+    /// Has libxdp load and attach it over the same maps.
+    fn begin(&self, object: Arc<[u8]>) -> Result<JoinHandle<Result<(), XdpError>>, XdpError> {
+        // Its counters go on where those of this process do.
+        let path = self.pins.map(COUNTERS);
+        if !path.exists() {
+            let counters = self.ebpf.map(COUNTERS);
+            let counters = counters.ok_or_else(|| super::missing(COUNTERS))?;
+            let pinned = counters.pin(&path);
+            pinned.map_err(|source| XdpError::Pin { path, source })?;
+        }
+        let (pins, seat) = (self.pins.clone(), self.seat.clone());
+        let hold = self.hold.for_child().map_err(self.pins.refused("hold"))?;
+        Ok(thread::spawn(move || {
+            dispatcher::unload(&pins)?;
+            dispatcher::load(&object, &pins, hold, &seat.interface, seat.mode)
+        }))
+    }
+
+    /// What came of having libxdp load it, which takes the time of a process and of the verifier.
+    fn chained(&mut self, object: Arc<[u8]>) -> Result<(), Refusal> {
+        let work = match self.work.take() {
+            Some(work) => work,
+            None => self.begin(object)?,
+        };
+        if !work.is_finished() {
+            self.work = Some(work);
+            let waits = || "xdp-loader is putting it there".into();
+            return Err(self.said.clone().unwrap_or_else(waits).into());
+        }
+        let ended = work.join().map_err(|_| "xdp-loader's thread panicked")?;
+        self.said = ended.as_ref().err().map(ToString::to_string);
+        Ok(ended?)
+    }
+
     fn attach_refused(
         &self,
         program: &'static str,
@@ -192,12 +268,21 @@ impl Offload for Pinned {
         &self.seat.interface
     }
 
+    fn attach(&self) -> &'static str {
+        self.seat.attach.name()
+    }
+
     fn on_host_death(&self) -> &'static str {
         self.seat.on_host_death.name()
     }
 
     fn install(&mut self) -> Result<(), Refusal> {
         self.votes = false;
+        if let Some(object) = self.for_libxdp.clone() {
+            self.chained(object)?;
+            self.votes = true;
+            return Ok(());
+        }
         let link = match self.link.take() {
             Some(link) if link.is_on(&self.seat.interface) => self.pointed(link, ACCEPTOR)?,
             left => {
@@ -212,11 +297,21 @@ impl Offload for Pinned {
     }
 
     fn is_installed(&self) -> bool {
+        if self.for_libxdp.is_some() {
+            // What cannot be asked is no answer.
+            let is_called = || dispatcher::is_called(&self.pins, &self.seat.interface);
+            return self.votes && is_called().unwrap_or(true);
+        }
         let link = self.link.as_ref();
         self.votes && link.is_some_and(|link| link.is_on(&self.seat.interface))
     }
 
     fn remove(&mut self) -> Result<(), Refusal> {
+        if let Some(work) = self.work.take() {
+            // What it attaches is to go, and of its failure nobody asks any more.
+            let _ = work.join();
+        }
+        dispatcher::unload(&self.pins)?;
         unpin(&self.pins.link(self.seat.mode))?;
         self.link = None;
         self.votes = false;
@@ -231,9 +326,10 @@ impl Offload for Pinned {
     }
 }
 
-/// Removes a link's pin. The link ends, before the call returns, with the last descriptor of it;
-/// had the pin been the last to hold it, the kernel would come to it later.
-fn unpin(path: &Path) -> Result<(), XdpError> {
+/// Removes a pin, if it is there. Of a link: it ends, before the call returns, with the last descriptor of it;
+/// had the
+/// pin been the last to hold it, the kernel would come to it later.
+pub(super) fn unpin(path: &Path) -> Result<(), XdpError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(XdpError::Pins {
             doing: "unpin",

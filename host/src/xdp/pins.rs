@@ -1,5 +1,6 @@
 //! Where in bpffs the kernel keeps a node's region and program.
 
+use super::dispatcher;
 use super::grace::wait_for_programs;
 use super::link::Link;
 use super::{Mode, XdpError};
@@ -107,6 +108,7 @@ impl Pins {
     /// # Errors
     /// The system refuses.
     pub fn detach(&self) -> Result<(), XdpError> {
+        dispatcher::clear(self)?;
         for mode in [Mode::Native, Mode::Generic] {
             let path = self.link(mode);
             if path.exists() {
@@ -216,4 +218,32 @@ fn check(bpffs: &Path) -> Result<(), XdpError> {
         return Err(XdpError::NoBpffs(bpffs.to_owned()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn pins_are_held_for_as_long_as_a_child_works_on_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pins = Pins {
+            directory: directory.path().to_owned(),
+        };
+        let hold = pins.hold().expect("nobody has them");
+        let mut child = Command::new("sleep")
+            .arg("600")
+            .stdin(hold.for_child().expect("descriptors are left"))
+            .spawn()
+            .expect("coreutils");
+        // As a process that dies.
+        drop(hold);
+        let meanwhile = pins.hold();
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        let refused = meanwhile.expect_err("the child had them");
+        assert!(matches!(refused, XdpError::Held { .. }), "{refused}");
+        pins.hold().expect("nobody has them");
+    }
 }

@@ -1,5 +1,6 @@
 //! What is pinned, and what it does at this moment: read beside whatever votes.
 
+use super::dispatcher;
 use super::hold::Holder;
 use super::link::{self, Link};
 use super::pins::Pins;
@@ -99,7 +100,7 @@ impl Pins {
 }
 
 /// The programs that vote on a region. `None` if this process may not ask.
-fn programs_over(pins: &Pins) -> Option<BTreeSet<u32>> {
+pub(super) fn programs_over(pins: &Pins) -> Option<BTreeSet<u32>> {
     // Programs have the maps that they mention, and the header is the host's.
     let map = pins.open(GROUP).ok()?.info().ok()?.id();
     let mut over = BTreeSet::new();
@@ -148,6 +149,19 @@ fn attachment(
         if link.is_tied() {
             let info = link.fd.info().map_err(link::refused("its interface"))?;
             return Ok(Some(attached(mode.name(), info.program_id(), true)));
+        }
+    }
+    // Who may not look at libxdp's pins is told of no place in its dispatcher.
+    for place in dispatcher::places(pins).unwrap_or_default() {
+        let on = interfaces.iter().find_map(|interface| {
+            let mode = place.mode_on(interface)?;
+            Some((interface.name.clone(), mode))
+        });
+        if let Some((interface, mode)) = on {
+            return Ok(Some(Attachment {
+                interface: Some(interface),
+                ..attached(mode, place.program, true)
+            }));
         }
     }
     // A link that nobody pinned is seen from its interface alone.

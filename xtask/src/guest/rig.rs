@@ -1,6 +1,7 @@
 //! QEMU and a kernel, out of Debian's packages but not installed: `qemu-system-x86` cannot stand
 //! beside the `qemu-utils` of another release, and a kernel is not to end up in a boot menu.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use super::kernel::{Modules, payload};
 use super::libraries::{libraries, loader};
 use crate::packages::{apt, find};
 use crate::stage::Stage;
+use crate::workspace::GuestTest;
 
 const QEMU: &str = "qemu-system-x86";
 /// Its parts; libraries come from whatever it depends on.
@@ -35,27 +37,29 @@ const FIRMWARE: [&str; 3] = [
 pub(super) struct Rig {
     qemu: PathBuf,
     kernel: PathBuf,
+    /// What tests need beside, by the names of the packages.
+    packages: BTreeMap<String, PathBuf>,
 }
 
 impl Rig {
-    /// Fetches what the cache does not have: QEMU, the newest build of the kernel `release`, and
-    /// `modules` of it with what they need.
+    /// Fetches what the cache does not have: QEMU, the newest build of the kernel `release`, the
+    /// modules of it that `tests` name with what these need, and packages that they name.
     pub(super) fn provide(
         cache: &Path,
         release: &str,
-        modules: &[String],
+        tests: &[GuestTest],
         stage: &mut Stage<'_>,
     ) -> anyhow::Result<Self> {
         fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
         let lock = cache.join("lock");
         let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file));
         let _lock = lock.with_context(|| format!("lock {}", cache.display()))?;
-        match Self::of_packages(cache, release, modules, stage) {
+        match Self::of_packages(cache, release, tests, stage) {
             // The lists of packages may be missing here, or be older than the archive.
             Err(error) if geteuid().is_root() => {
                 stage.say(&format!("{error:#}; once more with new lists of packages"))?;
                 stage.run(&mut apt(&["update"]))?;
-                Self::of_packages(cache, release, modules, stage)
+                Self::of_packages(cache, release, tests, stage)
             }
             Err(error) => Err(error.context("`sudo apt-get update` may mend this")),
             provided => provided,
@@ -65,7 +69,7 @@ impl Rig {
     fn of_packages(
         cache: &Path,
         release: &str,
-        modules: &[String],
+        tests: &[GuestTest],
         stage: &mut Stage<'_>,
     ) -> anyhow::Result<Self> {
         let qemu = kept(cache, QEMU, stage, &|_| true, &|stage, part, out| {
@@ -75,20 +79,35 @@ impl Rig {
             unpack(&needed, part, stage)?;
             keep_qemu(part, out)
         })?;
+        let mut packages = BTreeMap::new();
+        for package in tests.iter().flat_map(|test| &test.packages) {
+            let files = kept(cache, package, stage, &|_| true, &|stage, part, out| {
+                unpack(std::slice::from_ref(package), part, stage)?;
+                keep_package(&part.join("tree"), out)
+            })?;
+            packages.insert(package.clone(), files);
+        }
+        let modules = tests.iter().flat_map(|test| test.modules.iter().cloned());
+        let modules: Vec<_> = modules.collect();
         let prefix = format!("linux-image-{release}.0-");
         let names = stage.read(Command::new("apt-cache").args(["pkgnames", &prefix]))?;
         let package = newest(&names, &prefix);
         let package = package.with_context(|| format!("find a package {prefix}…-amd64"))?;
         let has_modules = |kernel: &Path| {
             let kept = Modules::below(&kernel.join("modules"));
-            kept.and_then(|kept| kept.in_order(modules)).is_ok()
+            kept.and_then(|kept| kept.in_order(&modules)).is_ok()
         };
         let kernel = kept(cache, &package, stage, &has_modules, &|stage, part, out| {
             unpack(std::slice::from_ref(&package), part, stage)?;
-            keep_kernel(&package, modules, part, out, stage)
+            keep_kernel(&package, &modules, part, out, stage)
         })?;
-        remove_others(cache, &[&qemu, &kernel])?;
-        Ok(Self { qemu, kernel })
+        let used = [&qemu, &kernel].into_iter().chain(packages.values());
+        remove_others(cache, &used.collect::<Vec<_>>())?;
+        Ok(Self {
+            qemu,
+            kernel,
+            packages,
+        })
     }
 
     /// Starts QEMU with firmware and libraries of its own version.
@@ -104,6 +123,13 @@ impl Rig {
 
     pub(super) fn vmlinux(&self) -> PathBuf {
         self.kernel.join("vmlinux")
+    }
+
+    /// The files of a package, each with its name in the guest.
+    pub(super) fn files(&self, package: &str) -> anyhow::Result<Vec<(String, PathBuf)>> {
+        let directory = self.packages.get(package);
+        let directory = directory.with_context(|| format!("find the package {package}"))?;
+        files_below(directory)
     }
 
     /// The files of modules and of those that they need, in the order of loading.
@@ -179,6 +205,36 @@ fn keep_qemu(part: &Path, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a package installs, but for documentation.
+fn keep_package(tree: &Path, out: &Path) -> anyhow::Result<()> {
+    for (name, path) in files_below(tree)? {
+        if !name.starts_with("usr/share/") {
+            copy(&path, &out.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// All files below a directory, each with its name there. What a link leads to stands for it.
+fn files_below(directory: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(next) = left.pop() {
+        let list = || format!("list {}", next.display());
+        for entry in fs::read_dir(&next).with_context(list)? {
+            let path = entry.with_context(list)?.path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.is_file() {
+                let name = path.strip_prefix(directory).unwrap_or(&path);
+                files.push((name.to_string_lossy().into_owned(), path.clone()));
+            }
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
 fn keep_kernel(
     package: &str,
     modules: &[String],
@@ -218,10 +274,10 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn remove_others(cache: &Path, used: &[&Path]) -> anyhow::Result<()> {
+fn remove_others(cache: &Path, used: &[&PathBuf]) -> anyhow::Result<()> {
     for entry in fs::read_dir(cache).with_context(|| format!("list {}", cache.display()))? {
         let path = entry.context("list the cache")?.path();
-        if path.is_dir() && !used.contains(&&*path) {
+        if path.is_dir() && !used.contains(&&path) {
             fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }

@@ -7,7 +7,7 @@ use crate::cli::offload::scratch;
 use consensus::NodeId;
 use consensus::region::{Birth, Layout};
 use consensus::wire::DEFAULT_PORT;
-use nearwire::xdp::{Loaded, OBJECT, Pins, XdpError, capabilities, refuse_other_clock};
+use nearwire::xdp::{Loaded, OBJECT, Pins, XdpError, capabilities, dispatcher, refuse_other_clock};
 use nix::sys::resource::{Resource, getrlimit};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
@@ -30,6 +30,20 @@ pub(in crate::cli) fn checks(bpffs: &Path) -> Vec<Check> {
     checks.extend(locked_memory());
     checks.push(program());
     checks
+}
+
+/// Whether an acceptor can be called beside other programs.
+pub(in crate::cli) fn dispatcher() -> Check {
+    const CHECK: &str = "libxdp dispatcher";
+    match dispatcher::lacking() {
+        None => Check::ok(CHECK, "supported", "attach = \"dispatcher\" can be had"),
+        Some(lacking) => Check::warn(
+            CHECK,
+            "unsupported",
+            "the acceptor must be alone on its interface",
+        )
+        .remedy(lacking),
+    }
 }
 
 fn object() -> Check {

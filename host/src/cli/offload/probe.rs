@@ -7,7 +7,7 @@ use crate::cli::output::{self, Output};
 use nearwire::region_place::RegionError;
 use nearwire::run;
 use nearwire::xdp::netlink::{self, Features, Interface};
-use nearwire::xdp::{Bystander, Mode, OBJECT, Occupant, Pins, Sight, XdpError};
+use nearwire::xdp::{Attach, Bystander, Mode, OBJECT, Occupant, Pins, Sight, XdpError};
 use serde_json::{Value, json};
 
 /// Say which interfaces can have an acceptor, and what is missing.
@@ -87,7 +87,8 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
             .into());
     }
     let bpffs = bpffs_of(None, node.as_ref());
-    let checks = doctor::xdp::checks(&bpffs);
+    let mut checks = doctor::xdp::checks(&bpffs);
+    checks.push(doctor::xdp::dispatcher());
     let mut interfaces = netlink::interfaces().map_err(XdpError::Interfaces)?;
     if let Some(name) = named {
         interfaces.retain(|interface| interface.name == name);
@@ -125,10 +126,12 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let Some(name) = named else {
         return Ok(());
     };
+    let takes_turns = offload.is_some_and(|offload| offload.attach == Attach::Dispatcher);
     let wanted = offload.map_or(Mode::Generic, |offload| offload.mode);
     let lacking: Vec<_> = checks
         .iter()
         .filter(|check| check.result != Finding::Ok && check.check != "bpf jit")
+        .filter(|check| check.check != "libxdp dispatcher" || takes_turns)
         .map(|check| check.check)
         .collect();
     if !lacking.is_empty() {
