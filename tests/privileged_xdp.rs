@@ -5,9 +5,8 @@ mod xdp_twin;
 use consensus::auth::{self, Key};
 use consensus::conformance::{Shape, corpus};
 use consensus::frame::{Addresses, Mac, Path, XDP_VALUE_BYTES};
-use consensus::memory::Memory as _;
 use consensus::random::Random;
-use consensus::region::{Layout, group};
+use consensus::region::Layout;
 use consensus::simulation::{Mutation, mutate};
 use consensus::tally::Count;
 use consensus::wire::{Header, Kind, Malformed};
@@ -434,46 +433,4 @@ fn an_answer_longer_than_its_request_is_left_to_the_host() {
         }
         twin.compare_counters().expect("the map can be read");
     }
-}
-
-#[test]
-fn a_processor_at_work_drops_what_it_is_shown() {
-    let test = "a_processor_at_work_drops_what_it_is_shown";
-    let Some(mut twin) = Twin::new(test, Shape::SMALL) else {
-        return;
-    };
-    let accept = Header {
-        epoch: Epoch(1),
-        slot: Slot(1),
-        ballot: Ballot::new(1, NodeId(1)),
-        length: 8,
-        ..Header::new(Kind::Accept, GROUP, NodeId(1))
-    };
-    let frame = framed(
-        &path_to(IPS[0]),
-        &[&accept.to_bytes()[..], &[7; 8]].concat(),
-    );
-    let highest = |twin: &Twin| {
-        let at = twin.region().group(GROUP).expect("a group");
-        twin.region().load(at, group::HIGHEST)
-    };
-    twin.kernel()
-        .set_busy(true)
-        .expect("the map can be written");
-    for _ in 0..2 {
-        let shown = twin.kernel().run(&frame).expect("the kernel runs it");
-        assert_eq!((shown, highest(&twin)), (Verdict::Dropped, 0));
-    }
-    twin.kernel()
-        .set_busy(false)
-        .expect("the map can be written");
-    for _ in 0..2 {
-        let shown = twin.kernel().run(&frame).expect("the kernel runs it");
-        assert!(matches!(shown, Verdict::Sent(_)), "{shown:02x?}");
-        assert_eq!(highest(&twin), 1);
-    }
-    let counters = twin.kernel().counters().expect("the map can be read");
-    let busy = Count::Step(acceptor::Drop::Busy);
-    assert_eq!(counters[busy.index()], 2);
-    assert_eq!(counters[Count::Answered.index()], 2);
 }

@@ -99,6 +99,9 @@ impl Drop {
     }
 }
 
+/// Words of a cache line, as most machines have them.
+const LINE_WORDS: usize = 8;
+
 /// Slots above this are refused, so that no sum of a slot and a window overflows.
 pub const MAX_SLOT: u64 = 1 << 62;
 
@@ -290,6 +293,14 @@ impl<M: Memory> Call<'_, M> {
             .load(group::BASE)
             .wrapping_add(self.request.slot.0 & window.wrapping_sub(1));
         let at = self.memory.entry(index)?;
+        if self.request.kind == Kind::Accept {
+            // A ring is larger than caches, and nothing is fetched past a locked instruction: what
+            // stands in either body is asked for before the entry is taken.
+            let (first, second) = (self.acceptor.layout.body(0), self.acceptor.layout.body(1));
+            for word in [first + LINE_WORDS, second, second + LINE_WORDS] {
+                self.memory.touch(at, word);
+            }
+        }
         let sequence = if self.peeks() {
             self.memory.load(at, entry::LOCK) & !1
         } else {
@@ -392,11 +403,9 @@ impl<M: Memory> Call<'_, M> {
             .memory
             .load(held.at, held.body + entry::LENGTH)
             .min(limit);
-        for index in 0..(length as usize).div_ceil(8) {
-            payload.put(
-                index,
-                self.memory.load(held.at, held.body + entry::VALUE + index),
-            );
+        if payload.has_room(length as usize) && self.show(held, payload, length as usize).is_none()
+        {
+            return Step::Dropped(Drop::Inconsistent);
         }
         let header = Header {
             vote_ballot: Ballot(held.ballot),
@@ -405,6 +414,42 @@ impl<M: Memory> Call<'_, M> {
             ..self.reply(Kind::Vote)
         };
         Step::Reply(header, Effect::None)
+    }
+
+    /// Puts a vote's value into the reply.
+    #[inline(always)]
+    fn show<P: Payload>(&self, held: &Held<M::At>, payload: &mut P, length: usize) -> Option<()> {
+        let value = held.body + entry::VALUE;
+        let (words, rest) = (length / 8, length % 8);
+        let mut index = 0;
+        // What varies stands on the left: see `auth::tag_of_words`.
+        while words > index {
+            payload.put(index, 8, self.memory.load(held.at, value + index))?;
+            index += 1;
+        }
+        if rest != 0 {
+            payload.put(words, rest, self.memory.load(held.at, value + words))?;
+        }
+        Some(())
+    }
+
+    /// Writes the request's value into a body.
+    #[inline(always)]
+    fn store_value<P: Payload>(&self, held: &Held<M::At>, body: usize, payload: &P) -> Option<()> {
+        let value = body + entry::VALUE;
+        let length = usize::from(self.request.length);
+        let (words, rest) = (length / 8, length % 8);
+        let mut index = 0;
+        while words > index {
+            let word = payload.word(index, 8)?;
+            self.memory.store(held.at, value + index, word);
+            index += 1;
+        }
+        if rest != 0 {
+            let word = payload.word(words, rest)?;
+            self.memory.store(held.at, value + words, word);
+        }
+        Some(())
     }
 
     /// Phase 2a: vote for the value unless a higher ballot was promised.
@@ -475,18 +520,19 @@ impl<M: Memory> Call<'_, M> {
             return Some(Step::Reply(self.reply(Kind::Accepted), Effect::Voted));
         }
         let body = self.acceptor.layout.body(spare(held.sequence));
-        let length = usize::from(self.request.length);
         self.memory.store(held.at, body + entry::SLOT, slot);
         self.memory.store(held.at, body + entry::BALLOT, ballot);
         self.memory
-            .store(held.at, body + entry::LENGTH, length as u64);
-        for index in 0..length.div_ceil(8) {
-            self.memory
-                .store(held.at, body + entry::VALUE + index, payload.word(index));
+            .store(held.at, body + entry::LENGTH, self.request.length.into());
+        if self.store_value(held, body, payload).is_none() {
+            return Some(Step::Dropped(Drop::Inconsistent));
         }
-        // Promised is raised *before* the vote is published, so that no vote is above the promise.
-        let is_raised_here =
-            !mutated(Mutation::VotePromisesNothing) && !mutated(Mutation::PromisedRaisedLate);
+        // Promised is raised *before* the vote is published, so that no vote is above the promise. It
+        // only rises: where it was found to be no lower, there is nothing to raise, and nothing is
+        // read behind it that would need the barrier.
+        let is_raised_here = promised < ballot
+            && !mutated(Mutation::VotePromisesNothing)
+            && !mutated(Mutation::PromisedRaisedLate);
         if is_raised_here && raise(self.memory, self.at, group::PROMISED, ballot).is_none() {
             return Some(Step::Dropped(Drop::Busy));
         }

@@ -119,8 +119,13 @@ pub fn tag(key: Key, header: &Header, value: &[u8]) -> u64 {
 }
 
 /// The tag of a packet whose value is reached by words, as [`crate::memory::Payload`] has them.
+/// `None` if one of them is not there.
 #[inline(always)]
-pub fn tag_of_words(key: Key, header: &Header, word: impl Fn(usize) -> u64) -> u64 {
+pub fn tag_of_words(
+    key: Key,
+    header: &Header,
+    word: impl Fn(usize, usize) -> Option<u64>,
+) -> Option<u64> {
     let mut hash = begun(key, header);
     let length = if mutated(Mutation::ValueUntagged) {
         0
@@ -132,16 +137,16 @@ pub fn tag_of_words(key: Key, header: &Header, word: impl Fn(usize) -> u64) -> u
     // What varies stands on the left: before Linux 6.4 BPF's verifier does not see that a loop ends
     // if it stands on the right of a number that the verifier knows.
     while words > index {
-        hash.word(u64::from_le(word(index)));
+        hash.word(u64::from_le(word(index, 8)?));
         index += 1;
     }
     let rest = length % 8;
     let last = if rest == 0 {
         0
     } else {
-        u64::from_le(word(length / 8))
+        u64::from_le(word(words, rest)?)
     };
-    ended(hash, last, rest as u64)
+    Some(ended(hash, last, rest as u64))
 }
 
 #[inline(always)]
@@ -189,8 +194,8 @@ mod tests {
             let buffers = Buffers { request: &value, reply: &mut [] };
             let header = Header { length: value.len() as u16, ..header };
             prop_assert_eq!(
-                tag_of_words(Key::from_bytes(key), &header, |index| buffers.word(index)),
-                tag(Key::from_bytes(key), &header, &value)
+                tag_of_words(Key::from_bytes(key), &header, |index, bytes| buffers.word(index, bytes)),
+                Some(tag(Key::from_bytes(key), &header, &value))
             );
         }
     }

@@ -179,14 +179,13 @@ pub struct Own {
 
 impl Own {
     #[inline(always)]
-    fn is_meant(&self, mac: Mac, control: Option<u16>, addresses: &Addresses) -> bool {
+    fn is_meant(&self, mac: Mac, addresses: &Addresses) -> bool {
         let is_ip = match (self.ip, addresses) {
             (IpAddr::V4(own), Addresses::V4 { destination, .. }) => own == *destination,
             (IpAddr::V6(own), Addresses::V6 { destination, .. }) => own == *destination,
             (IpAddr::V4(_), Addresses::V6 { .. }) | (IpAddr::V6(_), Addresses::V4 { .. }) => false,
         };
-        let vlan = control.map(|control| control & VLAN_IDENTIFIER);
-        is_ip && self.mac == mac && self.vlan == vlan
+        is_ip && self.mac == mac
     }
 }
 
@@ -275,51 +274,85 @@ pub fn parse_pieces<F: Pieces + ?Sized>(frame: &F, port: u16, own: Option<&Own>)
         }
         None => (None, ethernet.ethertype.get(), ETHERNET_BYTES),
     };
-    let (carried, at) = match ethertype {
-        ETHERTYPE_IPV4 => (ipv4(frame.piece(at)), at + IPV4_BYTES),
-        ETHERTYPE_IPV6 => (ipv6(frame.piece(at)), at + IPV6_BYTES),
-        _ => return Parsed::NotOurs,
-    };
-    let (Some(carried), Some(udp)) = (carried, frame.piece::<UDP_BYTES>(at)) else {
-        return Parsed::NotOurs;
-    };
-    let udp: &RawUdp = zerocopy::transmute_ref!(udp);
-    if udp.destination.get() != port {
+    if own.is_some_and(|own| own.vlan != vlan.map(|control| control & VLAN_IDENTIFIER)) {
         return Parsed::NotOurs;
     }
-    let is_meant = |own: &Own| own.is_meant(ethernet.destination, vlan, &carried.addresses);
-    if !own.is_none_or(is_meant) {
-        return Parsed::NotOurs;
-    }
-    let is_from_station =
-        !ethernet.source.is_multicast() && ethernet.source != ethernet.destination;
-    if !is_from_station || !carried.addresses.have_sender() || udp.source.get() == 0 {
-        return Parsed::NotOurs;
-    }
-    if !carried.header_is_right && !mutated(Mutation::HeaderUnchecked) {
-        return Parsed::Malformed(Malformed::HeaderChecksum);
-    }
-    let length = usize::from(udp.length.get());
-    if length < UDP_BYTES || length > carried.bytes {
-        return Parsed::Malformed(Malformed::Length);
-    }
-    if carried.bytes > frame.length() - at {
-        return Parsed::Malformed(Malformed::Truncated);
-    }
-    if udp.checksum.get() == 0 && matches!(carried.addresses, Addresses::V6 { .. }) {
-        // RFC 8200, section 8.1.
-        return Parsed::Malformed(Malformed::Checksum);
-    }
-    let path = Path {
-        source_mac: ethernet.source,
-        destination_mac: ethernet.destination,
+    // Apart for each family: what runs in the kernel is compiled for either, with fixed offsets.
+    let stations = Stations {
+        ethernet,
         vlan,
-        addresses: carried.addresses,
-        source_port: udp.source.get(),
-        destination_port: port,
+        own,
     };
-    let start = at + UDP_BYTES;
-    Parsed::Ours(path, start..start + (length - UDP_BYTES))
+    match ethertype {
+        ETHERTYPE_IPV4 => stations.datagram(frame, port, ipv4(frame.piece(at)), at + IPV4_BYTES),
+        ETHERTYPE_IPV6 => stations.datagram(frame, port, ipv6(frame.piece(at)), at + IPV6_BYTES),
+        _ => Parsed::NotOurs,
+    }
+}
+
+/// What stands in front of an IP header, and who looks at it.
+struct Stations<'a> {
+    ethernet: &'a RawEthernet,
+    vlan: Option<u16>,
+    own: Option<&'a Own>,
+}
+
+impl Stations<'_> {
+    /// What to make of what IP carries, whose UDP header stands at `at`.
+    #[inline(always)]
+    fn datagram<F: Pieces + ?Sized>(
+        &self,
+        frame: &F,
+        port: u16,
+        carried: Option<Carried>,
+        at: usize,
+    ) -> Parsed {
+        let Self {
+            ethernet,
+            vlan,
+            own,
+        } = *self;
+        let (Some(carried), Some(udp)) = (carried, frame.piece::<UDP_BYTES>(at)) else {
+            return Parsed::NotOurs;
+        };
+        let udp: &RawUdp = zerocopy::transmute_ref!(udp);
+        if udp.destination.get() != port {
+            return Parsed::NotOurs;
+        }
+        let is_meant = |own: &Own| own.is_meant(ethernet.destination, &carried.addresses);
+        if !own.is_none_or(is_meant) {
+            return Parsed::NotOurs;
+        }
+        let is_from_station =
+            !ethernet.source.is_multicast() && ethernet.source != ethernet.destination;
+        if !is_from_station || !carried.addresses.have_sender() || udp.source.get() == 0 {
+            return Parsed::NotOurs;
+        }
+        if !carried.header_is_right && !mutated(Mutation::HeaderUnchecked) {
+            return Parsed::Malformed(Malformed::HeaderChecksum);
+        }
+        let length = usize::from(udp.length.get());
+        if length < UDP_BYTES || length > carried.bytes {
+            return Parsed::Malformed(Malformed::Length);
+        }
+        if carried.bytes > frame.length() - at {
+            return Parsed::Malformed(Malformed::Truncated);
+        }
+        if udp.checksum.get() == 0 && matches!(carried.addresses, Addresses::V6 { .. }) {
+            // RFC 8200, section 8.1.
+            return Parsed::Malformed(Malformed::Checksum);
+        }
+        let path = Path {
+            source_mac: ethernet.source,
+            destination_mac: ethernet.destination,
+            vlan,
+            addresses: carried.addresses,
+            source_port: udp.source.get(),
+            destination_port: port,
+        };
+        let start = at + UDP_BYTES;
+        Parsed::Ours(path, start..start + (length - UDP_BYTES))
+    }
 }
 
 /// A whole UDP datagram without options, or `None`.
@@ -379,7 +412,8 @@ pub fn is_intact(frame: &[u8], path: &Path, payload: &Range<usize>) -> bool {
     path.addresses.sum(datagram.len()).bytes(datagram).finish() == 0
 }
 
-/// A ones' complement sum of big-endian 16-bit words (RFC 1071).
+/// A ones' complement sum of big-endian 16-bit words. It is taken in the machine's order, which comes
+/// to the same (RFC 1071, section 2).
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Sum(u64);
 
@@ -391,13 +425,13 @@ impl Sum {
         let (words, rest) = bytes.as_chunks::<4>();
         for word in words {
             // Four bytes at once: 2^16 = 1 modulo 2^16 - 1. A frame is far too short to overflow.
-            self.0 = self.0.wrapping_add(u64::from(u32::from_be_bytes(*word)));
+            self.0 = self.0.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
         }
         let mut last = [0; 4];
         for (to, from) in last.iter_mut().zip(rest) {
             *to = *from;
         }
-        self.0 = self.0.wrapping_add(u64::from(u32::from_be_bytes(last)));
+        self.0 = self.0.wrapping_add(u64::from(u32::from_ne_bytes(last)));
         self
     }
 
@@ -405,7 +439,7 @@ impl Sum {
     #[must_use]
     #[inline(always)]
     pub const fn eight(mut self, bytes: [u8; 8]) -> Self {
-        let word = u64::from_be_bytes(bytes);
+        let word = u64::from_ne_bytes(bytes);
         self.0 = self
             .0
             .wrapping_add(word >> 32)
@@ -425,7 +459,7 @@ impl Sum {
     #[must_use]
     #[inline]
     pub const fn number(mut self, number: u32) -> Self {
-        self.0 = self.0.wrapping_add(number as u64);
+        self.0 = self.0.wrapping_add(number.to_be() as u64);
         self
     }
 
@@ -436,7 +470,7 @@ impl Sum {
         let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
-        !(sum as u16)
+        u16::from_be(!(sum as u16))
     }
 }
 
@@ -587,14 +621,83 @@ impl Path {
             *frame.piece_mut::<VLAN_BYTES>(at)? = zerocopy::transmute!(vlan);
             at += VLAN_BYTES;
         }
-        at += self.addresses.write(frame, at, udp_bytes)?;
+        let ports = (self.source_port, self.destination_port);
+        self.addresses
+            .write_datagram(frame, at, ports, udp_bytes, payload)
+    }
+}
+
+/// Makes of the headers of a frame that [`parse_pieces`] called ours, and that has no VLAN's tag,
+/// those of its answer: as [`Path::write_headers`] of [`Path::reversed`], for an engine that keeps
+/// the frame and no [`Path`].
+#[inline(always)]
+pub fn turn<F: Pieces + PiecesMut + ?Sized>(
+    frame: &mut F,
+    is_v6: bool,
+    payload_bytes: usize,
+    payload: Sum,
+) -> Option<()> {
+    const MAC_BYTES: usize = size_of::<Mac>();
+    let udp_bytes = u16::try_from(payload_bytes.checked_add(UDP_BYTES)?).ok()?;
+    // As two numbers: addresses that are moved as arrays of bytes are moved byte by byte.
+    let macs = frame.piece_mut::<{ 2 * MAC_BYTES }>(0)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *macs;
+    let head = u64::from_ne_bytes([g, h, i, j, k, l, a, b]).to_ne_bytes();
+    let tail = u32::from_ne_bytes([c, d, e, f]).to_ne_bytes();
+    let [a, b, c, d, e, f, g, h] = head;
+    let [i, j, k, l] = tail;
+    *macs = [a, b, c, d, e, f, g, h, i, j, k, l];
+    if is_v6 {
+        let header: &RawIpv6 = zerocopy::transmute_ref!(frame.piece::<IPV6_BYTES>(ETHERNET_BYTES)?);
+        let addresses = Addresses::V6 {
+            source: Ipv6Addr::from(header.destination),
+            destination: Ipv6Addr::from(header.source),
+        };
+        addresses.turn(frame, udp_bytes, payload)
+    } else {
+        let header: &RawIpv4 = zerocopy::transmute_ref!(frame.piece::<IPV4_BYTES>(ETHERNET_BYTES)?);
+        let addresses = Addresses::V4 {
+            source: Ipv4Addr::from(header.destination),
+            destination: Ipv4Addr::from(header.source),
+        };
+        addresses.turn(frame, udp_bytes, payload)
+    }
+}
+
+impl Addresses {
+    /// As [`turn`], of the headers behind Ethernet's; these are the answer's addresses.
+    #[inline(always)]
+    fn turn<F: Pieces + PiecesMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        udp_bytes: u16,
+        payload: Sum,
+    ) -> Option<()> {
+        let udp = frame.piece::<UDP_BYTES>(ETHERNET_BYTES + self.header_bytes())?;
+        let udp: &RawUdp = zerocopy::transmute_ref!(udp);
+        let ports = (udp.destination.get(), udp.source.get());
+        self.write_datagram(frame, ETHERNET_BYTES, ports, udp_bytes, payload)
+    }
+
+    /// Writes the IP header at `at` and the UDP header behind it, in front of a payload that sums up
+    /// to `payload`.
+    #[inline(always)]
+    fn write_datagram<F: PiecesMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        at: usize,
+        (source, destination): (u16, u16),
+        udp_bytes: u16,
+        payload: Sum,
+    ) -> Option<()> {
+        let at = at + self.write(frame, at, udp_bytes)?;
         let udp = RawUdp {
-            source: U16::new(self.source_port),
-            destination: U16::new(self.destination_port),
+            source: U16::new(source),
+            destination: U16::new(destination),
             length: U16::new(udp_bytes),
             checksum: U16::new(0),
         };
-        let sum = self.addresses.sum(udp_bytes.into());
+        let sum = self.sum(udp_bytes.into());
         let sum = sum.bytes(udp.as_bytes()).and(payload).finish();
         let udp = RawUdp {
             // Zero would mean "no checksum" (RFC 768); both are zero modulo 2^16 - 1.
@@ -717,6 +820,21 @@ mod tests {
             header.destination_port,
             udp.payload().to_vec(),
         )
+    }
+
+    #[test]
+    fn headers_that_are_turned_are_those_of_the_way_back() {
+        for (is_v6, bytes) in [(false, 64), (false, 101), (true, 64), (true, 101)] {
+            let asked = foreign(is_v6, None, &[7; 101]);
+            let (path, at) = ours(&asked);
+            let mut answer = asked[..at.start + bytes].to_vec();
+            let payload = Sum::default().bytes(&answer[at.start..]);
+            let mut written = answer.clone();
+            let back = path.reversed().expect("one receiver");
+            assert_eq!(back.write(&mut written, bytes), Some(written.len()));
+            turn(&mut answer[..], is_v6, bytes, payload).expect("the headers are there");
+            assert_eq!(answer, written);
+        }
     }
 
     proptest! {

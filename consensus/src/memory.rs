@@ -33,6 +33,10 @@ pub trait Memory {
     /// The record of a peer.
     fn peer(&self, node: NodeId) -> Option<Self::At>;
 
+    /// Says that a word will be wanted soon: where memory is far away, it may be fetched meanwhile.
+    #[inline(always)]
+    fn touch(&self, _: Self::At, _: usize) {}
+
     /// Reads a word.
     fn load(&self, at: Self::At, word: usize) -> u64;
     /// Writes a word.
@@ -55,11 +59,18 @@ pub trait Memory {
 }
 
 /// The value of the packet that a step works on, as words in the machine's byte order.
+///
+/// The last word of a value may be shorter than eight bytes: it is asked for by itself.
 pub trait Payload {
-    /// Word `index` of the request's value; bytes past its end are zero.
-    fn word(&self, index: usize) -> u64;
-    /// Sets word `index` of the reply's value.
-    fn put(&mut self, index: usize, word: u64);
+    /// The `bytes` bytes, one to eight, from word `index` of the request's value on, with zeros
+    /// behind them. `None` if they are not there: the request is dropped.
+    fn word(&self, index: usize, bytes: usize) -> Option<u64>;
+    /// Whether the reply may carry a value of `length` bytes. If not, none is put, and whoever has
+    /// the payload does not send the reply.
+    fn has_room(&self, length: usize) -> bool;
+    /// Sets `bytes` bytes, one to eight, from word `index` of the reply's value on; the rest of `word`
+    /// is zero. `None` if there is no room for them.
+    fn put(&mut self, index: usize, bytes: usize, word: u64) -> Option<()>;
 }
 
 /// A request's value and room for the reply's, in ordinary memory.
@@ -73,27 +84,29 @@ pub struct Buffers<'a> {
 
 impl Payload for Buffers<'_> {
     #[inline]
-    fn word(&self, index: usize) -> u64 {
-        let rest = self.request.get(index * 8..).unwrap_or_default();
-        if let Some(word) = rest.first_chunk::<8>() {
-            return u64::from_ne_bytes(*word);
+    fn word(&self, index: usize, bytes: usize) -> Option<u64> {
+        let rest = self.request.get(index * 8..)?;
+        if bytes == 8 {
+            return rest.first_chunk().copied().map(u64::from_ne_bytes);
         }
         let mut word = [0; 8];
-        for (to, from) in word.iter_mut().zip(rest) {
+        for (to, from) in word.iter_mut().zip(rest.get(..bytes)?) {
             *to = *from;
         }
-        u64::from_ne_bytes(word)
+        Some(u64::from_ne_bytes(word))
+    }
+
+    /// There is room for whatever the region holds.
+    #[inline]
+    fn has_room(&self, _: usize) -> bool {
+        true
     }
 
     #[inline]
-    fn put(&mut self, index: usize, word: u64) {
-        if let Some(room) = self
-            .reply
-            .get_mut(index * 8..)
-            .and_then(<[u8]>::first_chunk_mut::<8>)
-        {
-            *room = word.to_ne_bytes();
-        }
+    fn put(&mut self, index: usize, _: usize, word: u64) -> Option<()> {
+        let room = self.reply.get_mut(index * 8..)?.first_chunk_mut::<8>()?;
+        *room = word.to_ne_bytes();
+        Some(())
     }
 }
 
@@ -112,10 +125,11 @@ pub(crate) fn raise<M: Memory>(memory: &M, at: M::At, word: usize, to: u64) -> O
         }
         return Some(current.max(to));
     }
-    let mut current = memory.fetch_add(at, word, 0);
+    let mut current = memory.load(at, word);
     for _ in 0..RAISE_TRIES {
         if current >= to {
-            return Some(current);
+            // The barrier that the exchange would have been. Words only rise: it is no less.
+            return Some(memory.fetch_add(at, word, 0));
         }
         match memory.compare_exchange(at, word, current, to) {
             Ok(_) => return Some(to),

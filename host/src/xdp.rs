@@ -28,7 +28,7 @@ pub use sight::{Attachment, Sight};
 pub use time_namespace::refuse_other_clock;
 
 use crate::mapping::Mapping;
-use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, MapData, MapError, PerCpuArray};
 use aya::pin::PinError;
 use aya::programs::links::LinkError;
 use aya::programs::xdp::XdpLinkId;
@@ -52,7 +52,6 @@ pub const OBJECT: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/xdp_object
 
 const ACCEPTOR: &str = "acceptor";
 const PASS: &str = "pass";
-const BUSY: &str = "BUSY";
 const ECHO: &str = "echo";
 const CLOCK: &str = "CLOCK";
 const COUNTERS: &str = "COUNTERS";
@@ -464,20 +463,6 @@ impl Loaded {
         clock.set(0, now_ns, 0).map_err(named)
     }
 
-    /// Has every processor look as if a program were at work on it, for a rehearsal, or none.
-    ///
-    /// # Errors
-    /// The kernel refuses to write the map.
-    pub fn set_busy(&mut self, is_busy: bool) -> Result<(), XdpError> {
-        let named = |source| XdpError::Map { name: BUSY, source };
-        let map = self.ebpf.map_mut(BUSY).ok_or_else(|| missing(BUSY))?;
-        let mut busy = PerCpuArray::<_, u64>::try_from(map).map_err(named)?;
-        let processors = busy.get(&0, 0).map_err(named)?.len();
-        let values = PerCpuValues::try_from(vec![u64::from(is_busy); processors]);
-        let values = values.map_err(|source| named(source.into()))?;
-        busy.set(0, values, 0).map_err(named)
-    }
-
     /// How often each thing happened since the program was loaded, on all processors, by
     /// [`Count::index`].
     ///
@@ -659,10 +644,12 @@ fn globals(settings: &Settings) -> [Global; 12] {
         }
         IpAddr::V6(ip) => (ip.octets(), true),
     };
+    let mut mac = [0; size_of::<u64>()];
+    mac[..6].copy_from_slice(&settings.own.mac.0);
     let [low, high] = settings.key.map_or([0; 2], |key| key.0);
     [
         ("PORT", settings.port.to_le_bytes().into()),
-        ("OWN_MAC", settings.own.mac.0.into()),
+        ("OWN_MAC", mac.into()),
         ("OWN_IP", ip.into()),
         ("OWN_IS_V6", vec![is_v6.into()]),
         ("NODE", birth.node.0.to_le_bytes().into()),

@@ -91,11 +91,15 @@ impl Words {
 struct Value(u8);
 
 impl Payload for Value {
-    fn word(&self, _: usize) -> u64 {
-        u64::from_ne_bytes([self.0; VALUE_LENGTH])
+    fn word(&self, _: usize, _: usize) -> Option<u64> {
+        Some(u64::from_ne_bytes([self.0; VALUE_LENGTH]))
     }
 
-    fn put(&mut self, index: usize, word: u64) {
+    fn has_room(&self, _: usize) -> bool {
+        true
+    }
+
+    fn put(&mut self, index: usize, _: usize, word: u64) -> Option<()> {
         assert_eq!(index, 0, "values are one word long");
         self.0 = word as u8;
         assert_eq!(
@@ -103,6 +107,7 @@ impl Payload for Value {
             u64::from_ne_bytes([self.0; VALUE_LENGTH]),
             "half a value"
         );
+        Some(())
     }
 }
 
@@ -150,7 +155,7 @@ impl Scratch {
             words[body + entry::BALLOT].set(ballot(vote.round));
             let length = if vote.value == 0 { 0 } else { VALUE_LENGTH };
             words[body + entry::LENGTH].set(length as u64);
-            words[body + entry::VALUE].set(Value(vote.value).word(0));
+            words[body + entry::VALUE].set(u64::from_ne_bytes([vote.value; VALUE_LENGTH]));
         }
         blank
     }

@@ -11,7 +11,7 @@
 #[allow(unreachable_pub, reason = "a module of several crates")]
 mod words;
 
-use crate::packet::{Packet, Workbench, unknown};
+use crate::packet::{Datagram, Packet, unknown};
 use crate::region::{Maps, Record};
 use crate::{GROUP_COUNT, Outcome, VALUE_BYTES, WINDOW, count, serve};
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP};
@@ -20,7 +20,7 @@ use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::XdpContext;
 use consensus::acceptor::Drop;
-use consensus::frame::{Addresses, Mac, Path};
+use consensus::frame::{Addresses, Mac, Path, Sum};
 use consensus::memory::{Memory as _, Payload as _};
 use consensus::pieces::Pieces as _;
 use consensus::region::{entry, group};
@@ -193,7 +193,11 @@ fn ask(context: &XdpContext, leader: &mut Leader) -> Option<()> {
     leader.highest = note(words::HIGHEST + number as usize);
 
     stretch(context)?;
-    let mut bench = Workbench::new(context, &PATH)?;
+    // Written as an answer is, which turns its headers round.
+    let mut frame = Packet::of(context);
+    PATH.reversed()?
+        .write_headers(&mut frame, HEADER_BYTES, Sum::default())?;
+    let mut datagram = Datagram::new(context, false);
     let mut request = Header {
         epoch: Epoch(1),
         slot: Slot(leader.slot),
@@ -207,8 +211,13 @@ fn ask(context: &XdpContext, leader: &mut Leader) -> Option<()> {
             let seed = words::seed(number, key);
             let length = unknown(words::length(seed, VALUE_BYTES.load()));
             request.length = length as u16;
-            for index in 0..length.div_ceil(8).min(VALUE_BYTES.load() / 8) {
-                bench.put(index as usize, words::word(seed, key, length, index));
+            let word = |index| words::word(seed, key, length, index);
+            for index in 0..(length / 8).min(VALUE_BYTES.load() / 8) {
+                datagram.put(index as usize, 8, word(index))?;
+            }
+            if length % 8 != 0 {
+                let last = length / 8;
+                datagram.put(last as usize, (length % 8) as usize, word(last))?;
             }
         }
         Kind::Decide => {
@@ -223,7 +232,7 @@ fn ask(context: &XdpContext, leader: &mut Leader) -> Option<()> {
         Kind::Read => request.ballot = Ballot::NONE,
         _ => {}
     }
-    bench.write(&request)?;
+    datagram.write(&request)?;
     if matches!(kind, Kind::Fetch | Kind::Read) {
         // Room for the vote, behind the packet.
         stretch(context)?;
@@ -422,11 +431,12 @@ fn saw(leader: &Leader, newest: u64, key: u64) {
 /// The vote that a frame shows, if its value is one that was proposed.
 #[inline(always)]
 fn shown(context: &XdpContext, leader: &Leader, answer: &Header) -> Option<u64> {
-    let mut bench = Workbench::new(context, &PATH)?;
-    bench.read(AT + HEADER_BYTES, answer.length)?;
-    let key = words::key(leader.slot, answer.vote_ballot.0, bench.word(0));
-    let word = |index: u64| bench.word(index as usize);
-    is_proposed(leader.group, key, answer.length.into(), word).then_some(key)
+    // With zeros behind the value, so that each word is a whole one.
+    stretch(context)?;
+    let datagram = Datagram::new(context, false);
+    let word = |index: u64| datagram.word(index as usize, 8);
+    let key = words::key(leader.slot, answer.vote_ballot.0, word(0)?);
+    is_proposed(leader.group, key, answer.length.into(), word)?.then_some(key)
 }
 
 /// Reads the leader's ring entry without its lock, as user space does.
@@ -459,21 +469,26 @@ fn body(leader: &Leader, at: Record, body: usize) -> Option<u64> {
     let ballot = Maps.load(at, body + entry::BALLOT);
     let length = Maps.load(at, body + entry::LENGTH);
     let key = words::key(slot, ballot, Maps.load(at, body + entry::VALUE));
-    let word = |index: u64| Maps.load(at, body + entry::VALUE + index as usize);
-    is_proposed(leader.group, key, length, word).then_some(key)
+    let word = |index: u64| Some(Maps.load(at, body + entry::VALUE + index as usize));
+    is_proposed(leader.group, key, length, word)?.then_some(key)
 }
 
 #[inline(always)]
-fn is_proposed(group: u64, key: u64, length: u64, word: impl Fn(u64) -> u64) -> bool {
+fn is_proposed(
+    group: u64,
+    key: u64,
+    length: u64,
+    word: impl Fn(u64) -> Option<u64>,
+) -> Option<bool> {
     let seed = words::seed(group, key);
     let mut differs = length ^ words::length(seed, VALUE_BYTES.load());
     // As many as there might be: the verifier then follows one way.
     for index in 0..VALUE_BYTES.load() / 8 {
         if index * 8 < length {
-            differs |= word(index) ^ words::word(seed, key, length, index);
+            differs |= word(index)? ^ words::word(seed, key, length, index);
         }
     }
-    differs == 0
+    Some(differs == 0)
 }
 
 #[inline(always)]

@@ -21,28 +21,30 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
-use consensus::acceptor::{Acceptor, Drop, Step};
+use consensus::acceptor::{Acceptor, Step};
 use consensus::auth::{self, Key};
-use consensus::frame::{self, Mac, Own};
+use consensus::frame::{self, Addresses, Mac, Own};
 use consensus::memory::Payload as _;
 use consensus::region::Layout;
 use consensus::tally::Count;
-use consensus::wire::{self, HEADER_BYTES, Headed, Header, Kind, Malformed};
+use consensus::wire::{self, Headed, Header, Kind, Malformed};
 use consensus::{Incarnation, NodeId};
-use packet::{Packet, Workbench, unknown};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use packet::{Datagram, Packet, unknown};
 use region::Maps;
 
-// Set by the loader before the program is verified: the verifier knows them as constants.
+// Set by the loader before the program is verified: the verifier knows them as constants. All are
+// numbers: an array of bytes would be loaded byte by byte for each packet.
 
 /// UDP port of requests.
 #[unsafe(no_mangle)]
 static PORT: Global<u16> = Global::new(wire::DEFAULT_PORT);
-/// The Ethernet address that requests are sent to, in the order of the wire.
+/// The Ethernet address that requests are sent to, in the order of the wire, then two bytes of zero.
 #[unsafe(no_mangle)]
-static OWN_MAC: Global<[u8; 6]> = Global::new([0; 6]);
+static OWN_MAC: Global<u64> = Global::new(0);
 /// The IP address that requests are sent to, in the order of the wire; IPv4's in the first four.
 #[unsafe(no_mangle)]
-static OWN_IP: Global<[u8; 16]> = Global::new([0; 16]);
+static OWN_IP: Global<[u64; 2]> = Global::new([0; 2]);
 /// Whether it is one of IPv6: 0 or 1.
 #[unsafe(no_mangle)]
 static OWN_IS_V6: Global<u8> = Global::new(0);
@@ -134,39 +136,37 @@ fn serve(context: &XdpContext) -> Outcome {
         frame::Parsed::NotOurs => return Outcome::NotOurs,
         frame::Parsed::Malformed(reason) => return Outcome::Silence(Count::Frame(reason)),
     };
-    if wire::kind(&frame, at.clone()).is_some_and(|kind| !kind.is_for_acceptor()) {
-        // The host listens on the same port.
-        return Outcome::NotOurs;
-    }
+    let is_v6 = matches!(path.addresses, Addresses::V6 { .. });
+    let mut datagram = Datagram::new(context, is_v6);
     let value_bytes = VALUE_BYTES.load() as usize;
-    let value_at = at.start + HEADER_BYTES;
-    let request = match wire::header(&frame, at, value_bytes) {
+    let at = 0..unknown(at.len() as u64) as usize;
+    let request = match wire::header(datagram.rest(), at.clone(), value_bytes) {
         // The step bounds its loop by this length, and the verifier wants to see it.
         Headed::Ours(header) => Header {
             length: unknown(header.length.into()) as u16,
             ..header
         },
         Headed::NotOurs => return Outcome::NotOurs,
-        Headed::Malformed(reason) => return Outcome::Silence(Count::Wire(reason)),
+        Headed::Malformed(reason) => {
+            let is_hosts =
+                wire::kind(datagram.rest(), at).is_some_and(|kind| !kind.is_for_acceptor());
+            if is_hosts {
+                return Outcome::NotOurs;
+            }
+            return Outcome::Silence(Count::Wire(reason));
+        }
     };
-    let Some(back) = path.reversed() else {
-        // The own address is one station's.
+    if !request.kind.is_for_acceptor() {
+        // The host listens on the same port.
         return Outcome::NotOurs;
-    };
+    }
     let Ok(layout) = Layout::new(GROUP_COUNT.load(), WINDOW.load(), value_bytes) else {
         // The loader refuses such a region.
         return Outcome::NotOurs;
     };
-    let Some(mut bench) = Workbench::new(context, &back) else {
-        return Outcome::Silence(Count::Step(Drop::Busy));
-    };
     let key = (IS_KEYED.load() != 0).then(|| Key(KEY.load()));
-    let is_looked_at = request.kind == Kind::Accept || key.is_some();
-    if is_looked_at && bench.read(value_at, request.length).is_none() {
-        return Outcome::Silence(Count::Wire(Malformed::Length));
-    }
     if let Some(key) = key
-        && auth::tag_of_words(key, &request, |index| bench.word(index)) != request.tag
+        && tag(key, &request, &datagram) != Some(request.tag)
     {
         return Outcome::Silence(Count::Wire(Malformed::Tag));
     }
@@ -175,19 +175,21 @@ fn serve(context: &XdpContext) -> Outcome {
         incarnation: Incarnation(INCARNATION.load()),
         layout,
     };
-    match acceptor.step(&Maps, now_ns(request.kind), &request, &mut bench) {
+    match acceptor.step(&Maps, now_ns(request.kind), &request, &mut datagram) {
         Step::Reply(mut header, _) => {
             // In front of the tag: at a branch a verifier ends all ways but one that come to the same
             // there. With tags that of Linux 6.1 goes through 19,000 instructions so, else 741,000.
-            // Leaders that duel have none, and around their program the compiler moves a register
-            // that no way has written, which the verifier refuses.
-            if cfg!(not(feature = "duel")) && !bench.has_room(&header) {
+            if !datagram.has_room(header.length.into()) {
                 return Outcome::NoRoom;
             }
             if let Some(key) = key {
-                header.tag = auth::tag_of_words(key, &header, |index| bench.word(index));
+                // Whose value stands where the request's did.
+                header.tag = match tag(key, &header, &datagram) {
+                    Some(tag) => tag,
+                    None => return Outcome::NoRoom,
+                };
             }
-            match bench.write(&header) {
+            match datagram.write(&header) {
                 Some(()) => Outcome::Answered,
                 None => Outcome::NoRoom,
             }
@@ -197,19 +199,30 @@ fn serve(context: &XdpContext) -> Outcome {
     }
 }
 
+/// The tag that a header wants with the value behind it.
+#[inline(always)]
+fn tag(key: Key, header: &Header, datagram: &Datagram<'_>) -> Option<u64> {
+    auth::tag_of_words(key, header, |index, bytes| datagram.word(index, bytes))
+}
+
 /// Frames with a tag are for the stack, which knows the VLAN's interface: where the card strips
 /// tags, an answer from here would go out without one.
 #[inline(always)]
 fn own() -> Own {
-    let ip = OWN_IP.load();
+    let [a, b, c, d, e, f, ..] = OWN_MAC.load().to_ne_bytes();
+    let [first, second] = OWN_IP.load();
+    let ip = if OWN_IS_V6.load() != 0 {
+        IpAddr::V6(Ipv6Addr::from_bits(
+            u128::from(u64::from_be(first)) << 64 | u128::from(u64::from_be(second)),
+        ))
+    } else {
+        let [a, b, c, d, ..] = first.to_ne_bytes();
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    };
     Own {
-        mac: Mac(OWN_MAC.load()),
+        mac: Mac([a, b, c, d, e, f]),
         vlan: None,
-        ip: if OWN_IS_V6.load() != 0 {
-            ip.into()
-        } else {
-            [ip[0], ip[1], ip[2], ip[3]].into()
-        },
+        ip,
     }
 }
 

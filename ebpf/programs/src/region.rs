@@ -48,25 +48,6 @@ impl Record {
     }
 }
 
-/// Writes a word and gives what it was, as one.
-///
-/// # Safety
-/// The word is a map's, and aligned.
-#[inline(always)]
-pub(crate) unsafe fn exchange(place: *mut u64, new: u64) -> u64 {
-    let mut value = new;
-    // SAFETY: the caller's word is what the instruction touches.
-    unsafe {
-        asm!(
-            "{value} = xchg_64({place} + 0, {value})",
-            place = in(reg) place,
-            value = inout(reg) value,
-            options(nostack),
-        );
-    }
-    value
-}
-
 impl Memory for Maps {
     type At = Record;
 
@@ -86,6 +67,20 @@ impl Memory for Maps {
     #[inline(always)]
     fn peer(&self, node: NodeId) -> Option<Record> {
         PEER.get_ptr_mut(node.0.into()).map(Record)
+    }
+
+    /// A load whose result nobody waits for.
+    #[inline(always)]
+    fn touch(&self, at: Record, word: usize) {
+        // SAFETY: as in `load`.
+        unsafe {
+            asm!(
+                "{ignored} = *(u64 *)({place} + 0)",
+                place = in(reg) at.word(word),
+                ignored = out(reg) _,
+                options(nostack, readonly),
+            );
+        }
     }
 
     #[inline(always)]
@@ -128,8 +123,17 @@ impl Memory for Maps {
 
     #[inline(always)]
     fn exchange(&self, at: Record, word: usize, new: u64) -> u64 {
+        let mut value = new;
         // SAFETY: as in `load`.
-        unsafe { exchange(at.word(word), new) }
+        unsafe {
+            asm!(
+                "{value} = xchg_64({place} + 0, {value})",
+                place = in(reg) at.word(word),
+                value = inout(reg) value,
+                options(nostack),
+            );
+        }
+        value
     }
 
     #[inline(always)]
