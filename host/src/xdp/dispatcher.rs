@@ -433,7 +433,7 @@ mod tests {
                 section(file, ".rodata")[at..at + symbol.size() as usize].to_vec()
             };
             assert_eq!(value("PORT"), 4747_u16.to_le_bytes());
-            assert_eq!(value("OWN_MAC"), [2, 0, 0, 0, 0, 1]);
+            assert_eq!(value("OWN_MAC"), [2, 0, 0, 0, 0, 1, 0, 0]);
             assert_eq!(value("KEY")[8..], 2_u64.to_le_bytes());
             assert_eq!(value("IS_KEYED"), [1]);
             assert_eq!(value("WINDOW"), 256_u64.to_le_bytes());
