@@ -28,8 +28,12 @@ const SHAPE: Shape = Shape {
 /// Names the deliberate defect of a replica, in builds that can commit one.
 const MUTATION: &str = "NEARWIRE_MUTATION";
 
-fn cluster(defect: Option<&str>) -> Cluster {
-    let mut cluster = Cluster::prepare(CALM);
+/// What makes leaders sure that they lead when they answer queries.
+const BARRIER: &str = "reads = \"barrier\"\n";
+const LEASE: &str = "reads = \"lease\"\n";
+
+fn cluster(reads: &str, defect: Option<&str>) -> Cluster {
+    let mut cluster = Cluster::prepare(&format!("{reads}{CALM}"));
     for node in 1..=3 {
         let mut command = cluster.command(node).expect("a log file");
         command.envs(defect.map(|defect| (MUTATION, defect)));
@@ -124,7 +128,16 @@ fn trouble(cluster: &mut Cluster, recording: &Recording) -> Vec<Operation> {
 
 #[test]
 fn histories_have_an_order_while_replicas_are_killed_and_stopped() {
-    let mut cluster = cluster(None);
+    histories_have_an_order(BARRIER);
+}
+
+#[test]
+fn histories_have_an_order_under_leases_while_replicas_are_killed_and_stopped() {
+    histories_have_an_order(LEASE);
+}
+
+fn histories_have_an_order(reads: &str) {
+    let mut cluster = cluster(reads, None);
     let recording = record(&cluster);
     let begin = Instant::now();
     let mut asked = Vec::new();
@@ -177,8 +190,17 @@ fn histories_have_an_order_when_every_replica_is_killed_at_once() {
 
 #[test]
 fn a_build_that_answers_queries_without_a_barrier_is_caught() {
+    a_stale_read_is_caught(BARRIER, "read-unconfirmed");
+}
+
+#[test]
+fn a_build_that_answers_queries_by_a_lease_that_has_run_out_is_caught() {
+    a_stale_read_is_caught(LEASE, "lease-outlived");
+}
+
+fn a_stale_read_is_caught(reads: &str, defect: &str) {
     for _ in 0..8 {
-        let cluster = cluster(Some("read-unconfirmed"));
+        let cluster = cluster(reads, Some(defect));
         let recording = record(&cluster);
         advance(&recording, 1000);
         let asked = ask_a_stopped_leader(&cluster, &recording);

@@ -12,9 +12,10 @@ use crate::quorum::Quorums;
 use crate::region::Layout;
 use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
-use crate::{Epoch, GroupId, Incarnation, NodeId};
+use crate::{Epoch, GroupId, Incarnation, NodeId, Slot};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Between two greetings while the cluster forms, in nanoseconds.
 const GREET_NS: u64 = 20_000_000;
@@ -47,21 +48,40 @@ pub enum Conflict {
     },
 }
 
-/// What all members must have configured alike, packed as the wire carries it: phase-1 quorum u8,
-/// phase-2 quorum u8, groups u16, log2 of the window u8, value limit u24.
+/// What all members must have configured alike.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Terms(pub u64);
+pub struct Terms {
+    /// As the wire carries them: phase-1 quorum u8, phase-2 quorum u8, groups u16, log2 of the
+    /// window u8, value limit u24.
+    pub packed: u64,
+    /// How long leases last, in nanoseconds: a leader counts on the acceptors' word.
+    pub lease_ns: u64,
+}
 
 impl Terms {
     /// The terms of these quorums, of so many replicated logs, and of these dimensions. A node may
     /// have room for more groups than are replicated.
-    pub const fn new(quorums: &Quorums, groups: u16, layout: &Layout) -> Self {
-        Self(
-            (quorums.phase1() as u64) << 56
-                | (quorums.phase2() as u64) << 48
-                | (groups as u64) << 32
-                | (layout.window().trailing_zeros() as u64) << 24
-                | layout.value_bytes() as u64,
+    pub const fn new(quorums: &Quorums, groups: u16, layout: &Layout, lease_ns: u64) -> Self {
+        let packed = (quorums.phase1() as u64) << 56
+            | (quorums.phase2() as u64) << 48
+            | (groups as u64) << 32
+            | (layout.window().trailing_zeros() as u64) << 24
+            | layout.value_bytes() as u64;
+        Self { packed, lease_ns }
+    }
+}
+
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [phase1, phase2, groups @ .., _, _, _, _] = self.packed.to_be_bytes();
+        let groups = u16::from_be_bytes(groups);
+        let window = 1u64 << (self.packed >> 24 & 0x3f);
+        let value_bytes = self.packed & 0xff_ffff;
+        let lease_us = self.lease_ns / 1_000;
+        write!(
+            f,
+            "quorums of {phase1} and {phase2}, {groups} groups, {window} slots of {value_bytes} \
+             bytes, leases of {lease_us} us"
         )
     }
 }
@@ -119,6 +139,11 @@ impl Formation {
         self.formed
     }
 
+    /// What this node has configured.
+    pub const fn terms(&self) -> Terms {
+        self.terms
+    }
+
     /// What is pinned.
     pub const fn pins(&self) -> &BTreeMap<NodeId, Incarnation> {
         &self.pins
@@ -162,7 +187,8 @@ impl Formation {
         let header = Header {
             incarnation: self.pins.get(&self.node).copied().unwrap_or_default(),
             epoch: self.epoch,
-            watermark: self.terms.0,
+            slot: Slot(self.terms.lease_ns),
+            watermark: self.terms.packed,
             flags,
             length: value.len() as u16,
             ..Header::new(Kind::Hello, GroupId(0), self.node)
@@ -181,7 +207,11 @@ impl Formation {
             return greeted;
         }
         greeted.answer = header.flags.has(Flags::ACK_WANTED);
-        if header.watermark != self.terms.0 {
+        let terms = Terms {
+            packed: header.watermark,
+            lease_ns: header.slot.0,
+        };
+        if terms != self.terms {
             let node = header.sender;
             greeted.conflict = Some(Conflict::Terms { node });
             return greeted;
@@ -246,17 +276,14 @@ mod tests {
     use alloc::vec;
 
     const MEMBERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+    const TERMS: Terms = Terms {
+        packed: 7,
+        lease_ns: 9,
+    };
 
     fn fresh(node: u16, incarnation: u32) -> Formation {
         let pins = BTreeMap::from([(NodeId(node), Incarnation(incarnation))]);
-        Formation::new(
-            NodeId(node),
-            Epoch(1),
-            Terms(7),
-            MEMBERS.to_vec(),
-            pins,
-            false,
-        )
+        Formation::new(NodeId(node), Epoch(1), TERMS, MEMBERS.to_vec(), pins, false)
     }
 
     /// Everybody greets everybody once.
@@ -314,22 +341,31 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_count_other_quorums_never_form() {
-        let mut nodes = vec![fresh(1, 11), fresh(2, 12), fresh(3, 13)];
-        nodes[1].terms = Terms(8);
-        let mut conflicts = Vec::new();
-        for _ in 0..5 {
-            conflicts = round(&mut nodes);
+    fn nodes_that_count_other_quorums_or_leases_never_form() {
+        let others = [
+            Terms { packed: 8, ..TERMS },
+            Terms {
+                lease_ns: 8,
+                ..TERMS
+            },
+        ];
+        for other in others {
+            let mut nodes = vec![fresh(1, 11), fresh(2, 12), fresh(3, 13)];
+            nodes[1].terms = other;
+            let mut conflicts = Vec::new();
+            for _ in 0..5 {
+                conflicts = round(&mut nodes);
+            }
+            assert!(conflicts.contains(&Some(Conflict::Terms { node: NodeId(2) })));
+            assert!(nodes.iter().all(|node| !node.is_formed()));
         }
-        assert!(conflicts.contains(&Some(Conflict::Terms { node: NodeId(2) })));
-        assert!(nodes.iter().all(|node| !node.is_formed()));
     }
 
     #[test]
     fn a_single_node_is_a_cluster() {
         let pins = BTreeMap::from([(NodeId(1), Incarnation(1))]);
         assert!(
-            Formation::new(NodeId(1), Epoch(1), Terms(7), vec![NodeId(1)], pins, false).is_formed()
+            Formation::new(NodeId(1), Epoch(1), TERMS, vec![NodeId(1)], pins, false).is_formed()
         );
     }
 }

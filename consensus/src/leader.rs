@@ -20,6 +20,9 @@ pub const MAX_READY: usize = 1024;
 const FETCH_SLOTS: u64 = 64;
 /// Packets sent again in one turn at the most.
 const MAX_RESENT: usize = 64;
+/// Clocks of two machines run apart by less than one part of so many: a leader counts that much
+/// less of a lease than its acceptors do.
+pub const MAX_DRIFT: u64 = 100;
 
 /// Whom a leader's packet goes to. The packet goes to this node's own acceptor too, where that is
 /// among them.
@@ -109,11 +112,23 @@ struct Phase1 {
     highs: Vec<(usize, Slot)>,
     sent_ns: u64,
     tries: u32,
+    /// When another's lease, for which an acceptor refused, will have run out.
+    lease_ends_ns: u64,
     /// A quorum has promised.
     complete: bool,
     /// The first slot still to be fetched, and those under way before it.
     next: Slot,
     fetched: VecDeque<Fetched>,
+}
+
+impl Phase1 {
+    /// When Prepare is sent, again if it was sent before.
+    fn due_ns(&self, resend_ns: u64) -> u64 {
+        match self.sent_ns {
+            0 => 0,
+            sent_ns => (sent_ns + (resend_ns << self.tries.min(5))).min(self.lease_ends_ns),
+        }
+    }
 }
 
 /// What a packet did to the leader.
@@ -135,6 +150,9 @@ pub struct Leader {
     window: u64,
     value_bytes: usize,
     timing: LeaderTiming,
+    /// How long a lease lasts that a quorum has granted, in nanoseconds; zero if none is asked for.
+    lease_ns: u64,
+    lease_until_ns: u64,
     phase1: Option<Phase1>,
     /// First slot proposed under this ballot.
     from: Slot,
@@ -167,14 +185,15 @@ struct Barrier {
 }
 
 impl Leader {
-    /// A leader that is about to send its Prepare. `applied` is the last slot that this node knows
-    /// to be decided.
+    /// A leader that is about to send its Prepare. Acceptors grant it leases of `lease_ns`. `applied`
+    /// is the last slot that this node knows to be decided.
     pub fn new(
         ballot: Ballot,
         group: GroupId,
         window: u64,
         value_bytes: usize,
         timing: LeaderTiming,
+        lease_ns: u64,
         applied: Slot,
     ) -> Self {
         Self {
@@ -183,6 +202,8 @@ impl Leader {
             window,
             value_bytes,
             timing,
+            lease_ns,
+            lease_until_ns: 0,
             phase1: Some(Phase1 {
                 promised: Voters::default(),
                 trims: Slot::FIRST,
@@ -190,6 +211,7 @@ impl Leader {
                 highs: Vec::new(),
                 sent_ns: 0,
                 tries: 0,
+                lease_ends_ns: u64::MAX,
                 complete: false,
                 next: applied.next(),
                 fetched: VecDeque::new(),
@@ -482,12 +504,18 @@ impl Leader {
     }
 
     /// A refusal.
-    pub fn refused(&self, promised: Ballot) -> Heard {
-        if promised > self.ballot {
-            Heard::Superseded(promised)
-        } else {
-            Heard::Fine
+    pub fn refused(&mut self, now_ns: u64, reply: &Header) -> Heard {
+        if reply.vote_ballot > self.ballot {
+            return Heard::Superseded(reply.vote_ballot);
         }
+        // Another's lease runs for so long; a Prepare that comes after it is not refused.
+        if let Some(phase1) = &mut self.phase1
+            && reply.flags.has(Flags::LEASE)
+            && reply.ballot == self.ballot
+        {
+            phase1.lease_ends_ns = now_ns.saturating_add(reply.watermark);
+        }
+        Heard::Fine
     }
 
     /// Slots below `trim` are applied by enough replicas: their ring entries may be used again.
@@ -527,7 +555,25 @@ impl Leader {
         self.barrier.voters.add(place);
         if self.barrier.voters.count() >= membership.quorums.phase2() {
             self.barrier.confirmed = self.barrier.number;
+            // Each of them refuses others for so long from when it took the Decide, which was after
+            // it was sent.
+            let counted_ns = self.lease_ns - self.lease_ns / MAX_DRIFT;
+            let until_ns = self.barrier.sent_ns.saturating_add(counted_ns);
+            self.lease_until_ns = self.lease_until_ns.max(until_ns);
         }
+    }
+
+    /// Whether nobody else can lead at `now_ns`, and so nothing is chosen that this leader does not
+    /// know of. A lease that has run for half its time is renewed.
+    pub fn holds_lease(&mut self, now_ns: u64) -> bool {
+        if self.lease_ns == 0 {
+            return false;
+        }
+        let is_under_way = self.barrier.wanted > self.barrier.confirmed;
+        if !is_under_way && now_ns.saturating_add(self.lease_ns / 2) >= self.lease_until_ns {
+            self.ask_barrier();
+        }
+        now_ns < self.lease_until_ns || mutated(Mutation::LeaseOutlived)
     }
 
     // Sending.
@@ -562,9 +608,10 @@ impl Leader {
         let Some(phase1) = &mut self.phase1 else {
             return;
         };
-        if phase1.sent_ns == 0 || now_ns >= phase1.sent_ns + (resend_ns << phase1.tries.min(5)) {
+        if now_ns >= phase1.due_ns(resend_ns) {
             phase1.tries += u32::from(phase1.sent_ns != 0);
             phase1.sent_ns = now_ns.max(1);
+            phase1.lease_ends_ns = u64::MAX;
             out(Order {
                 to: To::AllBut(phase1.promised),
                 header: prepare,
@@ -734,7 +781,10 @@ impl Leader {
             self.barrier.voters = Voters::default();
             self.barrier.nonce = header.nonce;
             self.barrier.sent_ns = now_ns;
-            header.flags = Flags::ACK_WANTED;
+            header.flags = match self.lease_ns {
+                0 => Flags::ACK_WANTED,
+                _ => Flags::ACK_WANTED.with(Flags::LEASE),
+            };
         }
         self.announced = self.decided();
         self.announced_ns = now_ns;
@@ -774,7 +824,7 @@ impl Leader {
         }
         if let Some(phase1) = &self.phase1 {
             let resend_ns = self.timing.resend_ns;
-            due = due.min(phase1.sent_ns + (resend_ns << phase1.tries.min(5)));
+            due = due.min(phase1.due_ns(resend_ns));
             let asked = phase1.fetched.iter().filter(|fetched| {
                 fetched.sent_ns != 0 && fetched.answered.count() < phase1.highs.len()
             });

@@ -114,6 +114,8 @@ pub struct Local<M, J> {
     failed: bool,
     /// Another engine steps the region, too.
     is_shared: bool,
+    /// When the first request came.
+    started_ns: Option<u64>,
     scratch: Vec<u8>,
     counters: Counters,
 }
@@ -132,6 +134,7 @@ impl<M: Memory, J: Journal> Local<M, J> {
             appended: 0,
             failed: false,
             is_shared: false,
+            started_ns: None,
             scratch,
             counters: Counters::default(),
         }
@@ -161,6 +164,16 @@ impl<M: Memory, J: Journal> Local<M, J> {
         value: &[u8],
     ) -> Option<(Header, &[u8])> {
         let journals = self.durability != Durability::Volatile;
+        let started_ns = *self.started_ns.get_or_insert(now_ns);
+        // A lease that an earlier life granted is in no record, and nobody's runs longer than this.
+        if request.kind == Kind::Prepare
+            && self.durability == Durability::Sync
+            && now_ns < started_ns.saturating_add(self.lease_ns(request.group))
+            && !mutated(Mutation::LeaseForgotten)
+        {
+            self.counters.refused += 1;
+            return None;
+        }
         let bytes = (HEADER_BYTES + RECORD_BYTES) * (1 + self.decides.len()) + value.len();
         if journals && (self.failed || !self.has_room(bytes) || self.held.len() >= MAX_HELD) {
             self.counters.no_room += 1;
@@ -489,6 +502,8 @@ mod tests {
         }
     }
 
+    const LEASE_NS: u64 = 1_000;
+
     fn local(journal: Queue) -> Local<Region<Vec<AtomicU64>>, Queue> {
         let layout = Layout::new(1, 4, 64).expect("valid layout");
         let birth = Birth {
@@ -498,7 +513,7 @@ mod tests {
             boot: 6,
         };
         let words: Vec<_> = (0..layout.words()).map(|_| AtomicU64::new(0)).collect();
-        let region = Region::create(words, layout, birth, Epoch(1), 0).expect("blank");
+        let region = Region::create(words, layout, birth, Epoch(1), LEASE_NS).expect("blank");
         let acceptor = Acceptor {
             node: NodeId(9),
             incarnation: birth.incarnation(),
@@ -520,11 +535,28 @@ mod tests {
     #[test]
     fn promises_and_votes_are_journalled_and_wait_for_their_flush() {
         let mut local = local(Queue::default());
+        local.step(0, Asker::Own, &request(Kind::Read), &[]);
         for (count, kind) in [(1, Kind::Prepare), (2, Kind::Accept), (3, Kind::Accept)] {
-            assert!(local.step(0, Asker::Own, &request(kind), &[]).is_none());
+            let later = local.step(LEASE_NS, Asker::Own, &request(kind), &[]);
+            assert!(later.is_none());
             assert_eq!(local.journal_mut().appended, count, "{kind:?}");
         }
         assert!(local.holds_replies() && local.released().is_none());
+    }
+
+    #[test]
+    fn after_a_restart_nobody_is_promised_anything_while_a_lease_may_run() {
+        let mut local = local(Queue::default());
+        let promised = |local: &Local<Region<Vec<AtomicU64>>, Queue>| {
+            let view = local.view(GroupId(0));
+            view.map(|view| view.promised)
+        };
+        for now_ns in [5, 5 + LEASE_NS - 1] {
+            local.step(now_ns, Asker::Own, &request(Kind::Prepare), &[]);
+            assert_eq!(promised(&local), Some(Ballot::NONE));
+        }
+        local.step(5 + LEASE_NS, Asker::Own, &request(Kind::Prepare), &[]);
+        assert_eq!(promised(&local), Some(Ballot::new(1, NodeId(2))));
     }
 
     #[test]

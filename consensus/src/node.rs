@@ -51,6 +51,8 @@ pub struct Config {
     pub key: Option<Key>,
     /// How long leaders wait.
     pub leader: LeaderTiming,
+    /// Whether leaders ask for leases, so that they answer queries without a round trip.
+    pub leases: bool,
     /// How long followers wait.
     pub election: ElectionTiming,
     /// For back-off and nonces.
@@ -193,7 +195,9 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         durability: Durability,
         states: Vec<Applied<S>>,
     ) -> Result<Self, NodeError> {
-        let terms = Terms::new(&quorums(&config)?, states.len() as u16, &acceptor.layout);
+        let lease_ns = crate::region::lease_ns(&memory, GroupId(0));
+        let groups = states.len() as u16;
+        let terms = Terms::new(&quorums(&config)?, groups, &acceptor.layout, lease_ns);
         if config.peers.iter().all(|peer| peer.node != config.node) {
             return Err(NodeError::NotAMember { node: config.node });
         }
@@ -466,6 +470,10 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 window: layout.window(),
                 value_bytes: layout.value_bytes(),
                 leader: self.config.leader,
+                lease_ns: match self.config.leases {
+                    true => self.local.lease_ns(GroupId(number as u16)),
+                    false => 0,
+                },
                 election: self.config.election,
                 seed: self.config.seed.wrapping_add(number as u64),
                 used_round: self.config.used_round,

@@ -10,7 +10,7 @@ use crate::memory::{Buffers, Memory, raise};
 use crate::region::{Decided, group};
 use crate::simulation::{Mutation, mutated};
 use crate::state_machine::StateMachine;
-use crate::wire::{Header, Kind, Parsed, parse};
+use crate::wire::{Flags, Header, Kind, Parsed, parse};
 use crate::{Ballot, Slot};
 use alloc::collections::BTreeMap;
 use alloc::vec;
@@ -138,10 +138,15 @@ impl<S: StateMachine> Recovery<S> {
     }
 
     fn step<M: Memory>(&mut self, memory: &M, now_ns: u64, header: &Header, value: &[u8]) {
-        let request = Header {
+        let mut request = Header {
             incarnation: crate::Incarnation::ANY,
             ..*header
         };
+        if header.kind == Kind::Decide {
+            // The lease ran out before the next Prepare was journalled, or still runs: the acceptor
+            // refuses everybody at first for that.
+            request.flags = Flags::default();
+        }
         let mut payload = Buffers {
             request: value,
             reply: &mut self.scratch,

@@ -99,6 +99,8 @@ pub struct Config {
     pub value_bytes: usize,
     /// How long the leader waits.
     pub leader: LeaderTiming,
+    /// How long leases last, in nanoseconds; leaders ask for none if zero.
+    pub lease_ns: u64,
     /// How long followers wait.
     pub election: ElectionTiming,
     /// For back-off.

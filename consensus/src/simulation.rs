@@ -77,6 +77,10 @@ mutations! {
     PrepareUnlocked = "prepare-unlocked",
     /// Prepare promises although another's lease lasts.
     LeaseIgnored = "lease-ignored",
+    /// The leader answers by a lease that has run out.
+    LeaseOutlived = "lease-outlived",
+    /// After a restart from its journal an acceptor promises although a lease may run.
+    LeaseForgotten = "lease-forgotten",
     /// A Decide that renews no lease ends the one there is.
     LeaseDropped = "lease-dropped",
     /// Fetch reads the entry without its lock.

@@ -340,6 +340,7 @@ impl World {
                 decide_ns: MS,
                 resend_ns: 5 * MS,
             },
+            leases: false,
             election: ElectionTiming::of(100 * MS, 20 * MS),
             seed: self.random.next(),
             used_round: host.stable.round,

@@ -1,9 +1,9 @@
 //! A leader, told what its acceptors answered: what it sends, counts and announces.
 #![cfg(not(loom))]
 
-use nearwire_consensus::leader::{Heard, Leader, LeaderTiming, To};
+use nearwire_consensus::leader::{Heard, Leader, LeaderTiming, MAX_DRIFT, To};
 use nearwire_consensus::quorum::{Member, Membership, Quorums};
-use nearwire_consensus::wire::{Header, Kind};
+use nearwire_consensus::wire::{Flags, Header, Kind};
 use nearwire_consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use std::net::SocketAddr;
 
@@ -28,6 +28,13 @@ fn reply(kind: Kind, ballot: Ballot, slot: u64) -> Header {
     }
 }
 
+const TIMING: LeaderTiming = LeaderTiming {
+    heartbeat_ns: 50 * MS,
+    decide_ns: MS,
+    resend_ns: 5 * MS,
+};
+const LEASE_NS: u64 = 4 * MS;
+
 struct Script {
     leader: Leader,
     membership: Membership,
@@ -42,13 +49,8 @@ fn script() -> Script {
         address: SocketAddr::from(([127, 0, 0, 1], number)),
         priority: 0,
     };
-    let timing = LeaderTiming {
-        heartbeat_ns: 50 * MS,
-        decide_ns: MS,
-        resend_ns: 5 * MS,
-    };
     Script {
-        leader: Leader::new(own(), GROUP, 8, VALUE_BYTES, timing, Slot::NONE),
+        leader: Leader::new(own(), GROUP, 8, VALUE_BYTES, TIMING, 0, Slot::NONE),
         membership: Membership {
             epoch: Epoch(1),
             members: (1..=3).map(member).collect(),
@@ -253,4 +255,79 @@ fn a_barrier_counts_the_acknowledgements_of_its_own_send() {
     assert!(!acknowledge(0, first) && !acknowledge(1, first));
     assert!(!acknowledge(0, second));
     assert!(acknowledge(1, second));
+}
+
+/// A leader of three that asks for leases of [`LEASE_NS`].
+fn leading_by_lease() -> Script {
+    let mut script = script();
+    script.leader = Leader::new(own(), GROUP, 8, VALUE_BYTES, TIMING, LEASE_NS, Slot::NONE);
+    script.promise(0, own(), 0, 1);
+    script.promise(1, own(), 0, 1);
+    script.sent();
+    script
+}
+
+#[test]
+fn a_lease_counts_from_when_a_quorum_was_asked_for_it() {
+    let mut script = leading_by_lease();
+    assert!(
+        !script.leader.holds_lease(script.now_ns),
+        "nobody was asked"
+    );
+    let asked_ns = script.now_ns;
+    let decides = |script: &mut Script| {
+        let sent = script.sent().into_iter().map(|(_, header, _)| header);
+        sent.filter(|header| header.kind == Kind::Decide)
+            .collect::<Vec<_>>()
+    };
+    let [renewal] = decides(&mut script)[..] else {
+        panic!("it asks once")
+    };
+    assert!(renewal.flags.has(Flags::LEASE.with(Flags::ACK_WANTED)));
+    let ack = |nonce| Header {
+        nonce,
+        ..reply(Kind::Ack, own(), renewal.slot.0)
+    };
+    script.now_ns += LEASE_NS / 4;
+    let membership = script.membership.clone();
+    script
+        .leader
+        .acknowledged(0, &ack(renewal.nonce), &membership);
+    assert!(
+        !script.leader.holds_lease(script.now_ns),
+        "one is no quorum"
+    );
+    script
+        .leader
+        .acknowledged(1, &ack(renewal.nonce + 1), &membership);
+    assert!(
+        !script.leader.holds_lease(script.now_ns),
+        "that was another sending"
+    );
+    script
+        .leader
+        .acknowledged(1, &ack(renewal.nonce), &membership);
+    assert!(script.leader.holds_lease(script.now_ns));
+    assert_eq!(decides(&mut script), [], "most of it is left");
+    let end_ns = asked_ns + LEASE_NS - LEASE_NS / MAX_DRIFT;
+    assert!(script.leader.holds_lease(end_ns - 1));
+    assert!(!script.leader.holds_lease(end_ns));
+    script.now_ns = end_ns;
+    assert_eq!(decides(&mut script).len(), 1, "it is renewed");
+}
+
+#[test]
+fn who_is_refused_for_anothers_lease_asks_again_when_it_has_run_out() {
+    let mut script = script();
+    assert_eq!(script.sends(Kind::Prepare).len(), 1);
+    let refusal = Header {
+        flags: Flags::LEASE,
+        watermark: 1_000,
+        ..reply(Kind::Nack, own(), 0)
+    };
+    assert_eq!(script.leader.refused(script.now_ns, &refusal), Heard::Fine);
+    assert_eq!(script.leader.next_timer_ns(), script.now_ns + 1_000);
+    assert_eq!(script.sends(Kind::Prepare).len(), 0);
+    script.now_ns += 1_000;
+    assert_eq!(script.sends(Kind::Prepare).len(), 1);
 }

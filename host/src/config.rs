@@ -34,6 +34,8 @@ pub struct Config {
     pub data_directory: PathBuf,
     /// What survives what. There is no default.
     pub durability: Durability,
+    /// What makes a leader sure that it may answer a query.
+    pub reads: Reads,
     /// Where Redis clients are served; nowhere if absent.
     pub resp: Option<SocketAddr>,
     /// Every member of the cluster, this node included.
@@ -251,6 +253,9 @@ impl Default for Region {
     }
 }
 
+/// Longest [`Timing::lease_us`]: so long may a fail-over take at least.
+pub const MAX_LEASE_US: u64 = 10_000_000;
+
 /// Longest linger, in microseconds: past it a worker should poll.
 pub const MAX_LINGER_US: u64 = 1_000;
 
@@ -278,6 +283,18 @@ impl Default for Worker {
             linger_us: 100,
         }
     }
+}
+
+/// What makes a leader sure that nobody else leads; see `docs/protocol.md`, "Reads".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reads {
+    /// A round trip to a quorum that begins after the query came: needs no clock.
+    #[default]
+    Barrier,
+    /// A quorum's promise to follow nobody else for a while: no round trip, but the clocks of two
+    /// machines must not run apart by 1 % or more, nor one stand still while its machine does.
+    Lease,
 }
 
 /// How a worker waits.
@@ -339,6 +356,9 @@ pub struct Timing {
     /// Silence of a leader under load before a follower asks its host whether it still runs, in
     /// microseconds: see [`Config::suspect_ns`].
     pub suspect_us: Option<u64>,
+    /// How long a lease lasts that acceptors grant a leader, in microseconds: fixed once the region
+    /// exists. See [`Reads::Lease`].
+    pub lease_us: u64,
 }
 
 impl Default for Timing {
@@ -347,6 +367,7 @@ impl Default for Timing {
             heartbeat_ms: 10,
             election_ms: 150,
             suspect_us: None,
+            lease_us: 4_000,
         }
     }
 }

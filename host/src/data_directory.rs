@@ -10,6 +10,7 @@
 
 use crate::config::Durability;
 use crate::kill_point::kill_point;
+use consensus::formation::Terms;
 use consensus::{Epoch, GroupId, Incarnation, NodeId};
 use crc_fast::crc32_iscsi;
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,8 @@ pub struct Identity {
     /// The kernel's boot id at that moment: the first that can have votes in its memory. A machine
     /// that restarted before has lost nothing.
     pub formed_boot_id: Option<String>,
+    /// What its members had configured alike.
+    pub terms: Option<Terms>,
     /// That membership's number.
     pub epoch: Epoch,
     /// Which hand-over of the votes counts: a region of an earlier one must not vote again.
@@ -190,6 +193,8 @@ struct Text {
     epoch: u32,
     formed: bool,
     formed_boot_id: Option<String>,
+    /// Packed terms and the nanoseconds of a lease.
+    terms: Option<[u64; 2]>,
     #[serde(default)]
     generation: u64,
     bpffs: Option<PathBuf>,
@@ -453,6 +458,7 @@ fn new_identity(
         pins: BTreeMap::new(),
         formed: false,
         formed_boot_id: None,
+        terms: None,
         generation: 0,
         bpffs: None,
         leaving: None,
@@ -477,6 +483,7 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         epoch: identity.epoch.0,
         formed: identity.formed,
         formed_boot_id: identity.formed_boot_id.clone(),
+        terms: identity.terms.map(|terms| [terms.packed, terms.lease_ns]),
         generation: identity.generation,
         bpffs: identity.bpffs.clone(),
         leaving: identity.leaving.clone(),
@@ -537,6 +544,9 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         pins,
         formed: text.formed,
         formed_boot_id: text.formed_boot_id,
+        terms: text
+            .terms
+            .map(|[packed, lease_ns]| Terms { packed, lease_ns }),
         generation: text.generation,
         bpffs: text.bpffs,
         leaving: text.leaving,

@@ -10,11 +10,11 @@ use crate::supervision::Supervision;
 use crate::wal::Wal;
 use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
-use consensus::formation::Conflict;
+use consensus::formation::{Conflict, Terms};
 use consensus::node::{Node, NodeIo};
 use consensus::replica::{Io, Replica, Role};
 use consensus::state_machine::StateMachine;
-use consensus::wire::{Header, Kind};
+use consensus::wire::{Flags, Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
 use datapath::{Awaits, Prober, Service, Stats, Transmit, clock};
 use std::collections::{BTreeMap, VecDeque};
@@ -91,6 +91,7 @@ struct Front {
 struct Host {
     directory: DataDirectory,
     address: SocketAddr,
+    terms: Terms,
     reserved_round: u64,
     snapshots: Snapshots,
     prober: Prober,
@@ -160,6 +161,7 @@ impl<T: Transmit> NodeIo for Outbox<'_, T> {
                 }
                 identity.pins = pins.clone();
                 identity.formed = formed;
+                identity.terms = formed.then_some(self.host.terms);
             })
         });
         if let Err(error) = &result {
@@ -262,6 +264,7 @@ impl<S: StateMachine> NodeService<S> {
             host: Host {
                 directory: parts.directory,
                 address: parts.address,
+                terms: parts.node.formation().terms(),
                 reserved_round,
                 snapshots: parts.snapshots,
                 prober: Prober::new(parts.address.ip()),
@@ -334,6 +337,12 @@ impl<S: StateMachine> NodeService<S> {
                 }
                 _ => {
                     let from = self.host.address;
+                    // A front's query may have been asked after this turn's time was read, and a
+                    // lease must still run when it is.
+                    let now_ns = match header.flags.has(Flags::QUERY) {
+                        true => clock::monotonic_ns(),
+                        false => now_ns,
+                    };
                     let mut io = Outbox {
                         host: &mut self.host,
                         tx,

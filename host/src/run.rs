@@ -1,6 +1,6 @@
 //! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
 
-use crate::config::{Config, Durability, KeyError, Wait, read_key};
+use crate::config::{Config, Durability, KeyError, Reads, Wait, read_key};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
 use crate::engine::Software;
 use crate::front;
@@ -19,6 +19,7 @@ use consensus::acceptor::Acceptor;
 use consensus::applied::Applied;
 use consensus::auth::Key;
 use consensus::election::ElectionTiming;
+use consensus::formation;
 use consensus::leader::LeaderTiming;
 use consensus::local::Local;
 use consensus::node::{self, Node, NodeError, Peer};
@@ -130,6 +131,17 @@ pub enum Error {
         found: Durability,
         /// What the configuration says.
         wanted: Durability,
+    },
+    /// The configuration's quorums or leases are not those that the cluster formed with.
+    #[error(
+        "start node: its cluster formed with {formed}, but {configured} is configured, and nodes \
+         that count differently lose what was chosen: restore the configuration"
+    )]
+    OtherTerms {
+        /// What it formed with.
+        formed: formation::Terms,
+        /// What is configured.
+        configured: formation::Terms,
     },
     /// It ended by itself.
     #[error(transparent)]
@@ -255,6 +267,14 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         config.durability.of_core(),
         vec![opened.applied],
     )?;
+    if let Some(formed) = directory.identity().terms
+        && formed != node.formation().terms()
+    {
+        return Err(Error::OtherTerms {
+            formed,
+            configured: node.formation().terms(),
+        });
+    }
     let wish = Wish::of(directory.path());
     let offload = opened
         .pinned
@@ -366,6 +386,7 @@ fn node_config(
             config.suspect_ns() / BEATS_IN_SUSPICION,
             config.durability.of_core(),
         ),
+        leases: config.reads == Reads::Lease,
         election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
         seed: seed ^ identity.region_nonce,
         used_round,
@@ -446,9 +467,8 @@ fn open_state(
             })?;
     }
 
-    // No leader of this version asks for a lease. Who tests the acceptor does.
     let lease_ns = match config.region.conformance_groups {
-        0 => 0,
+        0 => config.timing.lease_us * 1_000,
         _ => CONFORMANCE_LEASE_NS,
     };
     let terms = Terms {

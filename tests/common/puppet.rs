@@ -63,7 +63,9 @@ impl Puppet {
         let dimensions = nearwire::config::Region::default();
         let layout = Layout::new(1, dimensions.window_slots, dimensions.value_bytes);
         let quorums = Quorums::majority(members.len()).expect("three members");
-        let terms = Terms::new(&quorums, 1, &layout.expect("the defaults"));
+        let lease_ns = nearwire::config::Timing::default().lease_us * 1_000;
+        let layout = layout.expect("the defaults");
+        let terms = Terms::new(&quorums, 1, &layout, lease_ns);
         let mut roles: Vec<(&UdpSocket, Formation)> = [&self.speaker, &self.other]
             .into_iter()
             .zip([SPEAKER, OTHER])

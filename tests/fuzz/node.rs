@@ -119,6 +119,7 @@ fn config() -> Config {
             decide_ns: MS,
             resend_ns: 5 * MS,
         },
+        leases: false,
         election: ElectionTiming::of(100 * MS, 20 * MS),
         seed: 1,
         used_round: 0,

@@ -36,7 +36,10 @@ impl<S: StateMachine> Replica<S> {
                 self.tally.deferred += 1;
                 return;
             }
-            let barrier = lead.leader.ask_barrier();
+            let barrier = match lead.leader.holds_lease(turn.now_ns) {
+                true => lead.leader.confirmed(),
+                false => lead.leader.ask_barrier(),
+            };
             let session = header.session();
             lead.reads.push_back(Read {
                 route,

@@ -133,6 +133,7 @@ impl<S: StateMachine> Replica<S> {
             self.config.window,
             self.config.value_bytes,
             self.config.leader,
+            self.config.lease_ns,
             self.applied.slot(),
         );
         self.lead = Some(Lead {

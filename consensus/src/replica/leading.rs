@@ -38,7 +38,7 @@ impl<S: StateMachine> Replica<S> {
                 leader.accepted(place, reply);
                 Heard::Fine
             }
-            Kind::Nack => leader.refused(reply.vote_ballot),
+            Kind::Nack => leader.refused(turn.now_ns, reply),
             _ => Heard::Fine,
         };
         match heard {

@@ -329,7 +329,7 @@ impl World {
                 after.accepted(place, &header);
                 Heard::Fine
             }
-            Kind::Nack => after.refused(header.vote_ballot),
+            Kind::Nack => after.refused(0, &header),
             other => panic!("an acceptor answered {other:?}"),
         };
         after.forget_times();
@@ -604,6 +604,7 @@ impl World {
             self.window,
             VALUE_LENGTH,
             TIMING,
+            0,
             Slot(proposer.applied.len() as u64),
         )));
         self.turn(&mut state, at);

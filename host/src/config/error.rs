@@ -1,6 +1,6 @@
 //! What may be wrong with a configuration.
 
-use super::{KeyError, MAX_LINGER_US, MIN_SUSPECT_US, Place};
+use super::{KeyError, MAX_LEASE_US, MAX_LINGER_US, MIN_SUSPECT_US, Place};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::quorum::QuorumError;
@@ -146,6 +146,9 @@ pub enum Problem {
         /// Between heartbeats.
         heartbeat_ms: u64,
     },
+    /// No lease, or one that would keep a cluster from writing for long.
+    #[error("`lease_us` = {0}, but it takes 1 to {MAX_LEASE_US}")]
+    Lease(u64),
     /// No leader speaks so often, or followers campaign sooner anyway.
     #[error(
         "`suspect_us` = {suspect_us}, but it takes {MIN_SUSPECT_US} to {longest_us}, which is \
@@ -234,6 +237,7 @@ impl Problem {
             | Self::Quorums(_)
             | Self::Region(_)
             | Self::FifoPriority(_)
+            | Self::Lease(_)
             | Self::Suspicion { .. } => {
                 return None;
             }

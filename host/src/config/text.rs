@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
-    Quorum, Region, Timing, Worker,
+    Config, Durability, Error, MAX_LEASE_US, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides,
+    Peer, Problem, Quorum, Reads, Region, Timing, Worker,
 };
 use crate::xdp::{Attach, OnHostDeath};
 use consensus::NodeId;
@@ -23,6 +23,8 @@ struct File {
     node: Option<u16>,
     data_directory: Option<PathBuf>,
     durability: Option<Durability>,
+    #[serde(default)]
+    reads: Reads,
     #[serde(default, deserialize_with = "some_address")]
     resp: Option<SocketAddr>,
     #[serde(default, rename = "peer")]
@@ -120,6 +122,7 @@ fn build(
             .durability
             .or(file.durability)
             .ok_or_else(|| missing("durability"))?,
+        reads: file.reads,
         resp: overrides.resp.or(file.resp),
         peers: file.peers,
         quorum: file.quorum,
@@ -302,6 +305,7 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
         heartbeat_ms,
         election_ms,
         suspect_us,
+        lease_us,
     } = *timing;
     let at = |key| vec![Step::Key("timing"), Step::Key(key)];
     if heartbeat_ms == 0 {
@@ -316,6 +320,9 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
             heartbeat_ms,
         };
         return Err((at("election_ms"), problem));
+    }
+    if !(1..=MAX_LEASE_US).contains(&lease_us) {
+        return Err((at("lease_us"), Problem::Lease(lease_us)));
     }
     let longest_us = election_ms.saturating_mul(1_000);
     if let Some(suspect_us) = suspect_us
@@ -561,6 +568,7 @@ mod tests {
                 "suspect_us = «499",
                 "`suspect_us` = 499, but it takes 500 to 150000",
             ),
+            ("lease_us = 4000", "lease_us = «0", "`lease_us` = 0, but"),
             ("\"example\"", "«\"\"", "`cluster` is empty"),
             ("= 4096", "= «\"many\"", "invalid type"),
         ] {

@@ -32,7 +32,14 @@ impl Bare {
             nonce,
             boot: 0,
         };
-        let region = Region::create(blank(layout.words()), layout, birth, EPOCH, 0).ok()?;
+        let region = Region::create(
+            blank(layout.words()),
+            layout,
+            birth,
+            EPOCH,
+            scenario.lease_ns,
+        )
+        .ok()?;
         Some(Self {
             is_for_any: true,
             ..Self::new(region, scenario)

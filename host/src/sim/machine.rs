@@ -309,8 +309,14 @@ impl Machine {
             self.identity.generation = 0;
             self.identity.in_maps = scenario.offload.is_some() && random.below(4) > 0;
             self.words = blank(layout.words());
-            return Region::create(Rc::clone(&self.words), layout, birth, EPOCH, 0)
-                .map_err(|error| NoStart::Damaged(error.to_string()));
+            return Region::create(
+                Rc::clone(&self.words),
+                layout,
+                birth,
+                EPOCH,
+                scenario.lease_ns,
+            )
+            .map_err(|error| NoStart::Damaged(error.to_string()));
         }
         for _ in 0..KILLED_STARTS {
             if scenario.offload.is_none() || random.below(3) > 0 {
@@ -504,6 +510,7 @@ impl Machine {
             quorums,
             key: scenario.key,
             leader: scenario.leader,
+            leases: scenario.leases,
             election: scenario.election,
             seed,
             used_round,

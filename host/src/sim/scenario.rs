@@ -40,6 +40,9 @@ pub(super) struct Scenario {
     pub(super) key: Option<Key>,
     pub(super) leader: LeaderTiming,
     pub(super) election: ElectionTiming,
+    /// How long acceptors grant leases for, and whether leaders ask for them.
+    pub(super) lease_ns: u64,
+    pub(super) leases: bool,
     /// Rounds that are reserved ahead on the disk.
     pub(super) rounds_ahead: u64,
     /// Slots between two snapshots.
@@ -124,6 +127,8 @@ impl Scenario {
             key: keyed.then_some(key),
             leader: LeaderTiming::of(heartbeat_ns, DECIDE_NS, durability),
             election: ElectionTiming::of(election_ns, election_ns / 4),
+            lease_ns: election_ns / [2, 8][seed as usize / 2 % 2],
+            leases: seed.is_multiple_of(2),
             rounds_ahead: one_of(r, &[1, 4, 1024]),
             snapshot_slots: one_of(r, &[16, 50, 200]),
             flush_ns: one_of(r, &[20_000, 100_000, 500_000]),
