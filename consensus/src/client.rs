@@ -528,12 +528,17 @@ impl Client {
         }
         let leader = self.leader_address(header.vote_ballot.0, value);
         if from != self.target && leader.is_none_or(|leader| leader == self.target) {
-            // Another member has not noticed yet that the one asked is silent. It tells later.
+            // Another member has not noticed yet that the one asked is silent: it tells later. Or it
+            // knows what the one asked did not know yet.
+            if leader == Some(self.target) {
+                self.held_until_ns = None;
+            }
             return;
         }
         if from == self.target && leader == Some(from) {
             // It was not ready for what it was sent, and is now.
             self.held_until_ns = None;
+            self.turn(now_ns, from);
             return self.repeat_everything();
         }
         self.counters.redirects += 1;
@@ -656,6 +661,7 @@ impl Client {
         self.counters.timeouts += 1;
         self.pace.timeouts = self.pace.timeouts.saturating_add(1);
         self.inquiry = Some(0);
+        self.hops = 0;
         match self.pace.timeouts {
             1 => self.put_off(now_ns),
             others => {

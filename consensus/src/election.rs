@@ -13,6 +13,8 @@ use crate::random::Random;
 const BEATS: u64 = 3;
 /// What was late once is remembered for one to two such spans, in nanoseconds.
 const LATE_SPAN_NS: u64 = 2_000_000_000;
+/// Questions and campaigns that come to nothing are repeated at intervals that double so often.
+const MAX_DOUBLINGS: u32 = 6;
 /// Nobody's stalls make followers wait longer than so many times their patience.
 const MAX_STRETCH: u64 = 8;
 
@@ -135,9 +137,13 @@ pub struct Election {
     looked_ns: u64,
     /// The end of the patience was met late once, and put off, since the last heartbeat.
     put_off: bool,
-    /// When the leader's host was last asked whether it still runs, and when one said no.
+    /// When the leader's host was last asked whether it still runs, how often since the last
+    /// heartbeat, and when it was asked what it denied.
     probed_ns: u64,
+    probes: u32,
     gone_ns: u64,
+    /// Campaigns since the last heartbeat.
+    attempts: u32,
     /// Highest round seen anywhere.
     pub round: u64,
     /// The pre-vote under way.
@@ -160,7 +166,9 @@ impl Election {
             looked_ns: now_ns,
             put_off: false,
             probed_ns: 0,
+            probes: 0,
             gone_ns: 0,
+            attempts: 0,
             round: 0,
             pre_vote: None,
             ceased: Ballot::NONE,
@@ -186,6 +194,7 @@ impl Election {
         }
         self.rhythm.heard(ballot, seen_ns);
         self.put_off = false;
+        (self.probes, self.attempts) = (0, 0);
         if self.pre_vote.is_some() || self.is_first {
             self.wait(now_ns);
         }
@@ -196,9 +205,9 @@ impl Election {
         self.rhythm.late(now_ns, silence_ns);
     }
 
-    /// The leader's host says that nobody listens where the leader did.
-    pub fn gone(&mut self, now_ns: u64) {
-        self.gone_ns = now_ns;
+    /// The leader's host, asked at `asked_ns`, says that nobody listens where the leader did.
+    pub fn gone(&mut self, asked_ns: u64) {
+        self.gone_ns = self.gone_ns.max(asked_ns);
     }
 
     /// Whether the leader that was last heard of at `seen_ns` is known to have died since.
@@ -212,12 +221,16 @@ impl Election {
             return u64::MAX;
         }
         let suspect_ns = self.rhythm.suspect_ns();
-        (seen_ns + suspect_ns).max(self.probed_ns + suspect_ns / 2)
+        let again_ns = suspect_ns / 2 << self.probes.min(MAX_DOUBLINGS);
+        seen_ns
+            .saturating_add(suspect_ns)
+            .max(self.probed_ns.saturating_add(again_ns))
     }
 
     /// The leader's host is asked now.
     pub fn probed(&mut self, now_ns: u64) {
         self.probed_ns = now_ns;
+        self.probes = self.probes.saturating_add(1);
     }
 
     /// The silence after which a leader is taken for dead, in nanoseconds.
@@ -233,7 +246,7 @@ impl Election {
     /// How long a pre-vote may take, in nanoseconds, if the leader was last heard of at `seen_ns`.
     pub fn pre_vote_ns(&self, seen_ns: u64) -> u64 {
         if self.is_gone(seen_ns) {
-            self.rhythm.timing.suspect_ns / 2
+            self.rhythm.timing.suspect_ns / 2 << self.attempts.min(MAX_DOUBLINGS)
         } else {
             self.silence_ns() / 3
         }
@@ -242,7 +255,9 @@ impl Election {
     /// When this member campaigns if the leader was last heard of at `seen_ns`.
     pub fn due_ns(&self, seen_ns: u64) -> u64 {
         let (start_ns, patience_ns, rank_ns) = if self.is_gone(seen_ns) {
-            (self.gone_ns, 0, self.rhythm.timing.suspect_ns / 8)
+            let rank_ns = self.rhythm.timing.suspect_ns / 8;
+            let again_ns = (rank_ns << self.attempts.min(MAX_DOUBLINGS)) - rank_ns;
+            (self.gone_ns, again_ns, rank_ns)
         } else {
             let silence_ns = self.silence_ns();
             (seen_ns, silence_ns, silence_ns / 8)
@@ -258,12 +273,15 @@ impl Election {
     /// Whether this member campaigns now. A host that looks long after the patience has ended was
     /// stalled itself, and perhaps the leader's with it: it waits once more.
     pub fn is_due(&mut self, now_ns: u64, seen_ns: u64) -> bool {
-        self.looked_ns = now_ns;
-        let Some(late_ns) = now_ns.checked_sub(self.due_ns(seen_ns)) else {
+        let looked_ns = core::mem::replace(&mut self.looked_ns, now_ns);
+        let due_ns = self.due_ns(seen_ns);
+        if now_ns < due_ns {
             return false;
-        };
+        }
+        let late_ns = now_ns.saturating_sub(due_ns.max(looked_ns));
         let is_sure = self.is_first || self.put_off || self.is_gone(seen_ns);
         if is_sure || late_ns < self.silence_ns() / 4 {
+            self.attempts = self.attempts.saturating_add(1);
             return true;
         }
         self.wait(now_ns);
@@ -279,5 +297,121 @@ impl Election {
     /// A random nonce.
     pub fn nonce(&mut self) -> u32 {
         self.random.next() as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NodeId;
+
+    const MS: u64 = 1_000_000;
+    const TIMING: ElectionTiming = ElectionTiming::of(150 * MS, 4 * MS);
+    const LEADER: Ballot = Ballot::new(1, NodeId(1));
+
+    /// A follower that has heard of its leader every `interval_ns` for long, and when last.
+    fn follower(interval_ns: u64) -> (Election, u64) {
+        let mut election = Election::new(TIMING, 0, 1, 0);
+        let mut now_ns = 0;
+        for _ in 0..200 {
+            now_ns += interval_ns;
+            election.led(now_ns, LEADER, now_ns);
+            election.is_due(now_ns, now_ns);
+        }
+        (election, now_ns)
+    }
+
+    #[test]
+    fn suspicion_follows_the_rhythm_of_the_heartbeats() {
+        for (interval_ns, suspect_ns) in [(MS / 4, 4 * MS), (MS, 4 * MS), (10 * MS, 30 * MS)] {
+            let (election, seen_ns) = follower(interval_ns);
+            let due_ns = election.probe_due_ns(seen_ns) - seen_ns;
+            assert!(
+                (suspect_ns..suspect_ns + suspect_ns / 10).contains(&due_ns),
+                "{interval_ns} {due_ns}"
+            );
+            assert_eq!(election.silence_ns(), TIMING.timeout_ns);
+        }
+    }
+
+    #[test]
+    fn questions_that_nobody_answers_grow_rare() {
+        let (mut election, seen_ns) = follower(MS);
+        let mut asked = 0;
+        loop {
+            let due_ns = election.probe_due_ns(seen_ns);
+            if due_ns > seen_ns + 10_000 * MS {
+                break;
+            }
+            election.probed(due_ns);
+            asked += 1;
+        }
+        assert!((10..100).contains(&asked), "{asked} in ten seconds");
+    }
+
+    #[test]
+    fn a_leader_that_is_gone_is_not_waited_for_and_not_campaigned_against_in_a_rush() {
+        let (mut election, seen_ns) = follower(MS);
+        let asked_ns = election.probe_due_ns(seen_ns);
+        election.gone(asked_ns);
+        assert!(election.is_silent(asked_ns, seen_ns));
+        let mut now_ns = asked_ns + MS;
+        assert!(election.is_due(now_ns, seen_ns), "the highest rank");
+        let mut campaigns = 1;
+        while now_ns < asked_ns + 10_000 * MS {
+            now_ns += election.pre_vote_ns(seen_ns);
+            election.wait(now_ns);
+            now_ns = election.due_ns(seen_ns);
+            assert!(election.is_due(now_ns, seen_ns));
+            campaigns += 1;
+        }
+        assert!((10..200).contains(&campaigns), "{campaigns} in ten seconds");
+        // It is back.
+        election.led(now_ns, LEADER, now_ns);
+        assert!(!election.is_gone(now_ns) && !election.is_silent(now_ns + 1, now_ns));
+    }
+
+    #[test]
+    fn an_answer_to_a_question_of_before_the_last_heartbeat_says_nothing() {
+        let (mut election, seen_ns) = follower(MS);
+        election.gone(seen_ns - 1);
+        assert!(!election.is_gone(seen_ns));
+    }
+
+    #[test]
+    fn whoever_looks_late_waits_once_more_and_only_once() {
+        let (mut election, seen_ns) = follower(MS);
+        let due_ns = election.due_ns(seen_ns);
+        let late_ns = due_ns + TIMING.timeout_ns;
+        assert!(!election.is_due(late_ns, seen_ns), "it was stalled itself");
+        let again_ns = election.due_ns(seen_ns);
+        assert!(again_ns >= late_ns + TIMING.timeout_ns);
+        assert!(election.is_due(again_ns + TIMING.timeout_ns, seen_ns));
+    }
+
+    #[test]
+    fn whoever_looked_in_time_and_only_now_learns_that_nobody_leads_does_not_wait() {
+        let (mut election, seen_ns) = follower(MS);
+        let now_ns = seen_ns + 10 * MS;
+        assert!(!election.is_due(now_ns - MS, seen_ns));
+        election.since_ns = 0;
+        assert!(election.is_due(now_ns, 0));
+    }
+
+    #[test]
+    fn late_heartbeats_lengthen_the_patience_within_bounds_and_for_a_while() {
+        let (mut election, seen_ns) = follower(10 * MS);
+        election.is_due(seen_ns + 99 * MS, seen_ns);
+        let late_ns = seen_ns + 120 * MS;
+        election.led(late_ns, LEADER, late_ns);
+        assert!((199 * MS..=200 * MS).contains(&election.silence_ns()));
+        election.was_alive(late_ns, u64::MAX);
+        assert_eq!(election.silence_ns(), MAX_STRETCH * TIMING.timeout_ns);
+        for beat in 1..500 {
+            let now_ns = late_ns + beat * 10 * MS;
+            election.led(now_ns, LEADER, now_ns);
+            election.was_alive(now_ns, 0);
+        }
+        assert_eq!(election.silence_ns(), TIMING.timeout_ns);
     }
 }

@@ -20,9 +20,10 @@ pub const MAX_READY: usize = 1024;
 const FETCH_SLOTS: u64 = 64;
 /// Packets sent again in one turn at the most.
 const MAX_RESENT: usize = 64;
-/// Clocks of two machines run apart by less than one part of so many: a leader counts that much
-/// less of a lease than its acceptors do.
-pub const MAX_DRIFT: u64 = 100;
+/// A leader counts one part of so many less of a lease than its acceptors do: an adjusted clock
+/// runs at most 10 % too fast or too slow (adjtimex(2), `tick`), beside 500 ppm by its frequency, and
+/// the holder's may be slow while an acceptor's is fast.
+pub const MAX_DRIFT: u64 = 5;
 
 /// Whom a leader's packet goes to. The packet goes to this node's own acceptor too, where that is
 /// among them.
@@ -66,7 +67,11 @@ impl LeaderTiming {
         const MS: u64 = 1_000_000;
         Self {
             heartbeat_ns,
-            decide_ns,
+            decide_ns: if decide_ns < heartbeat_ns {
+                decide_ns
+            } else {
+                heartbeat_ns
+            },
             // A flush may take its time; a datagram that is lost is lost at once.
             resend_ns: match durability {
                 Durability::Volatile | Durability::Async => 5 * MS,
@@ -181,7 +186,15 @@ struct Barrier {
     confirmed: u64,
     voters: Voters,
     sent_ns: u64,
+    tries: u32,
     nonce: u32,
+}
+
+impl Barrier {
+    /// When it is sent again. A repetition begins anew, so that a round trip must fit in between.
+    fn again_ns(&self, resend_ns: u64) -> u64 {
+        self.sent_ns + (resend_ns << self.tries.min(5))
+    }
 }
 
 impl Leader {
@@ -752,7 +765,7 @@ impl Leader {
         let barrier_due = self.barrier.wanted > self.barrier.number
             && self.barrier.confirmed == self.barrier.number
             || self.barrier.confirmed < self.barrier.number
-                && now_ns >= self.barrier.sent_ns + self.timing.resend_ns;
+                && now_ns >= self.barrier.again_ns(self.timing.resend_ns);
         if !self.has_proposed() {
             // Heartbeats begin with the first proposal, which fixes the first slot: an acceptor
             // that lags by a window needs the trim to take it.
@@ -777,6 +790,9 @@ impl Leader {
         if barrier_due && self.leads() {
             if self.barrier.confirmed == self.barrier.number {
                 self.barrier.number = self.barrier.wanted;
+                self.barrier.tries = 0;
+            } else {
+                self.barrier.tries = self.barrier.tries.saturating_add(1);
             }
             self.barrier.voters = Voters::default();
             self.barrier.nonce = header.nonce;
@@ -789,10 +805,12 @@ impl Leader {
         self.announced = self.decided();
         self.announced_ns = now_ns;
         // Followers learn how long a silence means something from the last intervals.
-        self.beat_ns = if news {
+        self.beat_ns = if news || !due {
             self.timing.decide_ns
         } else {
-            (self.beat_ns + self.beat_ns / 4).clamp(self.timing.decide_ns, self.timing.heartbeat_ns)
+            (self.beat_ns + self.beat_ns / 4)
+                .min(self.timing.heartbeat_ns)
+                .max(self.timing.decide_ns)
         };
         debug_assert!(membership.quorums.phase2() > 0);
         out(Order {
@@ -832,7 +850,7 @@ impl Leader {
             due = due.min(oldest_ns.map_or(u64::MAX, |sent_ns| sent_ns + resend_ns));
         }
         if self.barrier.confirmed < self.barrier.number {
-            due = due.min(self.barrier.sent_ns + self.timing.resend_ns);
+            due = due.min(self.barrier.again_ns(self.timing.resend_ns));
         }
         due
     }

@@ -8,7 +8,7 @@ use crate::acceptor::{Acceptor, Drop, Effect, Step};
 use crate::memory::{Buffers, Memory};
 use crate::region::{self, GroupView};
 use crate::simulation::{Fault, Mutation, mutated, strikes};
-use crate::wire::{HEADER_BYTES, Header, Kind};
+use crate::wire::{Flags, HEADER_BYTES, Header, Kind};
 use crate::{Ballot, GroupId, Slot};
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -171,8 +171,23 @@ impl<M: Memory, J: Journal> Local<M, J> {
             && now_ns < started_ns.saturating_add(self.lease_ns(request.group))
             && !mutated(Mutation::LeaseForgotten)
         {
+            let ends_ns = started_ns.saturating_add(self.lease_ns(request.group));
+            let promised = self
+                .view(request.group)
+                .map_or(Ballot::NONE, |view| view.promised);
             self.counters.refused += 1;
-            return None;
+            let reply = Header {
+                kind: Kind::Nack,
+                sender: self.acceptor.node,
+                incarnation: self.acceptor.incarnation,
+                vote_ballot: promised,
+                watermark: ends_ns - now_ns,
+                flags: Flags::LEASE,
+                length: 0,
+                tag: 0,
+                ..*request
+            };
+            return Some((reply, &[]));
         }
         let bytes = (HEADER_BYTES + RECORD_BYTES) * (1 + self.decides.len()) + value.len();
         if journals && (self.failed || !self.has_room(bytes) || self.held.len() >= MAX_HELD) {

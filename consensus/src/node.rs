@@ -351,12 +351,12 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         }
     }
 
-    /// The network says that no process listens at `address`, where a probe went.
+    /// The network says that no process listens at `address`, where a probe went at `asked_ns`.
     pub fn refused_at<I: NodeIo>(
         &mut self,
         now_ns: u64,
         unix_ms: u64,
-        address: SocketAddr,
+        (asked_ns, address): (u64, SocketAddr),
         io: &mut I,
     ) {
         let mut io = Signing {
@@ -370,7 +370,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 local: &mut self.local,
                 io: &mut io,
             };
-            replica.refused(&mut turn, address);
+            replica.refused(&mut turn, asked_ns, address);
         }
     }
 

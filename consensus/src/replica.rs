@@ -55,7 +55,8 @@ pub trait Io {
     /// Sends a packet to whoever is reached at `to`. The tag is filled in here.
     fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]);
     /// Sends a packet to a node that may have died. Where the network tells that nobody listens
-    /// there, the host passes that on to [`Node::refused`](crate::node::Node::refused_at).
+    /// there, the host passes that on to
+    /// [`Node::refused_at`](crate::node::Node::refused_at).
     fn probe(&mut self, to: SocketAddr, header: &Header) {
         self.send(to, header, &[]);
     }
@@ -235,8 +236,6 @@ pub struct Replica<S> {
     stall: (u64, u8),
     /// Who asked for the leader lately.
     inquirers: VecDeque<Inquirer>,
-    /// Whose leader they were last told of.
-    told: Ballot,
     snapshot_wanted: bool,
     /// What the region said in the last turn.
     observed: Option<Observed>,
@@ -287,7 +286,6 @@ impl<S: StateMachine> Replica<S> {
             reported_ns: 0,
             stall: (0, 0),
             inquirers: VecDeque::new(),
-            told: Ballot::NONE,
             snapshot_wanted: false,
             observed: None,
             tally: Tally::default(),

@@ -13,7 +13,10 @@ const MAX_PROBES: usize = 32;
 struct Probe {
     to: SocketAddr,
     socket: UdpSocket,
+    /// When it was first asked what is not answered yet.
+    asked_ns: u64,
     until_ns: u64,
+    is_refused: bool,
 }
 
 /// Sends single datagrams from sockets of their own and sees them refused.
@@ -41,8 +44,8 @@ impl Prober {
         let until_ns = now_ns + PATIENCE_NS;
         if let Some(known) = self.probes.iter_mut().find(|probe| probe.to == to) {
             known.until_ns = until_ns;
-            // An error is the answer to an earlier question, and not lost: see `refused`.
-            let _ = known.socket.send(datagram);
+            // An error is the answer to an earlier question, and the kernel tells it once.
+            known.is_refused |= is_refusal(known.socket.send(datagram));
         } else if self.probes.len() < MAX_PROBES
             && let Ok(socket) = self.connect(to)
             && socket.send(datagram).is_ok()
@@ -50,7 +53,9 @@ impl Prober {
             self.probes.push(Probe {
                 to,
                 socket,
+                asked_ns: now_ns,
                 until_ns,
+                is_refused: false,
             });
         }
     }
@@ -62,15 +67,14 @@ impl Prober {
         Ok(socket)
     }
 
-    /// An address at which nobody listens, once for each question.
-    pub fn refused(&mut self, now_ns: u64) -> Option<SocketAddr> {
+    /// An address at which nobody listens, and when it was asked, once for each question.
+    pub fn refused(&mut self, now_ns: u64) -> Option<(u64, SocketAddr)> {
+        let refuses = |probe: &Probe| probe.is_refused || is_refusal(probe.socket.recv(&mut [0]));
+        let refused = self.probes.iter().position(refuses);
+        let refused = refused.map(|at| self.probes.swap_remove(at));
+        // A worker that was stalled finds its answers late, so they are looked at first.
         self.probes.retain(|probe| now_ns < probe.until_ns);
-        let refuses = |probe: &Probe| {
-            let answer = probe.socket.recv(&mut [0]);
-            answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-        };
-        let at = self.probes.iter().position(refuses)?;
-        Some(self.probes.swap_remove(at).to)
+        refused.map(|probe| (probe.asked_ns, probe.to))
     }
 
     /// When to look for answers, in nanoseconds of the clock of `now_ns`.
@@ -81,6 +85,10 @@ impl Prober {
             now_ns + LOOK_NS
         }
     }
+}
+
+fn is_refusal(result: io::Result<usize>) -> bool {
+    result.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 #[cfg(test)]
@@ -109,7 +117,7 @@ mod tests {
                 now_ns = clock::monotonic_ns();
                 refused.extend(prober.refused(now_ns));
             }
-            assert_eq!(refused, [gone]);
+            assert_eq!(refused, [(start_ns, gone)]);
             let mut taken = [0; 16];
             assert_eq!(listener.recv(&mut taken).unwrap(), 6, "it is a datagram");
         }

@@ -253,9 +253,6 @@ impl Default for Region {
     }
 }
 
-/// Longest [`Timing::lease_us`]: so long may a fail-over take at least.
-pub const MAX_LEASE_US: u64 = 10_000_000;
-
 /// Longest linger, in microseconds: past it a worker should poll.
 pub const MAX_LINGER_US: u64 = 1_000;
 
@@ -293,7 +290,7 @@ pub enum Reads {
     #[default]
     Barrier,
     /// A quorum's promise to follow nobody else for a while: no round trip, but the clocks of two
-    /// machines must not run apart by 1 % or more, nor one stand still while its machine does.
+    /// machines must not run apart by 20 % or more, nor one stand still while its machine does.
     Lease,
 }
 

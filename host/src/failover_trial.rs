@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks at the cluster.
 const LOOK: Duration = Duration::from_millis(5);
+/// The same while nothing is waited for.
+const DWELL: Duration = Duration::from_millis(50);
 /// After the first write that a successor acknowledges: what the change stirs up belongs to it.
 const AFTERMATH: Duration = Duration::from_millis(200);
 /// A restarted replica is level when it lacks no more slots than are decided meanwhile.
@@ -63,6 +65,8 @@ pub struct Outcome {
     pub calm_elections: u64,
     /// Writes acknowledged in all.
     pub acknowledged: u64,
+    /// Writes that ended with an error: their outcome is unknown.
+    pub failed: u64,
 }
 
 /// What is being done.
@@ -78,6 +82,7 @@ pub enum Progress {
 #[derive(Debug, Default)]
 struct Shared {
     acknowledged: AtomicU64,
+    failed: AtomicU64,
     longest_gap_ns: AtomicU64,
     over: AtomicBool,
 }
@@ -105,7 +110,9 @@ impl Service for Writer {
             self.client.handle_timeout(now_ns);
         }
         while let Some(event) = self.client.poll_event() {
-            if event.result.is_ok() {
+            if event.result.is_err() {
+                self.shared.failed.fetch_add(1, Ordering::Relaxed);
+            } else {
                 if let Some(last_ns) = self.last_ns.replace(now_ns) {
                     let gap_ns = now_ns - last_ns;
                     self.shared
@@ -141,10 +148,11 @@ impl Service for Writer {
 }
 
 /// Who leads, in which ballot, and how far it has decided.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 struct Lead {
     node: u16,
-    ballot: String,
+    /// Round and node.
+    ballot: (u64, u64),
     decided: u64,
 }
 
@@ -182,6 +190,7 @@ pub fn run(
     let stopped = target.stop();
     let mut outcome = measured?;
     stopped?;
+    outcome.failed = shared.failed.load(Ordering::Relaxed);
     outcome.acknowledged = shared.acknowledged.load(Ordering::Relaxed);
     Ok(outcome)
 }
@@ -233,9 +242,10 @@ impl Run<'_> {
             self.dwell(self.options.settle, |_, _| Ok(()))?;
             let now = self.await_lead()?;
             outcome.false_elections += u64::from(now.ballot != lead.ballot);
-            outcome.gaps.push(self.kill(now.node)?);
+            let (gap, successor) = self.kill(&now)?;
+            outcome.gaps.push(gap);
+            lead = successor;
             self.restart(now.node)?;
-            lead = self.await_lead()?;
         }
         if !self.options.calm.is_zero() {
             let burning = AtomicBool::new(true);
@@ -248,7 +258,7 @@ impl Run<'_> {
                         }
                     });
                 }
-                let mut seen = lead.ballot.clone();
+                let mut seen = lead.ballot;
                 let look = |run: &mut Self, part| {
                     progress(Progress::Calm(part));
                     if let Some(now) = run.look()? {
@@ -271,22 +281,30 @@ impl Run<'_> {
         cluster.ok_or_else(|| "the cluster has been stopped".into())
     }
 
-    /// Kills the leader. Returns the longest time between two writes that were acknowledged around
-    /// it.
-    fn kill(&mut self, node: u16) -> Result<Duration, TargetError> {
+    /// Kills the leader. Returns the longest time between two writes that were acknowledged from then
+    /// until one was by its successor, and at least [`AFTERMATH`], and the successor.
+    fn kill(&mut self, leader: &Lead) -> Result<(Duration, Lead), TargetError> {
         self.shared.longest_gap_ns.store(0, Ordering::Relaxed);
-        self.cluster()?.kill(node);
-        // Answers that were on their way when it died come within the client's next turn.
-        thread::sleep(Duration::from_millis(1));
-        let before = self.shared.acknowledged.load(Ordering::Relaxed);
+        self.cluster()?.kill(leader.node);
+        // Nobody is asked meanwhile: answers cost a replica time.
+        self.dwell(AFTERMATH, |_, _| Ok(()))?;
         let deadline = Instant::now() + PATIENCE;
+        let successor = loop {
+            let lead = self.await_lead()?;
+            if lead.ballot > leader.ballot {
+                break lead;
+            }
+            self.check(deadline, "follows the leader that was killed")?;
+            thread::sleep(LOOK);
+        };
+        // What the dead leader had answered was taken before this.
+        let before = self.shared.acknowledged.load(Ordering::Relaxed);
         while self.shared.acknowledged.load(Ordering::Relaxed) == before {
             self.check(deadline, "acknowledges a write after the leader was killed")?;
             thread::sleep(Duration::from_millis(1));
         }
-        self.dwell(AFTERMATH, |_, _| Ok(()))?;
         let gap_ns = self.shared.longest_gap_ns.load(Ordering::Relaxed);
-        Ok(Duration::from_nanos(gap_ns))
+        Ok((Duration::from_nanos(gap_ns), successor))
     }
 
     /// Starts a killed replica again and waits until it is level with the leader.
@@ -315,10 +333,7 @@ impl Run<'_> {
         while start.elapsed() < time {
             look(self, start.elapsed().div_duration_f64(time))?;
             self.check(Instant::now() + PATIENCE, "runs")?;
-            thread::sleep(
-                LOOK.max(time / 100)
-                    .min(time.saturating_sub(start.elapsed())),
-            );
+            thread::sleep(DWELL.min(time.saturating_sub(start.elapsed())));
         }
         Ok(())
     }
@@ -359,19 +374,28 @@ impl Run<'_> {
         let nodes: Vec<u16> = (1..=cluster.replicas().len() as u16)
             .filter(|&node| cluster.process(node).is_some())
             .collect();
+        let mut newest: Option<Lead> = None;
         for node in nodes {
             let Some(report) = self.inspect(node)? else {
                 continue;
             };
-            if report["role"] == "leader" {
-                return Ok(Some(Lead {
+            let ballot = report["ballot"].as_str().and_then(|text| {
+                let (round, node) = text.split_once('.')?;
+                Some((round.parse().ok()?, node.parse().ok()?))
+            });
+            // One that was superseded may not know it yet.
+            if let Some(ballot) = ballot
+                && report["role"] == "leader"
+                && newest.as_ref().is_none_or(|lead| lead.ballot < ballot)
+            {
+                newest = Some(Lead {
                     node,
-                    ballot: report["ballot"].as_str().unwrap_or_default().to_owned(),
+                    ballot,
                     decided: report["decided"].as_u64().unwrap_or_default(),
-                }));
+                });
             }
         }
-        Ok(None)
+        Ok(newest)
     }
 
     fn inspect(&mut self, node: u16) -> Result<Option<serde_json::Value>, TargetError> {

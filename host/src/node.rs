@@ -158,10 +158,10 @@ impl<T: Transmit> NodeIo for Outbox<'_, T> {
             self.host.directory.update(|identity| {
                 if formed && !identity.formed {
                     identity.formed_boot_id = Some(boot_id);
+                    identity.terms = Some(self.host.terms);
                 }
                 identity.pins = pins.clone();
                 identity.formed = formed;
-                identity.terms = formed.then_some(self.host.terms);
             })
         });
         if let Err(error) = &result {
@@ -702,8 +702,8 @@ impl<S: StateMachine> Service for NodeService<S> {
             host: &mut self.host,
             tx,
         };
-        if let Some(address) = refused {
-            self.node.refused_at(now_ns, unix_ms, address, &mut io);
+        if let Some(refusal) = refused {
+            self.node.refused_at(now_ns, unix_ms, refusal, &mut io);
         }
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
         // Even without an answer: a redirect that came before gave the front a request to send.

@@ -150,9 +150,8 @@ pub fn open(
     let nonce = terms.birth.nonce;
     let named = directory.identity().bpffs.clone();
     let wanted = kernel.map(|kernel| kernel.bpffs.as_path());
-    if named.is_some() || wanted.is_some() {
-        xdp::refuse_other_clock()?;
-    }
+    // Leases and heartbeats in it are times of the clock that the process had before.
+    xdp::refuse_other_clock()?;
     remove_left(directory, nonce)?;
     if is_same_place(named.as_deref(), wanted) {
         let opened = open_at_home(directory, terms, kernel)?;

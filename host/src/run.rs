@@ -386,7 +386,8 @@ fn node_config(
             config.suspect_ns() / BEATS_IN_SUSPICION,
             config.durability.of_core(),
         ),
-        leases: config.reads == Reads::Lease,
+        // A cluster that formed before leases were among its terms has not agreed on their length.
+        leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
         election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
         seed: seed ^ identity.region_nonce,
         used_round,

@@ -205,9 +205,6 @@ impl<S: StateMachine> Replica<S> {
         turn: &mut Turn<'_, M, J, I>,
         ballot: Ballot,
     ) {
-        if core::mem::replace(&mut self.told, ballot) == ballot {
-            return;
-        }
         for inquirer in core::mem::take(&mut self.inquirers) {
             if turn.now_ns < inquirer.asked_ns.saturating_add(ASKED_NS) {
                 self.name_leader(turn, inquirer.route, inquirer.session, ballot.node());

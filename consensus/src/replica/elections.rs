@@ -170,7 +170,8 @@ impl<S: StateMachine> Replica<S> {
         match &mut self.lead {
             Some(lead) if lead.leader.leads() && known => {
                 if target != self.config.node {
-                    let until_ns = turn.now_ns + TRANSFER_NS;
+                    // The successor waits for what is left of a lease.
+                    let until_ns = turn.now_ns + TRANSFER_NS + self.config.lease_ns;
                     lead.transfer = Some(Transfer {
                         target,
                         until_ns,
@@ -268,17 +269,18 @@ impl<S: StateMachine> Replica<S> {
         ))
     }
 
-    /// A host says that no process listens at `address`.
+    /// A host, asked at `asked_ns`, says that no process listens at `address`.
     pub fn refused<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
+        asked_ns: u64,
         address: SocketAddr,
     ) {
         if self.lead.is_none()
             && let Some((leader, _)) = self.probe_due(turn.local)
             && leader == address
         {
-            self.election.gone(turn.now_ns);
+            self.election.gone(asked_ns);
         }
     }
 

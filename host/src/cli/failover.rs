@@ -80,7 +80,7 @@ pub(crate) struct Args {
     #[arg(long, env = "NEARWIRE_CALM_SECONDS", value_name = "S", value_parser = seconds)]
     calm_seconds: Option<Duration>,
     /// Threads beside the calm that do nothing but spin, at the default priority: one for each CPU
-    /// is a full load.
+    /// is a full load, for replicas with a --priority as far as the kernel keeps time for others.
     #[arg(
         long,
         env = "NEARWIRE_BURNERS",
@@ -139,6 +139,7 @@ struct Row {
     burners: u16,
     calm_elections: u64,
     acknowledged: u64,
+    failed: u64,
     gaps_ms: Vec<f64>,
     unsupported: Option<String>,
     command_line: String,
@@ -243,6 +244,7 @@ impl Args {
             burners: self.burners,
             calm_elections: outcome.calm_elections,
             acknowledged: outcome.acknowledged,
+            failed: outcome.failed,
             gaps_ms: gaps,
             unsupported,
             command_line: std::env::args().collect::<Vec<_>>().join(" "),

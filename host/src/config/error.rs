@@ -1,6 +1,6 @@
 //! What may be wrong with a configuration.
 
-use super::{KeyError, MAX_LEASE_US, MAX_LINGER_US, MIN_SUSPECT_US, Place};
+use super::{KeyError, MAX_LINGER_US, MIN_SUSPECT_US, Place};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::quorum::QuorumError;
@@ -147,12 +147,17 @@ pub enum Problem {
         heartbeat_ms: u64,
     },
     /// No lease, or one that would keep a cluster from writing for long.
-    #[error("`lease_us` = {0}, but it takes 1 to {MAX_LEASE_US}")]
-    Lease(u64),
-    /// No leader speaks so often, or followers campaign sooner anyway.
+    #[error("`lease_us` = {lease_us}, but it takes 1 to {longest_us}, which is `election_ms`")]
+    Lease {
+        /// How long leases would last.
+        lease_us: u64,
+        /// Silence before a campaign.
+        longest_us: u64,
+    },
+    /// No leader speaks so often, or leaders speak more often anyway.
     #[error(
-        "`suspect_us` = {suspect_us}, but it takes {MIN_SUSPECT_US} to {longest_us}, which is \
-         `election_ms`"
+        "`suspect_us` = {suspect_us}, but it takes {MIN_SUSPECT_US} to {longest_us}, which is four \
+         times `heartbeat_ms`"
     )]
     Suspicion {
         /// Silence before the leader's host is asked.
@@ -237,7 +242,7 @@ impl Problem {
             | Self::Quorums(_)
             | Self::Region(_)
             | Self::FifoPriority(_)
-            | Self::Lease(_)
+            | Self::Lease { .. }
             | Self::Suspicion { .. } => {
                 return None;
             }

@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LEASE_US, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides,
-    Peer, Problem, Quorum, Reads, Region, Timing, Worker,
+    Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
+    Quorum, Reads, Region, Timing, Worker,
 };
 use crate::xdp::{Attach, OnHostDeath};
 use consensus::NodeId;
@@ -321,10 +321,19 @@ fn check_timing(timing: &Timing) -> Result<(), Found> {
         };
         return Err((at("election_ms"), problem));
     }
-    if !(1..=MAX_LEASE_US).contains(&lease_us) {
-        return Err((at("lease_us"), Problem::Lease(lease_us)));
-    }
+    // Candidates give up before a longer one ends.
     let longest_us = election_ms.saturating_mul(1_000);
+    if !(1..=longest_us).contains(&lease_us) {
+        return Err((
+            at("lease_us"),
+            Problem::Lease {
+                lease_us,
+                longest_us,
+            },
+        ));
+    }
+    // Heartbeats under load, four in that time, come no slower than without.
+    let longest_us = heartbeat_ms.saturating_mul(4_000);
     if let Some(suspect_us) = suspect_us
         && !(MIN_SUSPECT_US..=longest_us).contains(&suspect_us)
     {
@@ -566,7 +575,12 @@ mod tests {
             (
                 "# suspect_us = 4000",
                 "suspect_us = «499",
-                "`suspect_us` = 499, but it takes 500 to 150000",
+                "`suspect_us` = 499, but it takes 500 to 40000",
+            ),
+            (
+                "# suspect_us = 4000",
+                "suspect_us = «40001",
+                "`suspect_us` = 40001, but it takes 500 to 40000",
             ),
             ("lease_us = 4000", "lease_us = «0", "`lease_us` = 0, but"),
             ("\"example\"", "«\"\"", "`cluster` is empty"),

@@ -108,7 +108,9 @@ impl Scenario {
         }
         let drift = kinds.has(FaultKind::ClockDrift);
         let skewed = kinds.has(FaultKind::ClockStep);
-        let drift_ppm = (0..nodes).map(|_| r.below(1001) as i64 - 500);
+        // A clock that is being set right runs up to a tenth too fast or too slow.
+        let slewed = if seed.is_multiple_of(4) { 180 } else { 1 };
+        let drift_ppm = (0..nodes).map(|_| (r.below(1001) as i64 - 500) * slewed);
         let drift_ppm = drift_ppm.map(|ppm| if drift { ppm } else { 0 }).collect();
         let skew_ms = (0..nodes).map(|_| r.below(4001) as i64 - 2000);
         let skew_ms = skew_ms.map(|ms| if skewed { ms } else { 0 }).collect();

@@ -436,7 +436,7 @@ impl World {
         };
         let post = &mut self.ether;
         let told = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
-            node.refused_at(local_ns, unix_ms, address(place), io);
+            node.refused_at(local_ns, unix_ms, (local_ns, address(place)), io);
         });
         if told.is_some() {
             self.timers[to] = self.timers[to].min(now_ns + self.scenario.batch_ns);
