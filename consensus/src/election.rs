@@ -221,7 +221,7 @@ impl Election {
             return u64::MAX;
         }
         let suspect_ns = self.rhythm.suspect_ns();
-        let again_ns = suspect_ns / 2 << self.probes.min(MAX_DOUBLINGS);
+        let again_ns = (suspect_ns / 2) << self.probes.min(MAX_DOUBLINGS);
         seen_ns
             .saturating_add(suspect_ns)
             .max(self.probed_ns.saturating_add(again_ns))
@@ -246,7 +246,7 @@ impl Election {
     /// How long a pre-vote may take, in nanoseconds, if the leader was last heard of at `seen_ns`.
     pub fn pre_vote_ns(&self, seen_ns: u64) -> u64 {
         if self.is_gone(seen_ns) {
-            self.rhythm.timing.suspect_ns / 2 << self.attempts.min(MAX_DOUBLINGS)
+            (self.rhythm.timing.suspect_ns / 2) << self.attempts.min(MAX_DOUBLINGS)
         } else {
             self.silence_ns() / 3
         }
