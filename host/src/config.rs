@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Problem};
-pub use key::{KeyError, read_key};
+pub use key::{KeyError, make_key, read_key};
 pub use place::Place;
 
 /// A configuration in which every key is explained.
@@ -50,6 +50,9 @@ pub struct Config {
     pub offload: Option<Offload>,
     /// A file with the cluster's key (32 hexadecimal digits): every packet carries a tag if set.
     pub key_file: Option<PathBuf>,
+    /// Whether this node may listen where others than this machine reach it, with neither a key for
+    /// its packets nor passwords or TLS for its clients.
+    pub insecure: bool,
 }
 
 /// What a command line or the environment says instead of the file.

@@ -160,6 +160,23 @@ pub enum Problem {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Others than this machine reach the members, and packets would carry no tags.
+    #[error(
+        "node {node} is at {address}, which is not loopback, and there is no `key_file`: whoever \
+         reaches that port could write and depose leaders"
+    )]
+    NoKey {
+        /// The first such member.
+        node: u16,
+        /// Its address.
+        address: SocketAddr,
+    },
+    /// Others than this machine reach the listener for Redis clients, which asks nobody anything.
+    #[error(
+        "Redis clients are served at {0}, which is not loopback, without TLS and without users: \
+         whoever reaches that port could read and write"
+    )]
+    OpenResp(SocketAddr),
 }
 
 fn suggestion(nearest: Option<&str>) -> String {
@@ -208,6 +225,13 @@ impl Problem {
             }
             Self::MixedFamilies { .. } => "write all addresses as IPv4 or all as IPv6".into(),
             Self::Key(error) => error.remedy(),
+            Self::NoKey { .. } => "make a key with `nearwire config key FILE`, copy the file to \
+                                   every node, and write key_file = \"FILE\" at the top; or \
+                                   insecure = true, on a network where everybody may write"
+                .into(),
+            Self::OpenResp(_) => "write resp = \"127.0.0.1:PORT\"; or insecure = true, on a \
+                                  network where everybody may read and write"
+                .into(),
             Self::Linger(_) => "write wait = \"polling\" for a worker that never sleeps".into(),
             Self::Journalled => {
                 "write durability = \"volatile\", or leave `conformance_groups` out: no node that \

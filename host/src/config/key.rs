@@ -1,9 +1,9 @@
 //! The file that holds a cluster's key.
 
 use consensus::auth::Key;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A key file is read no further: it holds 32 digits and perhaps a line end.
@@ -15,6 +15,14 @@ pub enum KeyError {
     /// It cannot be read.
     #[error("read key file {}: {source}", path.display())]
     Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It cannot be made.
+    #[error("make key file {}: {source}", path.display())]
+    Unwritable {
         /// The file.
         path: PathBuf,
         /// The system's answer.
@@ -53,12 +61,42 @@ impl KeyError {
             }
             Self::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
             Self::Malformed { path, .. } => format!(
-                "copy the key of another node, or make a new one for all: (umask 077; od -An -N16 \
-                 -tx1 /dev/urandom | tr -d ' ' > {})",
+                "copy the key of another node, or make a new one for all: rm {0}; nearwire config \
+                 key {0}",
                 path.display()
             ),
+            Self::Unwritable { path, source } => match source.kind() {
+                io::ErrorKind::AlreadyExists => format!(
+                    "choose another name: what {} holds may be a cluster's key",
+                    path.display()
+                ),
+                _ => "choose a directory that you may write to".into(),
+            },
         }
     }
+}
+
+/// Makes a key and the file `path` for it, which nobody but its owner may read.
+///
+/// # Errors
+/// The file is there already, or the system refuses.
+pub fn make_key(path: &Path) -> Result<(), KeyError> {
+    let make = || {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        let digits = format!("{:032x}\n", u128::from_be_bytes(bytes));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(digits.as_bytes())?;
+        file.sync_all()
+    };
+    make().map_err(|source| KeyError::Unwritable {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Reads the key in `path`.
@@ -141,6 +179,21 @@ mod tests {
             "{}",
             error.remedy()
         );
+    }
+
+    #[test]
+    fn a_key_is_made_for_its_owner_alone_and_never_over_another() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let path = |name| scratch.path().join(name);
+        make_key(&path("a")).expect("made");
+        make_key(&path("b")).expect("made");
+        let mode = fs::metadata(path("a")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let first = read_key(&path("a")).expect("a key");
+        assert_ne!(first, read_key(&path("b")).expect("a key"));
+        let error = make_key(&path("a")).expect_err("refused");
+        assert!(error.to_string().ends_with("File exists (os error 17)"));
+        assert_eq!(read_key(&path("a")).expect("a key"), first);
     }
 
     #[test]
