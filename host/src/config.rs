@@ -5,6 +5,7 @@ mod key;
 mod place;
 mod text;
 
+use crate::resp::User;
 use crate::xdp::{self, Attach, Mode, OnHostDeath};
 use consensus::NodeId;
 use consensus::auth::Key;
@@ -36,6 +37,8 @@ pub struct Config {
     pub durability: Durability,
     /// Where Redis clients are served; nowhere if absent.
     pub resp: Option<SocketAddr>,
+    /// Redis clients that may do something; everybody may do everything if there are none.
+    pub users: Vec<User>,
     /// Every member of the cluster, this node included.
     pub peers: Vec<Peer>,
     /// Votes that each phase needs; majorities if absent.

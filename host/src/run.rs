@@ -219,10 +219,10 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
     let server = match config.resp {
-        Some(listen) => Some(resp::Server::bind(resp::Options::new(
-            listen,
-            max_command_bytes(layout.value_bytes()),
-        ))?),
+        Some(listen) => Some(resp::Server::bind(resp::Options {
+            users: config.users.clone().into(),
+            ..resp::Options::new(listen, max_command_bytes(layout.value_bytes()))
+        })?),
         None => None,
     };
 

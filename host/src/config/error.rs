@@ -160,6 +160,12 @@ pub enum Problem {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A name that `ACL LIST` could not show.
+    #[error("{0:?} is no user's name: it takes letters, digits and signs, and no blanks")]
+    UserName(String),
+    /// Two users have one name.
+    #[error("user {0:?} is there twice in [[user]]")]
+    SameUser(String),
     /// Others than this machine reach the members, and packets would carry no tags.
     #[error(
         "node {node} is at {address}, which is not loopback, and there is no `key_file`: whoever \
@@ -229,9 +235,12 @@ impl Problem {
                                    every node, and write key_file = \"FILE\" at the top; or \
                                    insecure = true, on a network where everybody may write"
                 .into(),
-            Self::OpenResp(_) => "write resp = \"127.0.0.1:PORT\"; or insecure = true, on a \
-                                  network where everybody may read and write"
-                .into(),
+            Self::OpenResp(_) => {
+                "add [[user]] with name, password_sha256 and may, or write resp = \
+                                  \"127.0.0.1:PORT\"; or insecure = true, on a network where \
+                                  everybody may read and write"
+                    .into()
+            }
             Self::Linger(_) => "write wait = \"polling\" for a worker that never sleeps".into(),
             Self::Journalled => {
                 "write durability = \"volatile\", or leave `conformance_groups` out: no node that \
@@ -258,6 +267,8 @@ impl Problem {
             | Self::Quorums(_)
             | Self::Region(_)
             | Self::FifoPriority(_)
+            | Self::UserName(_)
+            | Self::SameUser(_)
             | Self::Suspicion { .. } => {
                 return None;
             }
@@ -277,6 +288,11 @@ fn wanted(key: &str) -> Option<String> {
              survives is yours to decide"
         }
         "address" => "address = \"IP:port\", where this member's datagrams go",
+        "name" => {
+            "name = \"NAME\", what AUTH is said with; \"default\" is the user of AUTH PASSWORD"
+        }
+        "password_sha256" => "password_sha256 = \"HASH\": `printf %s PASSWORD | sha256sum`",
+        "may" => "may = \"read\", \"write\" or \"admin\"",
         "phase1" => "phase1 = N, the promises that a new leader needs",
         "phase2" => "phase2 = N, the votes that choose a value",
         _ => return None,

@@ -5,6 +5,7 @@ use super::{
     Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
     Quorum, Region, Timing, Worker,
 };
+use crate::resp::User;
 use crate::xdp::{Attach, OnHostDeath};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
@@ -25,6 +26,8 @@ struct File {
     durability: Option<Durability>,
     #[serde(default, deserialize_with = "some_address")]
     resp: Option<SocketAddr>,
+    #[serde(default, rename = "user")]
+    users: Vec<User>,
     #[serde(default, rename = "peer")]
     peers: Vec<Peer>,
     quorum: Option<Quorum>,
@@ -139,6 +142,7 @@ fn build(
             .or(file.durability)
             .ok_or_else(|| missing("durability"))?,
         resp: overrides.resp.or(file.resp),
+        users: file.users,
         peers: file.peers,
         quorum: file.quorum,
         region: file.region,
@@ -198,6 +202,7 @@ fn check(config: &Config) -> Result<(), Found> {
     if config.cluster.is_empty() {
         return Err((vec![Step::Key("cluster")], Problem::NoName));
     }
+    check_users(&config.users)?;
     check_peers(&config.peers)?;
     if !config.peers.iter().any(|peer| peer.node == config.node) {
         let problem = Problem::NotAMember {
@@ -273,8 +278,24 @@ fn check_listeners(config: &Config) -> Result<(), Found> {
     }
     if let Some(listen) = config.resp
         && !listen.ip().is_loopback()
+        && config.users.is_empty()
     {
         return Err((vec![Step::Key("resp")], Problem::OpenResp(listen)));
+    }
+    Ok(())
+}
+
+fn check_users(users: &[User]) -> Result<(), Found> {
+    for (index, User { name, .. }) in users.iter().enumerate() {
+        let problem = if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Problem::UserName(name.clone())
+        } else if users[..index].iter().any(|other| other.name == *name) {
+            Problem::SameUser(name.clone())
+        } else {
+            continue;
+        };
+        let way = vec![Step::Key("user"), Step::Item(index), Step::Key("name")];
+        return Err((way, problem));
     }
     Ok(())
 }
@@ -698,6 +719,35 @@ mod tests {
             ..Overrides::default()
         };
         parse_with(&open, with_key).expect("a configuration");
+    }
+
+    #[test]
+    fn users_are_told_apart_and_guard_a_listener() {
+        let hash = "30c952fab122c3f9759f02a6d95c3758b246b4fee239957b2d4fee46e26170c4";
+        let user = |name: &str, may: &str| {
+            format!("[[user]]\nname = {name}\npassword_sha256 = \"{hash}\"\nmay = {may}\n")
+        };
+        let with = |users: &str| {
+            example("[[peer]]\n", &format!("{users}\n[[peer]]\n"))
+                .replace("\"127.0.0.1:6371", "\"0.0.0.0:6371")
+        };
+        let one = user("\"default\"", "\"read\"");
+        let config = parse_with(&with(&one), Overrides::default()).expect("a configuration");
+        assert_eq!(config.users[0].may, crate::resp::May::Read);
+        for (users, error) in [
+            (format!("{one}{one}"), "user \"default\" is there twice"),
+            (user("\"a b\"", "\"read\""), "\"a b\" is no user's name"),
+            (user("\"\"", "\"read\""), "\"\" is no user's name"),
+            (
+                user("\"a\"", "\"writ\""),
+                "unknown value `writ`; did you mean `write`?",
+            ),
+            (one.replace(hash, "pw"), "this is no SHA-256"),
+            (one.replace("may = \"read\"\n", ""), "missing key `may`"),
+        ] {
+            let found = refused(&with(&users));
+            assert!(found.contains(error), "{found}");
+        }
     }
 
     #[test]

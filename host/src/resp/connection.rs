@@ -4,6 +4,7 @@ use super::parser::{Limits, Parser, ProtocolError};
 use super::replies::{Replies, Waiting};
 use super::reply::{self, RespError};
 use super::session::{Context, Session, Verdict};
+use super::users::Users;
 use crate::front::{Access, Failure, FrontEnd, Submission};
 use crate::kv::Arguments;
 use mio::event::Event;
@@ -26,6 +27,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     session: Session,
     parser: Parser,
+    /// What the parser's limits become once the client has said who it is.
+    limits: Limits,
     input: Input,
     output: Vec<u8>,
     /// How much of `output` is written.
@@ -70,11 +73,23 @@ enum Need {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, id: u64, limits: Limits) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        id: u64,
+        limits: Limits,
+        users: &Users,
+    ) -> Self {
+        let first = if users.is_empty() {
+            limits
+        } else {
+            Limits::STRANGER
+        };
         Self {
             stream,
             session: Session::new(id, peer),
-            parser: Parser::new(limits),
+            parser: Parser::new(first),
+            limits,
             input: Input::new(),
             output: Vec::new(),
             written: 0,
@@ -172,6 +187,12 @@ impl Connection {
                 words => self.session.request(words, context, &mut known),
             };
             let bytes = request.bytes;
+            if !context.users.is_empty() {
+                self.parser.limit(match self.session.user {
+                    Some(_) => self.limits,
+                    None => Limits::STRANGER,
+                });
+            }
             self.input.consume(bytes);
             match verdict {
                 Verdict::Answered => self.replies.push_known(&known, &mut self.output),

@@ -10,6 +10,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod users;
 
 pub use parser::{Complaint, Limits, MAX_LINE_BYTES, MAX_WORDS, Parser, ProtocolError, Request};
 pub use server::{Handle, Options, Server, ServerError};
+pub use users::{May, PasswordHash, User, Users};

@@ -3,6 +3,7 @@
 use super::connection::{Connection, Turn};
 use super::parser::Limits;
 use super::session::Context;
+use super::users::Users;
 use crate::front::{FrontEnd, Wake};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -34,6 +35,8 @@ pub struct Options {
     pub max_command_bytes: usize,
     /// How long a stop waits for the answers to what has been asked.
     pub grace: Duration,
+    /// Who may do what.
+    pub users: Users,
 }
 
 impl Options {
@@ -45,6 +48,7 @@ impl Options {
             max_connections: 10_000,
             max_command_bytes,
             grace,
+            users: Users::default(),
         }
     }
 }
@@ -255,6 +259,7 @@ impl Loop {
             limits: Limits {
                 bulk_bytes,
                 request_bytes: 4 * bulk_bytes,
+                is_stranger: false,
             },
             listener: server.listener,
             accept_again: false,
@@ -374,7 +379,8 @@ impl Loop {
             self.free.push(place);
             return;
         }
-        let connection = Connection::new(stream, peer, self.next_id, self.limits);
+        let connection =
+            Connection::new(stream, peer, self.next_id, self.limits, &self.options.users);
         self.next_id += 1;
         self.connections[place as usize] = Some(connection);
         self.due.push(place);
@@ -385,6 +391,7 @@ impl Loop {
         let context = Context {
             info: &*info,
             max_command_bytes: self.options.max_command_bytes,
+            users: &self.options.users,
         };
         let mut any = false;
         while let Some(completion) = self.front.poll_completion() {
@@ -422,6 +429,7 @@ impl Loop {
         let context = Context {
             info: &*self.info,
             max_command_bytes: self.options.max_command_bytes,
+            users: &self.options.users,
         };
         match connection.turn(place, &mut self.front, &context) {
             Turn::Idle => {}

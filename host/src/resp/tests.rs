@@ -656,3 +656,149 @@ proptest! {
         exchange(&mut rig.connect(), b"PING\r\n", b"+PONG\r\n");
     }
 }
+
+fn guarded() -> Rig {
+    let user = |name: &str, may| User {
+        name: name.into(),
+        password_sha256: PasswordHash::of(format!("{name}-pw").as_bytes()),
+        may,
+    };
+    let users = vec![
+        user("default", May::Read),
+        user("w", May::Write),
+        user("a", May::Admin),
+    ];
+    let options = Options {
+        users: users.into(),
+        ..Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)
+    };
+    Rig::with(options, Manners::default())
+}
+
+/// The expected texts are what redis-server 7.0.15 answers.
+#[test]
+fn nobody_gets_anywhere_without_a_password() {
+    let rig = guarded();
+    let mut stream = rig.connect();
+    script(
+        &mut stream,
+        "PING -> -NOAUTH~Authentication~required.
+         SET k v -> -NOAUTH~Authentication~required.
+         ACL WHOAMI -> -NOAUTH~Authentication~required.
+         COMMAND COUNT -> -NOAUTH~Authentication~required.
+         FOO -> -ERR~unknown~command~'FOO',~with~args~beginning~with:~
+         MULTI -> -NOAUTH~Authentication~required.
+         EXEC -> -EXECABORT~Transaction~discarded~because~of:~NOAUTH~Authentication~required.
+         AUTH w-pw -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         AUTH none w-pw -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         AUTH a b c -> -ERR~syntax~error
+         HELLO 3 AUTH w x -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         HELLO 3 AUTH w -> -ERR~Syntax~error~in~HELLO~option~'AUTH'
+         HELLO -> -NOAUTH~HELLO~must~be~called~with~the~client~already~authenticated,~otherwise~the~HELLO~AUTH~<user>~<pass>~option~can~be~used~to~authenticate~the~client~and~select~the~RESP~protocol~version~at~the~same~time
+         PING -> -NOAUTH~Authentication~required.
+         AUTH default-pw -> +OK
+         ACL WHOAMI -> $7 default
+         GET k -> $-1",
+    );
+    // A wrong password takes nothing away.
+    script(
+        &mut stream,
+        "AUTH w x -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         ACL WHOAMI -> $7 default
+         AUTH w w-pw -> +OK
+         ACL WHOAMI -> $1 w
+         SET k v -> +OK
+         RESET -> +RESET
+         GET k -> -NOAUTH~Authentication~required.",
+    );
+    script(&mut rig.connect(), "QUIT -> +OK");
+}
+
+#[test]
+fn a_user_does_what_it_may() {
+    let rig = guarded();
+    let mut stream = rig.connect();
+    script(
+        &mut stream,
+        "AUTH default-pw -> +OK
+         SET k v -> -NOPERM~this~user~has~no~permissions~to~run~the~'set'~command
+         CONFIG GET save -> -NOPERM~this~user~has~no~permissions~to~run~the~'config|get'~command
+         MULTI -> +OK
+         GET k -> +QUEUED
+         INCR n -> -NOPERM~this~user~has~no~permissions~to~run~the~'incr'~command
+         EXEC -> -EXECABORT~Transaction~discarded~because~of~previous~errors.
+         GET n -> $-1
+         AUTH w w-pw -> +OK
+         MULTI -> +OK
+         INCR n -> +QUEUED
+         EXEC -> *1 :1
+         ACL LIST -> -NOPERM~this~user~has~no~permissions~to~run~the~'acl|list'~command
+         AUTH a a-pw -> +OK
+         ACL USERS -> *3 $7 default $1 w $1 a
+         INCR n -> :2",
+    );
+    let mut bytes = line("ACL LIST");
+    bytes.extend(line("PING"));
+    stream.write_all(&bytes).expect("writes");
+    stream.shutdown(Shutdown::Write).expect("shuts down");
+    let rules = String::from_utf8(read_to_end(stream)).expect("text");
+    assert!(
+        rules.starts_with("*3\r\n") && rules.ends_with("+PONG\r\n"),
+        "{rules}"
+    );
+    assert!(rules.contains("user a on sanitize-payload #"), "{rules}");
+    assert!(
+        rules.contains("~* resetchannels -@all +@read +@connection"),
+        "{rules}"
+    );
+}
+
+#[test]
+fn a_user_stays_the_connections_own() {
+    let rig = guarded();
+    let mut known = rig.connect();
+    script(&mut known, "AUTH w w-pw -> +OK");
+    script(
+        &mut rig.connect(),
+        "SET k v -> -NOAUTH~Authentication~required.",
+    );
+    drop(known);
+    // The place of the one that left goes to the next.
+    for _ in 0..4 {
+        script(
+            &mut rig.connect(),
+            "SET k v -> -NOAUTH~Authentication~required.",
+        );
+    }
+}
+
+#[test]
+fn a_stranger_is_kept_short() {
+    for (bytes, text) in [
+        (&b"*11\r\n"[..], "unauthenticated multibulk length"),
+        (b"*1\r\n$16385\r\n", "unauthenticated bulk length"),
+    ] {
+        let rig = guarded();
+        let mut stream = rig.connect();
+        stream.write_all(bytes).expect("writes");
+        let expected = format!("-ERR Protocol error: {text}\r\n");
+        assert_eq!(read_to_end(stream), expected.as_bytes());
+        // The same is nothing much from somebody who is known, even in one piece with the password.
+        let mut stream = rig.connect();
+        stream.write_all(&line("AUTH w w-pw")).expect("writes");
+        stream.write_all(bytes).expect("writes");
+        stream.shutdown(Shutdown::Write).expect("shuts down");
+        assert_eq!(read_to_end(stream), b"+OK\r\n");
+    }
+}
+
+#[test]
+fn without_users_everybody_is_the_default_one() {
+    let rig = Rig::new(Manners::default());
+    script(
+        &mut rig.connect(),
+        "ACL WHOAMI -> $7 default
+         ACL USERS -> *1 $7 default
+         AUTH a b -> -WRONGPASS~there~are~no~users~here:~connect~without~a~password",
+    );
+}
