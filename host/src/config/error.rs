@@ -1,6 +1,7 @@
 //! What may be wrong with a configuration.
 
 use super::{KeyError, MAX_LINGER_US, MIN_SUSPECT_US, Place};
+use crate::resp::tls::TlsError;
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::quorum::QuorumError;
@@ -160,6 +161,9 @@ pub enum Problem {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A name that `ACL LIST` could not show.
     #[error("{0:?} is no user's name: it takes letters, digits and signs, and no blanks")]
     UserName(String),
@@ -231,13 +235,14 @@ impl Problem {
             }
             Self::MixedFamilies { .. } => "write all addresses as IPv4 or all as IPv6".into(),
             Self::Key(error) => error.remedy(),
+            Self::Tls(error) => error.remedy(),
             Self::NoKey { .. } => "make a key with `nearwire config key FILE`, copy the file to \
                                    every node, and write key_file = \"FILE\" at the top; or \
                                    insecure = true, on a network where everybody may write"
                 .into(),
             Self::OpenResp(_) => {
-                "add [[user]] with name, password_sha256 and may, or write resp = \
-                                  \"127.0.0.1:PORT\"; or insecure = true, on a network where \
+                "add [[user]] with name, password_sha256 and may, or serve TLS by \
+                                  [resp_tls] instead; or insecure = true, on a network where \
                                   everybody may read and write"
                     .into()
             }
@@ -293,6 +298,9 @@ fn wanted(key: &str) -> Option<String> {
         }
         "password_sha256" => "password_sha256 = \"HASH\": `printf %s PASSWORD | sha256sum`",
         "may" => "may = \"read\", \"write\" or \"admin\"",
+        "listen" => "listen = \"IP:port\", where clients are served",
+        "certificate_file" => "certificate_file = \"FILE\", PEM",
+        "key_file" => "key_file = \"FILE\", PEM, mode 600",
         "phase1" => "phase1 = N, the promises that a new leader needs",
         "phase2" => "phase2 = N, the votes that choose a value",
         _ => return None,

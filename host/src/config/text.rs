@@ -3,7 +3,7 @@
 use super::place::{self, Place, Step};
 use super::{
     Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
-    Quorum, Region, Timing, Worker,
+    Quorum, Region, RespTls, Timing, Worker,
 };
 use crate::resp::User;
 use crate::xdp::{Attach, OnHostDeath};
@@ -26,6 +26,7 @@ struct File {
     durability: Option<Durability>,
     #[serde(default, deserialize_with = "some_address")]
     resp: Option<SocketAddr>,
+    resp_tls: Option<RespTls>,
     #[serde(default, rename = "user")]
     users: Vec<User>,
     #[serde(default, rename = "peer")]
@@ -142,6 +143,7 @@ fn build(
             .or(file.durability)
             .ok_or_else(|| missing("durability"))?,
         resp: overrides.resp.or(file.resp),
+        resp_tls: file.resp_tls,
         users: file.users,
         peers: file.peers,
         quorum: file.quorum,
@@ -235,7 +237,7 @@ fn check(config: &Config) -> Result<(), Found> {
     check_worker(&config.worker)?;
     check_timing(&config.timing)?;
     config
-        .key()
+        .keys()
         .map(drop)
         .map_err(|error| (vec![Step::Key("key_file")], error.into()))
 }
@@ -265,6 +267,9 @@ fn check_offload(config: &Config) -> Result<(), Found> {
 /// Whoever reaches an open listener can write, so only this machine may reach one. A private network
 /// is no exception: nothing here knows who else is on it.
 fn check_listeners(config: &Config) -> Result<(), Found> {
+    if let Some(Err(error)) = config.resp_tls.as_ref().map(RespTls::load) {
+        return Err((vec![Step::Key("resp_tls")], error.into()));
+    }
     if config.insecure {
         return Ok(());
     }
@@ -511,6 +516,13 @@ mod tests {
         let keys = [
             "key_file =",
             "insecure =",
+            "[resp_tls]",
+            "listen =",
+            "certificate_file =",
+            "[[user]]",
+            "name =",
+            "password_sha256 =",
+            "may =",
             "priority =",
             "[quorum]",
             "phase",
@@ -526,6 +538,7 @@ mod tests {
             .collect();
         let file: File = toml::from_str(&text.join("\n")).expect("a configuration");
         assert!(file.key_file.is_some() && file.quorum.is_some());
+        assert!(file.resp_tls.is_some() && file.users.len() == 1);
         assert!(file.worker.cpu.is_some() && file.worker.fifo_priority.is_some());
     }
 
