@@ -90,7 +90,7 @@ pub(super) fn answer(
         }
         Local::ClientSetinfo => client_setinfo(words, session, out)?,
         Local::ClientInfo | Local::ClientList => {
-            reply::verbatim(out, &session.describe(context.users))
+            reply::verbatim(out, &session.describe(context.users));
         }
         Local::ClientNoEvict | Local::ClientNoTouch => {
             if !words[2].eq_ignore_ascii_case(b"on") && !words[2].eq_ignore_ascii_case(b"off") {

@@ -947,7 +947,7 @@ fn what_is_no_tls_gets_nothing_from_a_tls_listener() {
     for garbage in [
         &b"*1\r\n$4\r\nPING\r\n"[..],
         b"\x16\x03\x01\x00\x05hello",
-        &[0xff; 20_000],
+        &[0xff; 10_000],
         b"",
     ] {
         let mut stream = TcpStream::connect(address).expect("connects");
