@@ -136,8 +136,8 @@ fn tags_are_sent_and_wanted() {
             ..Manners::default()
         },
     );
-    let options = |key| Options {
-        key,
+    let options = |key: Option<Key>| Options {
+        keys: key.map(Into::into),
         timeout: Duration::from_millis(100),
         ..Options::default()
     };

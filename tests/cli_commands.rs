@@ -133,6 +133,33 @@ fn a_key_that_everybody_may_read_is_refused_with_chmod() {
 }
 
 #[test]
+fn a_key_is_made_and_a_node_that_others_reach_wants_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let text = example().replace("127.0.0.1:474", "10.0.0.1:474");
+    let path = written(scratch.path(), &text);
+    for command in ["check", "run"] {
+        let ended = match command {
+            "check" => nearwire(&["config", "check", &path]),
+            _ => nearwire(&["run", "--config", &path]),
+        };
+        assert_eq!(ended.code, 2, "{}", ended.err);
+        let remedy = "remedy: make a key with `nearwire config key FILE`";
+        assert!(ended.err.contains(remedy), "{}", ended.err);
+    }
+
+    let key = scratch.path().join("key").display().to_string();
+    let made = nearwire(&["config", "key", &key]);
+    assert_eq!((made.code, made.out), (0, format!("{key}: a new key\n")));
+    let path = written(scratch.path(), &format!("key_file = \"{key}\"\n{text}"));
+    let ended = nearwire(&["config", "check", &path]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+
+    let again = nearwire(&["config", "key", &key]);
+    assert_eq!(again.code, 1);
+    assert!(again.err.contains("File exists"), "{}", again.err);
+}
+
+#[test]
 fn a_wrong_command_line_is_code_2() {
     for arguments in [
         &[][..],

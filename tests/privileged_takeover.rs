@@ -62,7 +62,7 @@ fn settings(layout: Layout, node: &Node) -> Settings {
         own: xdp::own(INTERFACE, node.ipv4.into()).expect("the node's own address"),
         epoch: Epoch(1),
         lease_ns: 0,
-        key: None,
+        keys: None,
         is_rehearsal: false,
     }
 }

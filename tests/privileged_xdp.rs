@@ -2,7 +2,7 @@
 
 mod xdp_twin;
 
-use consensus::auth::{self, Key};
+use consensus::auth::{self, Key, Keys};
 use consensus::conformance::{Shape, corpus};
 use consensus::frame::{Addresses, Mac, Path, XDP_VALUE_BYTES};
 use consensus::random::Random;
@@ -164,6 +164,37 @@ fn verified(loaded: &mut Loaded) -> Option<u32> {
     verified
 }
 
+/// The host has the other key: see [`nearwire::xdp::Settings::keys`].
+#[test]
+fn beside_a_second_key_only_the_first_ones_packets_are_served_and_none_is_dropped() {
+    const TEST: &str = "beside_a_second_key_only_the_first_ones_packets_are_served";
+    let [small, ..] = shapes();
+    if Twin::new(TEST, small).is_none() {
+        return;
+    }
+    let object = OBJECT.expect("it was just loaded");
+    let (first, second) = (Key([1, 2]), Key([3, 4]));
+    for (also, other) in [(None, Verdict::Dropped), (Some(second), Verdict::Passed)] {
+        let settings = Settings {
+            keys: Some(Keys { signs: first, also }),
+            ..Twin::settings(small)
+        };
+        let loaded = Loaded::load(object, &settings).expect("the kernel takes it");
+        let mut read = Header {
+            epoch: settings.epoch,
+            slot: Slot(1),
+            ..Header::new(Kind::Read, GroupId(0), NodeId(1))
+        };
+        let mut run = |key| {
+            read.tag = auth::tag(key, &read, &[]);
+            let frame = framed(&path_to(IPS[0]), &read.to_bytes());
+            loaded.run(&frame).expect("the kernel runs it")
+        };
+        assert!(matches!(run(first), Verdict::Sent(_)));
+        assert_eq!(run(second), other);
+    }
+}
+
 #[test]
 fn the_verifier_takes_every_layout_and_the_loader_refuses_what_no_frame_holds() {
     let [small, keyed, wide, long] = shapes();
@@ -192,7 +223,7 @@ fn the_verifier_takes_every_layout_and_the_loader_refuses_what_no_frame_holds() 
         for key in keys {
             let settings = Settings {
                 layout,
-                key,
+                keys: key.map(Into::into),
                 ..Twin::settings(small)
             };
             let mut loaded = Loaded::load(object, &settings)

@@ -140,7 +140,7 @@ fn goes_on_beside_a_filter(node: &Node, asking: &mut Asking, mode: Mode) {
         own: xdp::own(INTERFACE, node.ipv4.into()).expect("the node's own address"),
         epoch: Epoch(1),
         lease_ns: 0,
-        key: None,
+        keys: None,
         is_rehearsal: false,
     };
     let pins = || Pins::new(Path::new(BPFFS), settings.birth.nonce).expect("a bpffs");

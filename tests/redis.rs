@@ -3,8 +3,12 @@
 
 mod common;
 
-use common::{Cluster, Load, PATIENCE, Reply, eventually, skip, spawn};
+use common::{CALM, Cluster, Load, PATIENCE, Reply, eventually, skip, spawn};
+use nearwire::local_cluster::Port;
 use nix::sys::signal::Signal;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -53,6 +57,68 @@ fn assert_benchmarked(output: &Output) {
     }
     let failed = |text: &str| text.contains("Error from server") || text.contains("onnection");
     assert!(!failed(&text) && !failed(&errors), "{text}\n{errors}");
+}
+
+/// A certificate for localhost that signs itself: its file and its key's.
+fn certificate(directory: &Path) -> [PathBuf; 2] {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("made");
+    let files = ["cert.pem", "key.pem"].map(|name| directory.join(name));
+    std::fs::write(&files[0], made.cert.pem()).expect("written");
+    std::fs::write(&files[1], made.signing_key.serialize_pem()).expect("written");
+    std::fs::set_permissions(&files[1], Permissions::from_mode(0o600)).expect("set");
+    files
+}
+
+#[test]
+fn redis_cli_logs_in_over_tls() {
+    const TEST: &str = "redis_cli_logs_in_over_tls";
+    if !has_redis_tools(TEST) {
+        return;
+    }
+    let help = Command::new("redis-cli").arg("--help").output();
+    let help = help.expect("redis-cli runs");
+    let help = [help.stdout, help.stderr].concat();
+    if !String::from_utf8_lossy(&help).contains("--tls") {
+        return skip(TEST, "a redis-cli that was built with TLS");
+    }
+    let mut cluster = Cluster::prepare(CALM);
+    let [certificate, key] = certificate(cluster.directory());
+    let port = Port::claim().expect("a port");
+    // SHA-256 of "pw".
+    let hash = "30c952fab122c3f9759f02a6d95c3758b246b4fee239957b2d4fee46e26170c4";
+    cluster.edit(1, |text| {
+        format!(
+            "{text}\n[resp_tls]\nlisten = \"127.0.0.1:{}\"\ncertificate_file = {certificate:?}\n\
+             key_file = {key:?}\n[[user]]\nname = \"w\"\npassword_sha256 = \"{hash}\"\n\
+             may = \"write\"\n",
+            port.number()
+        )
+    });
+    cluster.start_all();
+    cluster.lead();
+    let ask = |login: &[&str], words: &[&str]| {
+        let number = port.number().to_string();
+        let mut command = Command::new("redis-cli");
+        command
+            .args(["-p", &number, "--tls", "--sni", "localhost", "--cacert"])
+            .arg(&certificate)
+            .args(login)
+            .args(words);
+        let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let output = child.wait_with_output().expect("redis-cli ends");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let login = ["--user", "w", "--pass", "pw", "--no-auth-warning"];
+    assert_eq!(ask(&login, &["SET", "k", "v"]), "OK");
+    assert_eq!(ask(&login, &["GET", "k"]), "v");
+    assert_eq!(ask(&login, &["ACL", "WHOAMI"]), "w");
+    assert_eq!(ask(&[], &["GET", "k"]), "NOAUTH Authentication required.");
+    // The plain listener of the same node asks, too; another node has no users.
+    assert_eq!(
+        redis_cli(&cluster, 1, &["GET", "k"]),
+        "NOAUTH Authentication required."
+    );
+    assert_eq!(redis_cli(&cluster, 2, &["GET", "k"]), "v");
 }
 
 #[test]

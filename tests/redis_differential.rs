@@ -40,7 +40,7 @@ impl Ours {
     }
 
     fn addr(&self) -> SocketAddr {
-        self.handle.as_ref().expect("runs").local_addr()
+        self.handle.as_ref().expect("runs").local_addrs()[0]
     }
 }
 

@@ -25,6 +25,35 @@ impl Key {
             u64::from_le_bytes([i, j, k, l, m, n, o, p]),
         ])
     }
+
+    /// A short name by which people tell keys apart: no packet's tag, since none is so short, and
+    /// nothing to guess the key from.
+    pub const fn fingerprint(self) -> u32 {
+        SipHash::new(self.0).finish() as u32
+    }
+}
+
+/// The keys of a cluster: more than one only while one takes the other's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// Packets that are sent carry its tag.
+    pub signs: Key,
+    /// Packets with its tag are taken as well.
+    pub also: Option<Key>,
+}
+
+impl From<Key> for Keys {
+    fn from(signs: Key) -> Self {
+        Self { signs, also: None }
+    }
+}
+
+impl Keys {
+    /// Whether a parsed packet carries the tag of either.
+    pub fn is_authentic(&self, header: &Header, value: &[u8]) -> bool {
+        let is_of = |key| is_authentic(key, header, value);
+        is_of(self.signs) || self.also.is_some_and(is_of)
+    }
 }
 
 /// SipHash-2-4 over whole words, then up to seven bytes.
@@ -209,5 +238,22 @@ mod tests {
         assert!(!is_authentic(key, &header, b"Value"));
         assert!(!is_authentic(key, &Header { nonce: 1, ..header }, b"value"));
         assert!(!is_authentic(Key([1, 3]), &header, b"value"));
+    }
+
+    #[test]
+    fn either_key_of_two_is_taken_and_no_third() {
+        let (old, new, other) = (Key([1, 2]), Key([3, 4]), Key([5, 6]));
+        let mut header = Header::new(Kind::Accept, GroupId(1), NodeId(2));
+        let taken = |keys: Keys, header: &Header| keys.is_authentic(header, b"value");
+        let both = Keys {
+            signs: old,
+            also: Some(new),
+        };
+        for (key, by_both, by_old) in [(old, true, true), (new, true, false), (other, false, false)]
+        {
+            header.tag = tag(key, &header, b"value");
+            assert_eq!(taken(both, &header), by_both);
+            assert_eq!(taken(old.into(), &header), by_old);
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::acceptor::Acceptor;
 use crate::applied::Applied;
-use crate::auth::{self, Key};
+use crate::auth::{self, Key, Keys};
 use crate::election::ElectionTiming;
 use crate::formation::{Conflict, Formation, Terms};
 use crate::leader::LeaderTiming;
@@ -178,6 +178,8 @@ pub struct Node<M, J, S> {
     replicas: Vec<Replica<S>>,
     refused: Refused,
     conflict: Option<Conflict>,
+    /// Whose tags are taken beside those of the configured key.
+    also: Option<Key>,
 }
 
 impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
@@ -235,8 +237,21 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             replicas: Vec::new(),
             refused: Refused::default(),
             conflict: None,
+            also: None,
             config,
         })
+    }
+
+    /// The cluster's keys, where authentication is on.
+    pub fn keys(&self) -> Option<Keys> {
+        let also = self.also;
+        self.config.key.map(|signs| Keys { signs, also })
+    }
+
+    /// Signs and verifies by these from now on.
+    pub fn set_keys(&mut self, keys: Keys) {
+        self.config.key = Some(keys.signs);
+        self.also = keys.also;
     }
 
     /// Takes a datagram.
@@ -256,8 +271,8 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             }
             Parsed::Malformed(reason) => return self.count(reason),
         };
-        if let Some(key) = self.config.key
-            && !auth::is_authentic(key, &header, value)
+        if let Some(keys) = self.keys()
+            && !keys.is_authentic(&header, value)
         {
             return self.count(Malformed::Tag);
         }

@@ -33,7 +33,7 @@
 //! # }
 //! ```
 
-use consensus::auth::{self, Key};
+use consensus::auth::{self, Keys};
 use consensus::client::{self as core, ConfigError, Event, SubmitError};
 use consensus::wire::{self, MTU_VALUE_BYTES, Parsed};
 use consensus::{Epoch, GroupId, NodeId};
@@ -52,8 +52,9 @@ const FIRST_OWN_TOKEN: u64 = 1 << 63;
 /// What a client may be told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The cluster's key: requests are tagged with it, and replies without its tag are dropped.
-    pub key: Option<Key>,
+    /// The cluster's keys: requests carry the tag of the one that signs, and replies without the tag
+    /// of either are dropped.
+    pub keys: Option<Keys>,
     /// How long a call waits for a reply.
     pub timeout: Duration,
     /// The log to write to.
@@ -69,7 +70,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            key: None,
+            keys: None,
             timeout: Duration::from_secs(5),
             group: GroupId(0),
             max_value: MTU_VALUE_BYTES / 8 * 8,
@@ -368,8 +369,8 @@ impl Client {
         let (_, out) = self.socket.halves();
         while let Some(datagram) = self.session.poll_transmit(now_ns) {
             let mut header = datagram.header;
-            if let Some(key) = self.options.key {
-                header.tag = auth::tag(key, &header, datagram.value);
+            if let Some(keys) = self.options.keys {
+                header.tag = auth::tag(keys.signs, &header, datagram.value);
             }
             // What the queue refuses is repeated after a timeout.
             out.send(datagram.to, &header.to_bytes(), datagram.value);
@@ -387,8 +388,8 @@ impl Client {
                 Parsed::Ours(header, value)
                     if self
                         .options
-                        .key
-                        .is_none_or(|key| auth::is_authentic(key, &header, value)) =>
+                        .keys
+                        .is_none_or(|keys| keys.is_authentic(&header, value)) =>
                 {
                     self.session.handle_datagram(now_ns, from, &header, value);
                 }

@@ -5,19 +5,23 @@ mod key;
 mod place;
 mod text;
 
+use crate::resp::User;
+use crate::resp::tls::{self, TlsError};
 use crate::xdp::{self, Attach, Mode, OnHostDeath};
 use consensus::NodeId;
-use consensus::auth::Key;
+use consensus::auth::Keys;
 use consensus::local;
 use consensus::quorum::{QuorumError, Quorums};
 use consensus::region::{Layout, LayoutError};
+use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use error::{Error, Problem};
-pub use key::{KeyError, read_key};
+pub use key::{KeyError, make_key, read_keys};
 pub use place::Place;
 
 /// A configuration in which every key is explained.
@@ -38,6 +42,10 @@ pub struct Config {
     pub reads: Reads,
     /// Where Redis clients are served; nowhere if absent.
     pub resp: Option<SocketAddr>,
+    /// Where Redis clients are served over TLS; nowhere if absent.
+    pub resp_tls: Option<RespTls>,
+    /// Redis clients that may do something; everybody may do everything if there are none.
+    pub users: Vec<User>,
     /// Every member of the cluster, this node included.
     pub peers: Vec<Peer>,
     /// Votes that each phase needs; majorities if absent.
@@ -52,6 +60,9 @@ pub struct Config {
     pub offload: Option<Offload>,
     /// A file with the cluster's key (32 hexadecimal digits): every packet carries a tag if set.
     pub key_file: Option<PathBuf>,
+    /// Whether this node may listen where others than this machine reach it, with neither a key for
+    /// its packets nor passwords or TLS for its clients.
+    pub insecure: bool,
 }
 
 /// What a command line or the environment says instead of the file.
@@ -154,12 +165,12 @@ impl Config {
         self.timing.suspect_us.unwrap_or(by_watcher) * 1_000
     }
 
-    /// The cluster's key, if there is one.
+    /// The cluster's keys, if there are any.
     ///
     /// # Errors
     /// The key file cannot be used (any more).
-    pub fn key(&self) -> Result<Option<Key>, KeyError> {
-        self.key_file.as_deref().map(read_key).transpose()
+    pub fn keys(&self) -> Result<Option<Keys>, KeyError> {
+        self.key_file.as_deref().map(read_keys).transpose()
     }
 
     /// Every member and where its datagrams go.
@@ -203,6 +214,29 @@ impl Durability {
             Self::Async => local::Durability::Async,
             Self::Sync => local::Durability::Sync,
         }
+    }
+}
+
+/// A listener for Redis clients that speak TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RespTls {
+    /// Where, `IP:port`.
+    #[serde(deserialize_with = "text::address")]
+    pub listen: SocketAddr,
+    /// The certificate and those that signed it, in PEM.
+    pub certificate_file: PathBuf,
+    /// The certificate's key, in PEM.
+    pub key_file: PathBuf,
+}
+
+impl RespTls {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        tls::load(&self.certificate_file, &self.key_file)
     }
 }
 

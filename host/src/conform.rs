@@ -397,7 +397,7 @@ fn describe(
     asking: Asking,
     claims: &Claims,
 ) -> Result<Described, ConformError> {
-    let mut inspector = Inspector::new(&[address], asking.key)?;
+    let mut inspector = Inspector::new(&[address], asking.key.map(Into::into))?;
     let wait = asking.timeout.min(DESCRIBED_WITHIN);
     let is_claimed =
         claims.groups.is_some() && claims.window_slots.is_some() && claims.value_bytes.is_some();

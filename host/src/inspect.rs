@@ -1,6 +1,6 @@
 //! What a tool asks of running nodes: what they are doing, and to hand leadership over.
 
-use consensus::auth::{self, Key};
+use consensus::auth::{self, Keys};
 use consensus::client::decode_address;
 use consensus::wire::{self, Header, Kind, Parsed};
 use consensus::{Ballot, GroupId, NodeId};
@@ -61,23 +61,24 @@ pub enum HandOver {
 /// Asks nodes, from a port of its own.
 pub struct Inspector {
     socket: Udp,
-    key: Option<Key>,
+    keys: Option<Keys>,
     nonce: u32,
 }
 
 impl Inspector {
-    /// For nodes at these addresses. Questions carry the tag of `key`, and answers must.
+    /// For nodes at these addresses. Questions carry the tag of the key that signs, and answers
+    /// that of either.
     ///
     /// # Errors
     /// There is no socket or no randomness left.
-    pub fn new(nodes: &[SocketAddr], key: Option<Key>) -> Result<Self, Error> {
+    pub fn new(nodes: &[SocketAddr], keys: Option<Keys>) -> Result<Self, Error> {
         let nonce = getrandom::u32().map_err(|error| Error::System {
             doing: "draw a nonce".into(),
             source: std::io::Error::other(error),
         })?;
         Ok(Self {
             socket: Udp::bind(crate::client::any_port(nodes), Wait::Blocking)?,
-            key,
+            keys,
             nonce,
         })
     }
@@ -177,9 +178,9 @@ impl Inspector {
                 let Parsed::Ours(header, value) = wire::parse(datagram, MAX_DATAGRAM_VALUE) else {
                     continue;
                 };
-                let tagged = |key| auth::is_authentic(key, &header, value);
+                let tagged = |keys: Keys| keys.is_authentic(&header, value);
                 let index = header.nonce.wrapping_sub(first_nonce) as usize;
-                if self.key.is_none_or(tagged) && waiting.get(index) == Some(&true) {
+                if self.keys.is_none_or(tagged) && waiting.get(index) == Some(&true) {
                     match take(index, &header, value) {
                         Answered::Not => {}
                         Answered::One => waiting[index] = false,
@@ -192,8 +193,8 @@ impl Inspector {
     }
 
     fn send(&mut self, to: SocketAddr, mut header: Header) {
-        if let Some(key) = self.key {
-            header.tag = auth::tag(key, &header, &[]);
+        if let Some(keys) = self.keys {
+            header.tag = auth::tag(keys.signs, &header, &[]);
         }
         self.socket.halves().1.send(to, &header.to_bytes(), &[]);
     }

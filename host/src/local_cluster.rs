@@ -194,6 +194,10 @@ impl LocalCluster {
         if let Some(resp) = replica.resp {
             text.push_str(&format!("resp = \"{resp}\"\n"));
         }
+        if !replica.address.ip().is_loopback() {
+            // In a namespace of its own nobody else is near; tags are what `settings` ask for.
+            text.push_str("insecure = true\n");
+        }
         text.push_str(&self.options.settings);
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
         text.push_str(&self.options.worker);

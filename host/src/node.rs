@@ -8,7 +8,7 @@ use crate::fullness::Fullness;
 use crate::snapshots::Snapshots;
 use crate::supervision::Supervision;
 use crate::wal::Wal;
-use consensus::auth::{self, Key};
+use consensus::auth::{self, Key, Keys};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::{Conflict, Terms};
 use consensus::node::{Node, NodeIo};
@@ -71,6 +71,8 @@ pub struct Facts {
     pub mode: &'static str,
     /// Where Redis clients are served.
     pub resp: Option<SocketAddr>,
+    /// Where they are served over TLS.
+    pub resp_tls: Option<SocketAddr>,
     /// Torn records that were restored when the region was opened.
     pub restored: u64,
     /// Journal records that were replayed.
@@ -185,6 +187,7 @@ pub struct NodeService<S> {
     host: Host,
     front: Option<Front>,
     key: Option<Key>,
+    new_keys: NewKeys,
     facts: Facts,
     offload: Option<Supervision>,
     unix: (u64, u64),
@@ -200,6 +203,9 @@ pub struct NodeService<S> {
     fatal: Option<Fatal>,
     stats: Stats,
 }
+
+/// The cluster's keys, once others are to be used than before.
+pub type NewKeys = Box<dyn FnMut() -> Option<Keys> + Send>;
 
 /// What a node service is made of.
 pub struct Parts<S> {
@@ -217,6 +223,8 @@ pub struct Parts<S> {
     pub front: Option<WorkerEnd>,
     /// Who else steps the region.
     pub offload: Option<Supervision>,
+    /// Asked in each turn, and so quick.
+    pub new_keys: NewKeys,
     /// Set to stop.
     pub stop: Arc<AtomicBool>,
     /// Facts for reports.
@@ -275,6 +283,7 @@ impl<S: StateMachine> NodeService<S> {
             node: parts.node,
             front,
             key,
+            new_keys: parts.new_keys,
             facts: parts.facts,
             offload: parts.offload,
             unix: (0, 0),
@@ -598,6 +607,14 @@ impl<S: StateMachine> NodeService<S> {
             "sent": self.stats.sent,
             "error": self.host.error,
         });
+        let keys = self.node.keys().into_iter();
+        let keys = keys
+            .flat_map(|keys| [Some(keys.signs), keys.also])
+            .flatten();
+        report["keys"] = keys
+            .map(|key| format!("{:08x}", key.fingerprint()))
+            .collect();
+        report["resp_tls"] = self.facts.resp_tls.map(|resp| resp.to_string()).into();
         let recoverable = replica.map_or(Slot::NONE, Replica::recoverable);
         let layout = local.acceptor().layout;
         let mut more = vec![
@@ -691,6 +708,10 @@ impl<S: StateMachine> Service for NodeService<S> {
     }
 
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration {
+        if let Some(keys) = (self.new_keys)() {
+            self.node.set_keys(keys);
+            self.key = Some(keys.signs);
+        }
         let unix_ms = self.unix_ms(now_ns);
         // A front's requests, the proposals they lead to, and the answers: with the leader on this
         // node all of it happens in one turn up to the Accepts, and again once they are answered.

@@ -1,12 +1,14 @@
 //! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
 
-use crate::config::{Config, Durability, KeyError, Reads, Wait, read_key};
+use crate::config::{Config, Durability, KeyError, Reads, Wait, read_keys};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
 use crate::engine::Software;
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
-use crate::node::{Facts, Fatal, GROUP, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes};
+use crate::node::{
+    Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
+};
 use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
@@ -17,7 +19,7 @@ use crate::wal::Wal;
 use crate::xdp::{self, Pinned};
 use consensus::acceptor::Acceptor;
 use consensus::applied::Applied;
-use consensus::auth::Key;
+use consensus::auth::{Key, Keys};
 use consensus::election::ElectionTiming;
 use consensus::formation;
 use consensus::leader::LeaderTiming;
@@ -89,6 +91,9 @@ pub enum Error {
     /// The listener for Redis clients.
     #[error(transparent)]
     Resp(#[from] resp::ServerError),
+    /// Certificate and key.
+    #[error(transparent)]
+    Tls(#[from] resp::tls::TlsError),
     /// Threads and signals.
     #[error("{doing}: {source}")]
     System {
@@ -204,7 +209,8 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     let Some(own) = own else {
         return Err(NodeError::NotAMember { node }.into());
     };
-    let key = config.key_file.as_deref().map(read_key).transpose()?;
+    let keys = config.keys()?;
+    let key = keys.map(|keys| keys.signs);
     let rehearsal = Rehearsal::from_environment().map_err(Error::Rehearsal)?;
     let layout = config.layout()?;
     let expectation = Expectation {
@@ -230,16 +236,10 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     };
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
-    let server = match config.resp {
-        Some(listen) => Some(resp::Server::bind(resp::Options::new(
-            listen,
-            max_command_bytes(layout.value_bytes()),
-        ))?),
-        None => None,
-    };
+    let server = bind_resp(config, layout)?;
 
     let now_ns = clock::monotonic_ns();
-    let opened = open_state(config, &rehearsal, &mut directory, layout, key, {
+    let opened = open_state(config, &rehearsal, &mut directory, layout, keys, {
         let waker = waker.clone();
         Arc::new(move || waker.wake())
     })?;
@@ -275,6 +275,9 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
             configured: node.formation().terms(),
         });
     }
+    if let Some(keys) = keys {
+        node.set_keys(keys);
+    }
     let wish = Wish::of(directory.path());
     let offload = opened
         .pinned
@@ -304,7 +307,8 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         front_end = Some(front);
         worker
     });
-    let resp = server.as_ref().map(resp::Server::local_addr);
+    let mut resp = server.iter().flat_map(resp::Server::local_addrs).copied();
+    let (resp, resp_tls) = (config.resp.and_then(|_| resp.next()), resp.next());
     let capabilities = datapath.capabilities();
     let service = NodeService::new(Parts {
         node,
@@ -314,6 +318,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
         offload,
+        new_keys: new_keys(config)?,
         stop: Arc::clone(stop),
         facts: Facts {
             wait: match config.worker.wait {
@@ -322,6 +327,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
             },
             mode: capabilities.name,
             resp,
+            resp_tls,
             restored: opened.restored,
             replayed: opened.replayed,
         },
@@ -357,6 +363,68 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
     }
     service.close()?;
     Ok(())
+}
+
+/// Reads the key file again when SIGHUP asks for it. Without one the signal does what it always does.
+fn new_keys(config: &Config) -> Result<NewKeys, Error> {
+    let Some(path) = config.key_file.clone() else {
+        return Ok(Box::new(|| None));
+    };
+    let asked = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&asked)).map_err(
+        |source| Error::System {
+            doing: "catch signals",
+            source,
+        },
+    )?;
+    let is_in_kernel = config.offload.is_some();
+    Ok(Box::new(move || {
+        if !asked.load(Ordering::Relaxed) {
+            return None;
+        }
+        asked.store(false, Ordering::Relaxed);
+        if is_in_kernel {
+            tracing::warn!(
+                "SIGHUP: the acceptor in the kernel was loaded with its key; restart this node \
+                 instead, its votes outlive it"
+            );
+            return None;
+        }
+        match read_keys(&path) {
+            Ok(keys) => {
+                tracing::info!(path = %path.display(), "SIGHUP: the key file is read again");
+                Some(keys)
+            }
+            Err(error) => {
+                tracing::error!("SIGHUP: {error}; the keys stay as they were");
+                None
+            }
+        }
+    }))
+}
+
+/// The listeners for Redis clients, if there are any.
+fn bind_resp(config: &Config, layout: Layout) -> Result<Option<resp::Server>, Error> {
+    let plain = config
+        .resp
+        .map(|address| resp::Listen { address, tls: None });
+    let mut listen = Vec::from_iter(plain);
+    if let Some(tls) = &config.resp_tls {
+        listen.push(resp::Listen {
+            address: tls.listen,
+            tls: Some(tls.load()?),
+        });
+    }
+    let Some(first) = listen.first() else {
+        return Ok(None);
+    };
+    let usual = resp::Options::new(first.address, max_command_bytes(layout.value_bytes()));
+    let server = resp::Server::bind(resp::Options {
+        listen,
+        users: config.users.clone().into(),
+        ..usual
+    })?;
+    Ok(Some(server))
 }
 
 fn node_config(
@@ -423,7 +491,7 @@ fn open_state(
     rehearsal: &Rehearsal,
     directory: &mut DataDirectory,
     layout: Layout,
-    key: Option<Key>,
+    keys: Option<Keys>,
     wake: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<Opened, Error> {
     let identity = directory.identity().clone();
@@ -497,7 +565,7 @@ fn open_state(
                 birth,
                 epoch: FIRST_EPOCH,
                 lease_ns,
-                key,
+                keys,
                 is_rehearsal: false,
             },
             seat: xdp::Seat {

@@ -239,7 +239,7 @@ impl InKernel {
             birth: BIRTH,
             epoch: EPOCH,
             lease_ns: LEASE_NS,
-            key: case.is_keyed.then_some(KEY),
+            keys: case.is_keyed.then_some(KEY.into()),
             is_rehearsal: false,
         };
         let value_bytes = match case.message {

@@ -34,7 +34,7 @@ use aya::programs::links::LinkError;
 use aya::programs::xdp::XdpLinkId;
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
-use consensus::auth::Key;
+use consensus::auth::Keys;
 use consensus::frame::{Own, XDP_VALUE_BYTES};
 use consensus::region::{Birth, Layout, OpenError, Region, group};
 use consensus::tally::Count;
@@ -287,8 +287,9 @@ pub struct Settings {
     pub epoch: Epoch,
     /// How long a lease lasts, in nanoseconds.
     pub lease_ns: u64,
-    /// The key, where packets carry tags.
-    pub key: Option<Key>,
+    /// The keys, where packets carry tags. The program answers what carries the tag of the one that
+    /// signs; if there is another, what does not goes up to the host, which looks at both.
+    pub keys: Option<Keys>,
     /// Whether the program's clock is what [`Loaded::set_clock`] says.
     pub is_rehearsal: bool,
 }
@@ -646,7 +647,10 @@ fn globals(settings: &Settings) -> [Global; 12] {
     };
     let mut mac = [0; size_of::<u64>()];
     mac[..6].copy_from_slice(&settings.own.mac.0);
-    let [low, high] = settings.key.map_or([0; 2], |key| key.0);
+    let [low, high] = settings.keys.map_or([0; 2], |keys| keys.signs.0);
+    let is_keyed = settings
+        .keys
+        .map_or(0, |keys| 1 + u8::from(keys.also.is_some()));
     [
         ("PORT", settings.port.to_le_bytes().into()),
         ("OWN_MAC", mac.into()),
@@ -660,7 +664,7 @@ fn globals(settings: &Settings) -> [Global; 12] {
             "VALUE_BYTES",
             (layout.value_bytes() as u64).to_le_bytes().into(),
         ),
-        ("IS_KEYED", vec![settings.key.is_some().into()]),
+        ("IS_KEYED", vec![is_keyed]),
         ("KEY", [low.to_le_bytes(), high.to_le_bytes()].concat()),
         ("IS_REHEARSAL", vec![settings.is_rehearsal.into()]),
     ]

@@ -168,7 +168,7 @@ impl Cluster {
     /// What a replica reports, if it answers.
     pub fn report(&self, node: u16) -> Option<serde_json::Value> {
         let address = [self.replicas()[usize::from(node) - 1].address];
-        let mut inspector = Inspector::new(&address, self.key).ok()?;
+        let mut inspector = Inspector::new(&address, self.key.map(Into::into)).ok()?;
         let wait = Duration::from_millis(500);
         let mut reports = inspector.inspect(&address, wait, |_| false).ok()?;
         Some(serde_json::Value::Object(reports.pop()??.0))

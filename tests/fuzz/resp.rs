@@ -6,6 +6,7 @@ use nearwire::resp::{Limits, Parser, ProtocolError};
 const LIMITS: Limits = Limits {
     bulk_bytes: 512,
     request_bytes: 1 << 10,
+    is_stranger: false,
 };
 
 /// What requests are made of.

@@ -68,7 +68,7 @@ impl Scene {
             birth,
             epoch: Epoch(1),
             lease_ns: 0,
-            key: None,
+            keys: None,
             is_rehearsal: false,
         };
         Some(Self {

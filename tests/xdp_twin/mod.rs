@@ -143,7 +143,7 @@ impl Twin {
             },
             epoch: Epoch(shape.epoch),
             lease_ns: shape.lease_ns,
-            key: shape.key,
+            keys: shape.key.map(Into::into),
             is_rehearsal: true,
         }
     }

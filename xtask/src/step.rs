@@ -84,7 +84,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "build-graph",
-        what: "the default build runs no bindgen, cmake, pkg-config or C compiler",
+        what: "the default build runs no bindgen, cmake, pkg-config or nasm, and compiles no C but by `cc`",
         run: build_graph::check,
         ..CHECK
     },

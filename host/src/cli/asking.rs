@@ -1,7 +1,7 @@
 //! How a question is asked, by whichever command.
 
-use consensus::auth::Key;
-use nearwire::config::{KeyError, read_key};
+use consensus::auth::Keys;
+use nearwire::config::{KeyError, read_keys};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,9 +22,9 @@ pub(crate) struct AskingArgs {
 }
 
 impl AskingArgs {
-    /// The key of the file, if one is named.
-    pub(crate) fn key(&self) -> Result<Option<Key>, KeyError> {
-        self.key_file.as_deref().map(read_key).transpose()
+    /// The keys of the file, if one is named.
+    pub(crate) fn keys(&self) -> Result<Option<Keys>, KeyError> {
+        self.key_file.as_deref().map(read_keys).transpose()
     }
 
     /// How long to wait, if that is said.

@@ -1,12 +1,13 @@
 //! `nearwire config`.
 
+use super::Failure;
 use super::output::{self, Output};
 use clap::Subcommand;
-use nearwire::config::{Config, EXAMPLE};
+use nearwire::config::{Config, EXAMPLE, make_key};
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Check a configuration, or print one to start from.
+/// Check a configuration, print one to start from, or make a cluster's key.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Say whether a node would start with this configuration.
@@ -20,6 +21,19 @@ Examples:
 An error names the file, the line and the column, what was expected there, and what mends it.")]
     Check {
         /// The configuration.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Make a cluster's key.
+    ///
+    /// The file must not exist yet; nobody but its owner may read it. Every node, and everybody who
+    /// asks or changes something with datagrams, needs a copy: `key_file` in the configuration,
+    /// --key-file on a command line.
+    #[command(after_long_help = "\
+Examples:
+  nearwire config key /etc/nearwire/key")]
+    Key {
+        /// Where to.
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
@@ -47,6 +61,14 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
                     "node": node,
                     "peers": peers,
                 })),
+            }
+        }
+        (Command::Key { file }, output) => {
+            make_key(file)
+                .map_err(|error| Failure::failed(error.to_string()).remedy(error.remedy()))?;
+            match output {
+                Output::Table => output::line(&format!("{}: a new key", file.display())),
+                Output::Json => output::json(&json!({ "file": file })),
             }
         }
         (Command::Example, Output::Table) => output::bytes(EXAMPLE.as_bytes()),

@@ -247,7 +247,7 @@ fn over_the_wire(args: &Args, target: &str, cases: &[&Case]) -> anyhow::Result<S
     let address = resolve(target)?;
     let device = &args.device;
     let asking = Asking {
-        key: device.asking.key()?,
+        key: device.asking.keys()?.map(|keys| keys.signs),
         timeout: device.asking.timeout().unwrap_or(ANSWER_LIMIT),
         silence: Duration::from_millis(device.silence_ms),
     };

@@ -82,12 +82,12 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
     match command {
         Command::Show { peers } => {
             let cluster = peers.cluster()?;
-            let mut inspector = Inspector::new(&cluster.addresses(), cluster.key)?;
+            let mut inspector = Inspector::new(&cluster.addresses(), cluster.keys)?;
             find(&mut inspector, &cluster)?.print(output)
         }
         Command::Move { peers, to } => {
             let cluster = peers.cluster()?;
-            let mut inspector = Inspector::new(&cluster.addresses(), cluster.key)?;
+            let mut inspector = Inspector::new(&cluster.addresses(), cluster.keys)?;
             hand_over(&mut inspector, &cluster, NodeId(*to))?.print(output)
         }
     }

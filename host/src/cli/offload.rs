@@ -12,7 +12,7 @@ use super::asking::AskingArgs;
 use super::output::Output;
 use clap::Subcommand;
 use consensus::Epoch;
-use consensus::auth::Key;
+use consensus::auth::Keys;
 use consensus::frame::{Mac, Own};
 use consensus::region::{Birth, Layout};
 use nearwire::config::{Config, Overrides};
@@ -68,7 +68,7 @@ pub(super) struct NodeArgs {
 #[derive(Debug)]
 pub(super) struct OwnNode {
     config: Config,
-    key: Option<Key>,
+    keys: Option<Keys>,
     /// What its data directory says; `None` if it never ran.
     identity: Option<Identity>,
     timeout: Option<Duration>,
@@ -86,14 +86,14 @@ impl NodeArgs {
             ..Overrides::default()
         };
         let config = Config::load_with(file, overrides)?;
-        let key = match self.asking.key()? {
-            None => config.key()?,
-            key => key,
+        let keys = match self.asking.keys()? {
+            None => config.keys()?,
+            keys => keys,
         };
         let identity = data_directory::look(&config.data_directory)?;
         Ok(Some(OwnNode {
             config,
-            key,
+            keys,
             identity,
             timeout: self.asking.timeout(),
         }))
@@ -120,7 +120,7 @@ impl OwnNode {
 }
 
 /// What a program is told that votes over a blank region and is shown packets.
-pub(super) fn scratch(port: u16, layout: Layout, birth: Birth, key: Option<Key>) -> Settings {
+pub(super) fn scratch(port: u16, layout: Layout, birth: Birth, keys: Option<Keys>) -> Settings {
     Settings {
         port,
         layout,
@@ -133,7 +133,7 @@ pub(super) fn scratch(port: u16, layout: Layout, birth: Birth, key: Option<Key>)
         },
         epoch: Epoch(1),
         lease_ns: 0,
-        key,
+        keys,
         is_rehearsal: true,
     }
 }

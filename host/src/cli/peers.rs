@@ -3,7 +3,7 @@
 use super::Failure;
 use super::asking::AskingArgs;
 use consensus::NodeId;
-use consensus::auth::Key;
+use consensus::auth::Keys;
 use nearwire::config::Config;
 use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -38,8 +38,8 @@ pub(crate) struct PeersArgs {
 pub(crate) struct Cluster {
     /// Its replicas; [`NodeId::NONE`] where only the address is known.
     pub(crate) members: Vec<(NodeId, SocketAddr)>,
-    /// Its key, where packets carry tags.
-    pub(crate) key: Option<Key>,
+    /// Its keys, where packets carry tags.
+    pub(crate) keys: Option<Keys>,
     /// Longest value of a request in bytes.
     pub(crate) max_value: usize,
     timeout: Option<Duration>,
@@ -73,14 +73,14 @@ impl PeersArgs {
                     .into());
                 }
             };
-        let key = match (self.asking.key()?, &config) {
-            (None, Some(config)) => config.key()?,
-            (key, _) => key,
+        let keys = match (self.asking.keys()?, &config) {
+            (None, Some(config)) => config.keys()?,
+            (keys, _) => keys,
         };
         let region = config.map(|config| config.region).unwrap_or_default();
         Ok(Cluster {
             members,
-            key,
+            keys,
             max_value: region.value_bytes,
             timeout: self.asking.timeout(),
         })

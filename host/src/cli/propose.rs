@@ -94,7 +94,7 @@ fn execute(words: &[&OsStr], peers: &PeersArgs, output: Output) -> anyhow::Resul
     })?;
     let cluster = peers.cluster()?;
     let options = Options {
-        key: cluster.key,
+        keys: cluster.keys,
         timeout: cluster.changing(),
         max_value: cluster.max_value,
         ..Options::default()

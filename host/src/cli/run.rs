@@ -15,7 +15,7 @@ Examples:
 One file can serve all nodes of a cluster: --node and --data-directory say which one this is. What a
 flag says goes before the environment, and that before the file.
 
-SIGINT and SIGTERM stop the replica. Exit code 3 means that the data directory is another node's, or
+SIGINT and SIGTERM stop the replica; SIGHUP has it read its key file again. Exit code 3 means that the data directory is another node's, or
 that what it held is gone: such a node must not vote under its old name.
 
 The log goes to standard error; NEARWIRE_LOG (for example `debug`) says how much of it.")]

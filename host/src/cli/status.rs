@@ -53,7 +53,7 @@ const COLUMNS: [&str; 14] = [
 pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let cluster = args.peers.cluster()?;
     let addresses = cluster.addresses();
-    let mut inspector = Inspector::new(&addresses, cluster.key)?;
+    let mut inspector = Inspector::new(&addresses, cluster.keys)?;
     let reports = inspector.inspect(&addresses, cluster.looking(), |_| false)?;
     let none = reports.iter().all(Option::is_none);
     let members = cluster.members.iter().zip(reports);
@@ -72,7 +72,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
 
 /// No replica answered at all.
 pub(super) fn nobody(cluster: &Cluster) -> Failure {
-    let key = if cluster.key.is_some() {
+    let key = if cluster.keys.is_some() {
         "whether its key is this one"
     } else {
         "whether it has a key, which tools then need too"

@@ -1,6 +1,7 @@
 //! What may be wrong with a configuration.
 
 use super::{KeyError, MAX_LINGER_US, MIN_SUSPECT_US, Place};
+use crate::resp::tls::TlsError;
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
 use consensus::quorum::QuorumError;
@@ -168,6 +169,32 @@ pub enum Problem {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A name that `ACL LIST` could not show.
+    #[error("{0:?} is no user's name: it takes letters, digits and signs, and no blanks")]
+    UserName(String),
+    /// Two users have one name.
+    #[error("user {0:?} is there twice in [[user]]")]
+    SameUser(String),
+    /// Others than this machine reach the members, and packets would carry no tags.
+    #[error(
+        "node {node} is at {address}, which is not loopback, and there is no `key_file`: whoever \
+         reaches that port could write and depose leaders"
+    )]
+    NoKey {
+        /// The first such member.
+        node: u16,
+        /// Its address.
+        address: SocketAddr,
+    },
+    /// Others than this machine reach the listener for Redis clients, which asks nobody anything.
+    #[error(
+        "Redis clients are served at {0}, which is not loopback, without TLS and without users: \
+         whoever reaches that port could read and write"
+    )]
+    OpenResp(SocketAddr),
 }
 
 fn suggestion(nearest: Option<&str>) -> String {
@@ -216,6 +243,17 @@ impl Problem {
             }
             Self::MixedFamilies { .. } => "write all addresses as IPv4 or all as IPv6".into(),
             Self::Key(error) => error.remedy(),
+            Self::Tls(error) => error.remedy(),
+            Self::NoKey { .. } => "make a key with `nearwire config key FILE`, copy the file to \
+                                   every node, and write key_file = \"FILE\" at the top; or \
+                                   insecure = true, on a network where everybody may write"
+                .into(),
+            Self::OpenResp(_) => {
+                "add [[user]] with name, password_sha256 and may, or serve TLS by \
+                                  [resp_tls] instead; or insecure = true, on a network where \
+                                  everybody may read and write"
+                    .into()
+            }
             Self::Linger(_) => "write wait = \"polling\" for a worker that never sleeps".into(),
             Self::Journalled => {
                 "write durability = \"volatile\", or leave `conformance_groups` out: no node that \
@@ -243,6 +281,8 @@ impl Problem {
             | Self::Region(_)
             | Self::FifoPriority(_)
             | Self::Lease { .. }
+            | Self::UserName(_)
+            | Self::SameUser(_)
             | Self::Suspicion { .. } => {
                 return None;
             }
@@ -262,6 +302,14 @@ fn wanted(key: &str) -> Option<String> {
              survives is yours to decide"
         }
         "address" => "address = \"IP:port\", where this member's datagrams go",
+        "name" => {
+            "name = \"NAME\", what AUTH is said with; \"default\" is the user of AUTH PASSWORD"
+        }
+        "password_sha256" => "password_sha256 = \"HASH\": `printf %s PASSWORD | sha256sum`",
+        "may" => "may = \"read\", \"write\" or \"admin\"",
+        "listen" => "listen = \"IP:port\", where clients are served",
+        "certificate_file" => "certificate_file = \"FILE\", PEM",
+        "key_file" => "key_file = \"FILE\", PEM, mode 600",
         "phase1" => "phase1 = N, the promises that a new leader needs",
         "phase2" => "phase2 = N, the votes that choose a value",
         _ => return None,

@@ -3,8 +3,9 @@
 use super::place::{self, Place, Step};
 use super::{
     Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
-    Quorum, Reads, Region, Timing, Worker,
+    Quorum, Reads, Region, RespTls, Timing, Worker,
 };
+use crate::resp::User;
 use crate::xdp::{Attach, OnHostDeath};
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
@@ -27,6 +28,9 @@ struct File {
     reads: Reads,
     #[serde(default, deserialize_with = "some_address")]
     resp: Option<SocketAddr>,
+    resp_tls: Option<RespTls>,
+    #[serde(default, rename = "user")]
+    users: Vec<User>,
     #[serde(default, rename = "peer")]
     peers: Vec<Peer>,
     quorum: Option<Quorum>,
@@ -38,6 +42,8 @@ struct File {
     timing: Timing,
     offload: Option<Offload>,
     key_file: Option<PathBuf>,
+    #[serde(default)]
+    insecure: bool,
 }
 
 /// Takes 1 to [`NodeId::MAX`].
@@ -77,7 +83,14 @@ fn some_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>
 pub(super) fn parse(path: &Path, text: &str, overrides: Overrides) -> Result<Config, Error> {
     let document = DeTable::parse(text).map_err(|error| refused(path, text, &error))?;
     let file: File = toml::from_str(text).map_err(|error| refused(path, text, &error))?;
-    build(path, text, document.get_ref(), file, overrides)
+    build(
+        path,
+        text,
+        document.get_ref(),
+        file,
+        overrides,
+        check_listeners,
+    )
 }
 
 /// Parses and checks for a client, to which it does not matter whose copy it is.
@@ -87,7 +100,15 @@ pub(super) fn parse_for_client(path: &Path, text: &str) -> Result<Config, Error>
     file.node = file.node.or(file.peers.first().map(|peer| peer.node));
     file.data_directory.get_or_insert_default();
     file.durability.get_or_insert(Durability::Volatile);
-    build(path, text, document.get_ref(), file, Overrides::default())
+    let listens_nowhere = |_: &Config| Ok(());
+    build(
+        path,
+        text,
+        document.get_ref(),
+        file,
+        Overrides::default(),
+        listens_nowhere,
+    )
 }
 
 fn build(
@@ -96,6 +117,7 @@ fn build(
     document: &DeTable<'_>,
     file: File,
     overrides: Overrides,
+    check_listeners: impl FnOnce(&Config) -> Result<(), Found>,
 ) -> Result<Config, Error> {
     let flags = Flags::of(&overrides);
     if file.peers.is_empty() {
@@ -124,6 +146,8 @@ fn build(
             .ok_or_else(|| missing("durability"))?,
         reads: file.reads,
         resp: overrides.resp.or(file.resp),
+        resp_tls: file.resp_tls,
+        users: file.users,
         peers: file.peers,
         quorum: file.quorum,
         region: file.region,
@@ -134,8 +158,10 @@ fn build(
         timing: file.timing,
         offload: file.offload,
         key_file: overrides.key_file.or(file.key_file),
+        insecure: file.insecure,
     };
-    check(&config).map_err(|(way, problem)| Error::Invalid {
+    let checked = check(&config).and_then(|()| check_listeners(&config));
+    checked.map_err(|(way, problem)| Error::Invalid {
         place: match flags.of_way(&way) {
             Some(flag) => Place::Flag(flag),
             None => match place::find(document, &way) {
@@ -152,6 +178,7 @@ fn build(
 struct Flags {
     node: bool,
     key_file: bool,
+    resp: bool,
 }
 
 impl Flags {
@@ -159,6 +186,7 @@ impl Flags {
         Self {
             node: overrides.node.is_some(),
             key_file: overrides.key_file.is_some(),
+            resp: overrides.resp.is_some(),
         }
     }
 
@@ -166,6 +194,7 @@ impl Flags {
         match way {
             [Step::Key("node")] if self.node => Some("--node"),
             [Step::Key("key_file")] if self.key_file => Some("--key-file"),
+            [Step::Key("resp")] if self.resp => Some("--resp"),
             _ => None,
         }
     }
@@ -178,6 +207,7 @@ fn check(config: &Config) -> Result<(), Found> {
     if config.cluster.is_empty() {
         return Err((vec![Step::Key("cluster")], Problem::NoName));
     }
+    check_users(&config.users)?;
     check_peers(&config.peers)?;
     if !config.peers.iter().any(|peer| peer.node == config.node) {
         let problem = Problem::NotAMember {
@@ -210,7 +240,7 @@ fn check(config: &Config) -> Result<(), Found> {
     check_worker(&config.worker)?;
     check_timing(&config.timing)?;
     config
-        .key()
+        .keys()
         .map(drop)
         .map_err(|error| (vec![Step::Key("key_file")], error.into()))
 }
@@ -233,6 +263,47 @@ fn check_offload(config: &Config) -> Result<(), Found> {
     let name = &offload.interface;
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', ' ']) {
         return Err((at("interface"), Problem::NoInterface(name.clone())));
+    }
+    Ok(())
+}
+
+/// Whoever reaches an open listener can write, so only this machine may reach one. A private network
+/// is no exception: nothing here knows who else is on it.
+fn check_listeners(config: &Config) -> Result<(), Found> {
+    if let Some(Err(error)) = config.resp_tls.as_ref().map(RespTls::load) {
+        return Err((vec![Step::Key("resp_tls")], error.into()));
+    }
+    if config.insecure {
+        return Ok(());
+    }
+    let is_open = |peer: &Peer| !peer.address.ip().is_loopback();
+    if config.key_file.is_none()
+        && let Some(index) = config.peers.iter().position(is_open)
+    {
+        let Peer { node, address, .. } = config.peers[index];
+        let way = vec![Step::Key("peer"), Step::Item(index), Step::Key("address")];
+        return Err((way, Problem::NoKey { node, address }));
+    }
+    if let Some(listen) = config.resp
+        && !listen.ip().is_loopback()
+        && config.users.is_empty()
+    {
+        return Err((vec![Step::Key("resp")], Problem::OpenResp(listen)));
+    }
+    Ok(())
+}
+
+fn check_users(users: &[User]) -> Result<(), Found> {
+    for (index, User { name, .. }) in users.iter().enumerate() {
+        let problem = if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Problem::UserName(name.clone())
+        } else if users[..index].iter().any(|other| other.name == *name) {
+            Problem::SameUser(name.clone())
+        } else {
+            continue;
+        };
+        let way = vec![Step::Key("user"), Step::Item(index), Step::Key("name")];
+        return Err((way, problem));
     }
     Ok(())
 }
@@ -460,6 +531,14 @@ mod tests {
     fn what_the_example_comments_out_is_right_too() {
         let keys = [
             "key_file =",
+            "insecure =",
+            "[resp_tls]",
+            "listen =",
+            "certificate_file =",
+            "[[user]]",
+            "name =",
+            "password_sha256 =",
+            "may =",
             "priority =",
             "[quorum]",
             "phase",
@@ -475,6 +554,7 @@ mod tests {
             .collect();
         let file: File = toml::from_str(&text.join("\n")).expect("a configuration");
         assert!(file.key_file.is_some() && file.quorum.is_some());
+        assert!(file.resp_tls.is_some() && file.users.len() == 1);
         assert!(file.worker.cpu.is_some() && file.worker.fifo_priority.is_some());
     }
 
@@ -635,6 +715,94 @@ mod tests {
         );
         let error = error.expect_err("refused").to_string();
         assert!(error.starts_with("--node: node 9 is not among"), "{error}");
+    }
+
+    #[test]
+    fn a_listener_that_others_reach_needs_a_key_or_a_word() {
+        let away = |text: &str| text.replace("127.0.0.1:474", "10.0.0.1:474");
+        let open = away(EXAMPLE);
+        let error = parse_with(&open, Overrides::default()).expect_err("refused");
+        let at = open.find("\"10.0.0.1:4747").expect("there");
+        let place = Place::in_text(Path::new("node.toml"), &open, at);
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("{place}: node 1 is at 10.0.0.1:4747")),
+            "{text}"
+        );
+        let remedy = error.remedy().expect("a remedy");
+        assert!(remedy.contains("nearwire config key FILE"), "{remedy}");
+        parse_for_client(Path::new("c.toml"), &open).expect("a client listens nowhere");
+        let said = open.replace("# insecure = false", "insecure = true");
+        parse_with(&said, Overrides::default()).expect("a configuration");
+
+        // One member that others reach is enough, and so is one of IPv6.
+        for (from, to) in [
+            ("127.0.0.1:4749", "192.168.0.9:4749"),
+            ("127.0.0.1:474", "[fd00::1]:474"),
+        ] {
+            let error = refused(&EXAMPLE.replace(from, to));
+            assert!(error.contains("there is no `key_file`"), "{error}");
+        }
+        let ipv6 = EXAMPLE.replace("127.0.0.1:474", "[::1]:474");
+        parse_with(&ipv6, Overrides::default()).expect("a configuration");
+
+        let scratch = tempfile::tempdir().expect("a directory");
+        let key = scratch.path().join("key");
+        super::super::make_key(&key).expect("made");
+        let with_key = Overrides {
+            key_file: Some(key),
+            ..Overrides::default()
+        };
+        parse_with(&open, with_key).expect("a configuration");
+    }
+
+    #[test]
+    fn users_are_told_apart_and_guard_a_listener() {
+        let hash = "30c952fab122c3f9759f02a6d95c3758b246b4fee239957b2d4fee46e26170c4";
+        let user = |name: &str, may: &str| {
+            format!("[[user]]\nname = {name}\npassword_sha256 = \"{hash}\"\nmay = {may}\n")
+        };
+        let with = |users: &str| {
+            example("[[peer]]\n", &format!("{users}\n[[peer]]\n"))
+                .replace("\"127.0.0.1:6371", "\"0.0.0.0:6371")
+        };
+        let one = user("\"default\"", "\"read\"");
+        let config = parse_with(&with(&one), Overrides::default()).expect("a configuration");
+        assert_eq!(config.users[0].may, crate::resp::May::Read);
+        for (users, error) in [
+            (format!("{one}{one}"), "user \"default\" is there twice"),
+            (user("\"a b\"", "\"read\""), "\"a b\" is no user's name"),
+            (user("\"\"", "\"read\""), "\"\" is no user's name"),
+            (
+                user("\"a\"", "\"writ\""),
+                "unknown value `writ`; did you mean `write`?",
+            ),
+            (one.replace(hash, "pw"), "this is no SHA-256"),
+            (one.replace("may = \"read\"\n", ""), "missing key `may`"),
+        ] {
+            let found = refused(&with(&users));
+            assert!(found.contains(error), "{found}");
+        }
+    }
+
+    #[test]
+    fn redis_clients_elsewhere_are_not_served_unasked() {
+        for listen in ["0.0.0.0:6371", "[::]:6371", "192.168.0.9:6371"] {
+            let flag = Overrides {
+                resp: Some(listen.parse().expect("an address")),
+                ..Overrides::default()
+            };
+            let error = parse_with(EXAMPLE, flag).expect_err("refused").to_string();
+            assert!(
+                error.starts_with(&format!("--resp: Redis clients are served at {listen}")),
+                "{error}"
+            );
+        }
+        assert_points(
+            "\"127.0.0.1:6371",
+            "«\"0.0.0.0:6371",
+            "Redis clients are served at 0.0.0.0:6371",
+        );
     }
 
     #[test]

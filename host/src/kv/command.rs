@@ -34,6 +34,9 @@ enum Action {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "each is the command of its name")]
 pub enum Local {
+    AclList,
+    AclUsers,
+    AclWhoami,
     Auth,
     ClientGetname,
     ClientId,
@@ -89,12 +92,8 @@ impl Command {
     /// # Errors
     /// An unknown command, an unknown subcommand or a wrong number of words, in Redis' own texts.
     pub fn parse<'a>(words: &[&'a [u8]]) -> Result<Parsed<'a>, RespError> {
-        let (name, arguments) = words.split_first().ok_or_else(|| unknown(&[]))?;
-        let mut command = find(COMMANDS, "", name).ok_or_else(|| unknown(words))?;
-        if let (Action::Container(subcommands), [sub, ..]) = (&command.action, arguments) {
-            command = find(subcommands, command.name, sub)
-                .ok_or_else(|| unknown_subcommand(command, sub))?;
-        }
+        let command = Self::called(words)?;
+        let arguments = words.get(1..).unwrap_or_default();
         if !command.takes(words.len()) {
             let name = command.name;
             return Err(format!("ERR wrong number of arguments for '{name}' command").into());
@@ -115,6 +114,21 @@ impl Command {
             // `COMMAND` alone; the other containers take a subcommand by their arity.
             Action::Container(_) => Parsed::Local(Local::Command),
         })
+    }
+
+    /// The command, or subcommand, that `words` begin with.
+    ///
+    /// # Errors
+    /// As for [`parse`](Self::parse), but for the number of words.
+    pub fn called(words: &[&[u8]]) -> Result<&'static Self, RespError> {
+        let (name, arguments) = words.split_first().ok_or_else(|| unknown(&[]))?;
+        let command = find(COMMANDS, "", name).ok_or_else(|| unknown(words))?;
+        match (&command.action, arguments) {
+            (Action::Container(subcommands), [sub, ..]) => {
+                find(subcommands, command.name, sub).ok_or_else(|| unknown_subcommand(command, sub))
+            }
+            _ => Ok(command),
+        }
     }
 
     /// Every command in the order of its name, without the subcommands.
@@ -341,8 +355,9 @@ const fn container(
 /// Sorted by name.
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
+    container("acl", -2, ACL, "6.0.0", "Commands about users."),
     machine("append", 3, ONE_KEY, Op::Append, "2.0.0", "Appends to a value."),
-    local("auth", -2, Local::Auth, "1.0.0", "Refused: there are no passwords."),
+    local("auth", -2, Local::Auth, "1.0.0", "Says who the client is, by a password."),
     container("client", -2, CLIENT, "2.4.0", "Commands about connections."),
     container("command", -1, COMMAND, "2.8.13", "Describes the commands."),
     container("config", -2, CONFIG, "2.0.0", "Commands about the configuration."),
@@ -379,6 +394,13 @@ static COMMANDS: &[Command] = &[
     machine("unlink", -2, ALL_KEYS, Op::Del, "4.0.0", "Removes keys."),
     local("unwatch", 1, Local::Unwatch, "2.2.0", "Does nothing: nothing is watched."),
     step("watch", -2, Step::Watch, "2.2.0", "Refused."),
+];
+
+#[rustfmt::skip]
+static ACL: &[Command] = &[
+    local("acl|list", 2, Local::AclList, "6.0.0", "The users and what they may do."),
+    local("acl|users", 2, Local::AclUsers, "6.0.0", "The users' names."),
+    local("acl|whoami", 2, Local::AclWhoami, "6.0.0", "The connection's user."),
 ];
 
 #[rustfmt::skip]
@@ -419,7 +441,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_sorted_and_every_command_is_found() {
-        for table in [COMMANDS, CLIENT, COMMAND, CONFIG] {
+        for table in [COMMANDS, ACL, CLIENT, COMMAND, CONFIG] {
             assert!(table.is_sorted_by(|a, b| a.name < b.name));
             for command in table {
                 let upper = command.name.to_ascii_uppercase();

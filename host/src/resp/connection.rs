@@ -4,11 +4,13 @@ use super::parser::{Limits, Parser, ProtocolError};
 use super::replies::{Replies, Waiting};
 use super::reply::{self, RespError};
 use super::session::{Context, Session, Verdict};
+use super::tls::Stream;
+use super::users::Users;
 use crate::front::{Access, Failure, FrontEnd, Submission};
 use crate::kv::Arguments;
 use mio::event::Event;
 use mio::net::TcpStream;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
 
 /// Requests of one connection that are not answered yet; at so many it is read no further.
@@ -23,9 +25,11 @@ const INPUT_BYTES: usize = 16 * 1024;
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     session: Session,
     parser: Parser,
+    /// What the parser's limits become once the client has said who it is.
+    limits: Limits,
     input: Input,
     output: Vec<u8>,
     /// How much of `output` is written.
@@ -70,11 +74,23 @@ enum Need {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, id: u64, limits: Limits) -> Self {
+    pub(super) fn new(
+        stream: Stream,
+        peer: SocketAddr,
+        id: u64,
+        limits: Limits,
+        users: &Users,
+    ) -> Self {
+        let first = if users.is_empty() {
+            limits
+        } else {
+            Limits::STRANGER
+        };
         Self {
             stream,
             session: Session::new(id, peer),
-            parser: Parser::new(limits),
+            parser: Parser::new(first),
+            limits,
             input: Input::new(),
             output: Vec::new(),
             written: 0,
@@ -89,8 +105,8 @@ impl Connection {
         }
     }
 
-    pub(super) fn stream_mut(&mut self) -> &mut TcpStream {
-        &mut self.stream
+    pub(super) fn socket_mut(&mut self) -> &mut TcpStream {
+        self.stream.socket_mut()
     }
 
     /// The socket has something to say.
@@ -115,6 +131,7 @@ impl Connection {
             if self.broken || (self.ending && self.is_settled()) {
                 let in_flight = self.commands_in_flight + self.queries_in_flight;
                 return if in_flight == 0 {
+                    self.stream.part();
                     Turn::Over
                 } else {
                     Turn::Idle
@@ -136,7 +153,8 @@ impl Connection {
     }
 
     fn is_settled(&self) -> bool {
-        self.replies.len() == 0 && self.held.is_none() && self.written == self.output.len()
+        let is_written = self.written == self.output.len() && self.stream.is_flushed();
+        self.replies.len() == 0 && self.held.is_none() && is_written
     }
 
     fn may_go_on(&self) -> bool {
@@ -172,6 +190,12 @@ impl Connection {
                 words => self.session.request(words, context, &mut known),
             };
             let bytes = request.bytes;
+            if !context.users.is_empty() {
+                self.parser.limit(match self.session.user {
+                    Some(_) => self.limits,
+                    None => Limits::STRANGER,
+                });
+            }
             self.input.consume(bytes);
             match verdict {
                 Verdict::Answered => self.replies.push_known(&known, &mut self.output),
@@ -269,8 +293,7 @@ impl Connection {
             }
             Ok(bytes) => {
                 self.input.filled(bytes);
-                // A short read has emptied the socket, epoll(7): what comes later is a new event.
-                self.readable = bytes == room_bytes || self.read_closed;
+                self.readable = self.stream.may_have_more(bytes, room_bytes) || self.read_closed;
                 bytes
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -294,6 +317,10 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => self.broken = true,
             }
+        }
+        match self.stream.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => self.broken = true,
+            Ok(()) | Err(_) => {}
         }
         if self.written == self.output.len() {
             self.output.clear();

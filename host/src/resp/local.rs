@@ -2,6 +2,7 @@
 
 use super::reply::{self, Protocol, RespError};
 use super::session::{Context, Session};
+use super::users;
 use crate::front::Access;
 use crate::kv::{Command, Local, glob, parse_integer};
 
@@ -14,6 +15,11 @@ const NO_PASSWORD: RespError = RespError::fixed(
 );
 const NO_USERS: RespError =
     RespError::fixed("WRONGPASS there are no users here: connect without a password");
+const HELLO_FIRST: RespError = RespError::fixed(
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH \
+     <user> <pass> option can be used to authenticate the client and select the RESP protocol \
+     version at the same time",
+);
 
 /// Settings that tools ask for; what they say is so, in Redis' terms.
 const SETTINGS: [(&str, &str); 6] = [
@@ -47,12 +53,19 @@ pub(super) fn answer(
             }
         },
         Local::Echo => reply::bulk(out, words[1]),
-        Local::Hello => hello(&words[1..], session, out)?,
-        Local::Auth => match words.len() {
-            2 => return Err(NO_PASSWORD),
-            3 => return Err(NO_USERS),
-            _ => return Err(SYNTAX),
-        },
+        Local::Hello => hello(&words[1..], session, context, out)?,
+        Local::AclList => texts(out, context.users.rules().iter().map(String::as_bytes)),
+        Local::AclUsers => texts(out, context.users.names().into_iter()),
+        Local::AclWhoami => reply::bulk(out, context.users.name(session.user)),
+        Local::Auth => {
+            match words[1..] {
+                [_] if context.users.is_empty() => return Err(NO_PASSWORD),
+                [password] => authenticate(users::DEFAULT, password, session, context)?,
+                [name, password] => authenticate(name, password, session, context)?,
+                _ => return Err(SYNTAX),
+            }
+            reply::simple(out, "OK");
+        }
         Local::Select => match parse_integer(words[1]) {
             Some(0) => reply::simple(out, "OK"),
             Some(_) => return Err(RespError::fixed("ERR DB index is out of range")),
@@ -76,7 +89,9 @@ pub(super) fn answer(
             reply::simple(out, "OK");
         }
         Local::ClientSetinfo => client_setinfo(words, session, out)?,
-        Local::ClientInfo | Local::ClientList => reply::verbatim(out, &session.describe()),
+        Local::ClientInfo | Local::ClientList => {
+            reply::verbatim(out, &session.describe(context.users));
+        }
         Local::ClientNoEvict | Local::ClientNoTouch => {
             if !words[2].eq_ignore_ascii_case(b"on") && !words[2].eq_ignore_ascii_case(b"off") {
                 return Err(SYNTAX);
@@ -106,8 +121,38 @@ pub(super) fn answer(
     Ok(())
 }
 
-fn hello(options: &[&[u8]], session: &mut Session, out: &mut Vec<u8>) -> Result<(), RespError> {
-    let (mut protocol, mut name) = (session.protocol, None);
+/// From here on the client is this user.
+fn authenticate(
+    name: &[u8],
+    password: &[u8],
+    session: &mut Session,
+    context: &Context<'_>,
+) -> Result<(), RespError> {
+    if context.users.is_empty() {
+        return Err(NO_USERS);
+    }
+    let known = context.users.authenticate(name, password).inspect_err(|_| {
+        // Once for each connection: whoever guesses must not fill the log.
+        if !std::mem::replace(&mut session.is_suspect, true) {
+            tracing::warn!(peer = %session.peer, "a Redis client gave a wrong name or password");
+        }
+    })?;
+    session.user = Some(known);
+    Ok(())
+}
+
+fn texts<'a>(out: &mut Vec<u8>, texts: impl ExactSizeIterator<Item = &'a [u8]>) {
+    reply::array(out, texts.len());
+    texts.for_each(|text| reply::bulk(out, text));
+}
+
+fn hello(
+    options: &[&[u8]],
+    session: &mut Session,
+    context: &Context<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), RespError> {
+    let (mut protocol, mut name, mut login) = (session.protocol, None, None);
     let mut rest = options;
     if let [version, tail @ ..] = rest {
         let version = parse_integer(version).ok_or(RespError::fixed(
@@ -122,7 +167,10 @@ fn hello(options: &[&[u8]], session: &mut Session, out: &mut Vec<u8>) -> Result<
     }
     while let [option, tail @ ..] = rest {
         match tail {
-            [_, _, ..] if option.eq_ignore_ascii_case(b"auth") => return Err(NO_USERS),
+            [user, password, tail @ ..] if option.eq_ignore_ascii_case(b"auth") => {
+                login = Some((*user, *password));
+                rest = tail;
+            }
             [text, tail @ ..] if option.eq_ignore_ascii_case(b"setname") => {
                 name = Some(printable(text).ok_or(BAD_NAME)?);
                 rest = tail;
@@ -132,6 +180,12 @@ fn hello(options: &[&[u8]], session: &mut Session, out: &mut Vec<u8>) -> Result<
                 return Err(RespError::quoting(text));
             }
         }
+    }
+    if let Some((user, password)) = login {
+        authenticate(user, password, session, context)?;
+    }
+    if session.user.is_none() && !context.users.is_empty() {
+        return Err(HELLO_FIRST);
     }
     session.protocol = protocol;
     session.name = name.unwrap_or(std::mem::take(&mut session.name));

@@ -9,7 +9,10 @@ mod server;
 mod session;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod transaction;
+mod users;
 
 pub use parser::{Complaint, Limits, MAX_LINE_BYTES, MAX_WORDS, Parser, ProtocolError, Request};
-pub use server::{Handle, Options, Server, ServerError};
+pub use server::{Handle, Listen, Options, Server, ServerError};
+pub use users::{May, PasswordHash, User, Users};

@@ -33,6 +33,10 @@ pub enum Complaint {
     ExpectedBulk(u8),
     /// A bulk string's head that is no number, or too large.
     InvalidBulkLength,
+    /// An array that is too long for a client that has not said who it is.
+    StrangersMultibulkLength,
+    /// A bulk string that is too long for such a client.
+    StrangersBulkLength,
     /// A request that is too long as a whole.
     BigRequest,
 }
@@ -53,6 +57,8 @@ impl fmt::Display for Complaint {
                 return write!(f, "expected '$', got '{got}'");
             }
             Self::InvalidBulkLength => "invalid bulk length",
+            Self::StrangersMultibulkLength => "unauthenticated multibulk length",
+            Self::StrangersBulkLength => "unauthenticated bulk length",
             Self::BigRequest => "too big request",
         })
     }
@@ -65,6 +71,20 @@ pub struct Limits {
     pub bulk_bytes: usize,
     /// Longest request in bytes, heads included.
     pub request_bytes: usize,
+    /// The client has still to say who it is: at most ten words for a request.
+    pub is_stranger: bool,
+}
+
+/// Most words of a request before the client has said who it is, as in Redis.
+const STRANGERS_WORDS: usize = 10;
+
+impl Limits {
+    /// For clients that have still to say who they are; words and bulk strings as in Redis.
+    pub const STRANGER: Self = Self {
+        bulk_bytes: 16 * 1024,
+        request_bytes: 64 * 1024,
+        is_stranger: true,
+    };
 }
 
 /// Where the reader stands within one request.
@@ -117,6 +137,11 @@ impl Parser {
         }
     }
 
+    /// Has the next request keep within these limits.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Reads one request from the front of `buffer`, or `None` if more bytes are needed; then the
     /// next call has the same bytes in front. After a request the caller drops its bytes.
     ///
@@ -161,6 +186,9 @@ impl Parser {
                     let count = number(&buffer[line])
                         .filter(|count| *count <= MAX_WORDS as i64)
                         .ok_or(Complaint::InvalidMultibulkLength)?;
+                    if self.limits.is_stranger && count > STRANGERS_WORDS as i64 {
+                        return Err(Complaint::StrangersMultibulkLength);
+                    }
                     self.stage = Stage::Heads(usize::try_from(count).unwrap_or(0));
                 }
                 Stage::Heads(0) => return Ok(Some(false)),
@@ -175,8 +203,13 @@ impl Parser {
                     }
                     let length = number(&buffer[line])
                         .and_then(|length| usize::try_from(length).ok())
-                        .filter(|length| *length <= self.limits.bulk_bytes)
                         .ok_or(Complaint::InvalidBulkLength)?;
+                    if length > self.limits.bulk_bytes {
+                        return Err(match self.limits.is_stranger {
+                            true => Complaint::StrangersBulkLength,
+                            false => Complaint::InvalidBulkLength,
+                        });
+                    }
                     self.stage = Stage::Bulk(length, left - 1);
                 }
                 Stage::Bulk(length, left) => {
@@ -316,6 +349,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         bulk_bytes: 1000,
         request_bytes: 100_000,
+        is_stranger: false,
     };
 
     type Parsed = (Vec<Vec<Vec<u8>>>, Option<String>);

@@ -3,9 +3,12 @@
 use super::connection::{Connection, Turn};
 use super::parser::Limits;
 use super::session::Context;
+use super::tls::Stream;
+use super::users::Users;
 use crate::front::{FrontEnd, Wake};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustls::ServerConfig;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,9 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const LISTENER: Token = Token(0);
-const WAKER: Token = Token(1);
-const FIRST_CONNECTION: usize = 2;
+const WAKER: Token = Token(0);
+const FIRST_LISTENER: usize = 1;
+/// One for plain connections and one for TLS.
+const MAX_LISTENERS: usize = 2;
+const FIRST_CONNECTION: usize = FIRST_LISTENER + MAX_LISTENERS;
 const EVENTS_PER_TURN: usize = 1024;
 /// How long accepting rests when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -23,28 +28,40 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// told the limit and keeps its connection.
 const MIN_BULK_LIMIT: usize = 1024 * 1024;
 
-/// How the server listens.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Options {
+/// A listener.
+#[derive(Clone, Debug)]
+pub struct Listen {
     /// Where; port 0 takes a free one.
-    pub listen: SocketAddr,
+    pub address: SocketAddr,
+    /// How it speaks TLS, if it does.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+/// How the server listens.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where, at most two.
+    pub listen: Vec<Listen>,
     /// Most connections at once; one more is told so and closed.
     pub max_connections: usize,
     /// Longest body of a command or query in bytes.
     pub max_command_bytes: usize,
     /// How long a stop waits for the answers to what has been asked.
     pub grace: Duration,
+    /// Who may do what.
+    pub users: Users,
 }
 
 impl Options {
-    /// The usual bounds, listening at `listen`.
-    pub fn new(listen: SocketAddr, max_command_bytes: usize) -> Self {
+    /// The usual bounds, listening at `address` without TLS.
+    pub fn new(address: SocketAddr, max_command_bytes: usize) -> Self {
         let grace = Duration::from_secs(2);
         Self {
-            listen,
+            listen: vec![Listen { address, tls: None }],
             max_connections: 10_000,
             max_command_bytes,
             grace,
+            users: Users::default(),
         }
     }
 }
@@ -87,8 +104,8 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     options: Options,
-    local: SocketAddr,
-    listener: TcpListener,
+    local: Vec<SocketAddr>,
+    listeners: Vec<TcpListener>,
     poll: Poll,
     waker: Arc<Waker>,
 }
@@ -96,7 +113,7 @@ pub struct Server {
 /// A running server; dropping it stops it.
 #[derive(Debug)]
 pub struct Handle {
-    local: SocketAddr,
+    local: Vec<SocketAddr>,
     stop: Arc<AtomicBool>,
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
@@ -108,32 +125,37 @@ impl Server {
     /// # Errors
     /// The address is taken or not ours, or there are no file descriptors.
     pub fn bind(options: Options) -> Result<Self, ServerError> {
-        let listen = options.listen;
-        let mut listener = TcpListener::bind(listen).map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => ServerError::PortInUse { listen },
-            io::ErrorKind::AddrNotAvailable => ServerError::NoSuchAddress { listen },
-            _ => ServerError::Listen { listen, source },
-        })?;
-        let local = listener
-            .local_addr()
-            .map_err(|source| ServerError::Listen { listen, source })?;
+        assert!(options.listen.len() <= MAX_LISTENERS, "a token for each");
         let poll = Poll::new().map_err(ServerError::Start)?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(ServerError::Start)?;
-        poll.registry()
-            .register(&mut listener, LISTENER, Interest::READABLE)
-            .map_err(ServerError::Start)?;
+        let (mut local, mut listeners) = (Vec::new(), Vec::new());
+        for (at, Listen { address, .. }) in options.listen.iter().enumerate() {
+            let listen = *address;
+            let mut listener = TcpListener::bind(listen).map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => ServerError::PortInUse { listen },
+                io::ErrorKind::AddrNotAvailable => ServerError::NoSuchAddress { listen },
+                _ => ServerError::Listen { listen, source },
+            })?;
+            let bound = listener.local_addr();
+            local.push(bound.map_err(|source| ServerError::Listen { listen, source })?);
+            let token = Token(FIRST_LISTENER + at);
+            poll.registry()
+                .register(&mut listener, token, Interest::READABLE)
+                .map_err(ServerError::Start)?;
+            listeners.push(listener);
+        }
         Ok(Self {
             options,
             local,
-            listener,
+            listeners,
             poll,
             waker: Arc::new(waker),
         })
     }
 
-    /// Where it listens, the port resolved.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
+    /// Where it listens, the ports resolved, in the order of the options.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local
     }
 
     /// What wakes the server's thread when there are completions.
@@ -153,7 +175,7 @@ impl Server {
         info: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Handle, ServerError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (local, waker) = (self.local, Arc::clone(&self.waker));
+        let (local, waker) = (self.local.clone(), Arc::clone(&self.waker));
         let turns = Loop::new(self, front, info, Arc::clone(&stop));
         let thread = std::thread::Builder::new()
             .name("resp".to_owned())
@@ -169,9 +191,9 @@ impl Server {
 }
 
 impl Handle {
-    /// Where it listens, the port resolved.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
+    /// Where it listens, the ports resolved, in the order of the options.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local
     }
 
     /// Stops accepting and reading, waits for the answers to what has been asked (at most the
@@ -199,7 +221,7 @@ impl Drop for Handle {
 struct Loop {
     options: Options,
     limits: Limits,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     accept_again: bool,
     poll: Poll,
     front: FrontEnd,
@@ -255,8 +277,9 @@ impl Loop {
             limits: Limits {
                 bulk_bytes,
                 request_bytes: 4 * bulk_bytes,
+                is_stranger: false,
             },
-            listener: server.listener,
+            listeners: server.listeners,
             accept_again: false,
             poll: server.poll,
             front,
@@ -283,8 +306,8 @@ impl Loop {
             }
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accept_again = true,
                     WAKER => {}
+                    Token(token) if token < FIRST_CONNECTION => self.accept_again = true,
                     Token(token) => {
                         let place = token - FIRST_CONNECTION;
                         if let Some(Some(connection)) = self.connections.get_mut(place) {
@@ -325,8 +348,10 @@ impl Loop {
     }
 
     fn end_all(&mut self) {
-        let gone = self.poll.registry().deregister(&mut self.listener);
-        debug_assert!(gone.is_ok(), "the listener was registered");
+        for listener in &mut self.listeners {
+            let gone = self.poll.registry().deregister(listener);
+            debug_assert!(gone.is_ok(), "the listener was registered");
+        }
         for (place, connection) in self.connections.iter_mut().enumerate() {
             if let Some(connection) = connection {
                 connection.ending = true;
@@ -336,18 +361,23 @@ impl Loop {
     }
 
     fn accept(&mut self) {
+        self.accept_again = false;
+        for at in 0..self.listeners.len() {
+            self.accept_at(at);
+        }
+    }
+
+    fn accept_at(&mut self, at: usize) {
         loop {
-            match self.listener.accept() {
-                Ok((stream, peer)) => self.admit(stream, peer),
+            match self.listeners[at].accept() {
+                Ok((stream, peer)) => self.admit(at, stream, peer),
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => {
-                        self.accept_again = false;
-                        return;
-                    }
+                    io::ErrorKind::WouldBlock => return,
                     // These are about the one connection that did not come to be.
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     _ => {
                         tracing::warn!(%error, "accept a Redis client");
+                        self.accept_again = true;
                         return;
                     }
                 },
@@ -355,8 +385,12 @@ impl Loop {
         }
     }
 
-    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+    fn admit(&mut self, listener: usize, mut stream: TcpStream, peer: SocketAddr) {
+        let tls = self.options.listen[listener].tls.as_ref();
         if self.connections.len() - self.free.len() >= self.options.max_connections {
+            if tls.is_some() {
+                return;
+            }
             // A client that does not take these few bytes at once learns it from the close.
             let _ = stream.write(b"-ERR max number of clients reached\r\n");
             return;
@@ -374,7 +408,16 @@ impl Loop {
             self.free.push(place);
             return;
         }
-        let connection = Connection::new(stream, peer, self.next_id, self.limits);
+        let stream = match Stream::new(stream, tls) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "begin TLS with a Redis client");
+                self.free.push(place);
+                return;
+            }
+        };
+        let connection =
+            Connection::new(stream, peer, self.next_id, self.limits, &self.options.users);
         self.next_id += 1;
         self.connections[place as usize] = Some(connection);
         self.due.push(place);
@@ -385,6 +428,7 @@ impl Loop {
         let context = Context {
             info: &*info,
             max_command_bytes: self.options.max_command_bytes,
+            users: &self.options.users,
         };
         let mut any = false;
         while let Some(completion) = self.front.poll_completion() {
@@ -422,6 +466,7 @@ impl Loop {
         let context = Context {
             info: &*self.info,
             max_command_bytes: self.options.max_command_bytes,
+            users: &self.options.users,
         };
         match connection.turn(place, &mut self.front, &context) {
             Turn::Idle => {}
@@ -433,7 +478,7 @@ impl Loop {
             }
             Turn::Stalled => self.stalled.push(place),
             Turn::Over => {
-                let gone = self.poll.registry().deregister(connection.stream_mut());
+                let gone = self.poll.registry().deregister(connection.socket_mut());
                 debug_assert!(gone.is_ok(), "the connection was registered");
                 self.connections[place as usize] = None;
                 self.free.push(place);

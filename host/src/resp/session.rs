@@ -4,6 +4,7 @@ use super::local;
 use super::replies::Waiting;
 use super::reply::{self, Protocol, RespError};
 use super::transaction::{Part, Transaction, merge};
+use super::users::{Known, Users};
 use crate::front::{Access, Failure};
 use crate::kv::{Call, Command, Local, Parsed, Step};
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ pub(super) struct Context<'a> {
     /// The text of INFO.
     pub(super) info: &'a (dyn Fn() -> String + Send + Sync),
     pub(super) max_command_bytes: usize,
+    pub(super) users: &'a Users,
 }
 
 /// The state of one connection as the client knows it.
@@ -24,6 +26,10 @@ pub(super) struct Session {
     pub(super) library: Vec<u8>,
     pub(super) library_version: Vec<u8>,
     pub(super) protocol: Protocol,
+    /// Who speaks, once a password has said so.
+    pub(super) user: Option<Known>,
+    /// A wrong password was told of in the log.
+    pub(super) is_suspect: bool,
     transaction: Option<Transaction>,
 }
 
@@ -47,6 +53,8 @@ impl Session {
             library: Vec::new(),
             library_version: Vec::new(),
             protocol: Protocol::Resp2,
+            user: None,
+            is_suspect: false,
             transaction: None,
         }
     }
@@ -54,19 +62,21 @@ impl Session {
     /// As new, but for what RESET leaves.
     pub(super) fn reset(&mut self) {
         self.name.clear();
+        self.user = None;
         self.protocol = Protocol::Resp2;
         self.transaction = None;
     }
 
     /// The connection's line in CLIENT LIST.
-    pub(super) fn describe(&self) -> String {
+    pub(super) fn describe(&self, users: &Users) -> String {
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let queued = if self.transaction.is_some() { "x" } else { "N" };
         format!(
-            "id={} addr={} name={} flags={queued} db=0 resp={} lib-name={} lib-ver={}\n",
+            "id={} addr={} name={} flags={queued} db=0 user={} resp={} lib-name={} lib-ver={}\n",
             self.id,
             self.peer,
             text(&self.name),
+            String::from_utf8_lossy(users.name(self.user)),
             2 + u8::from(self.protocol == Protocol::Resp3),
             text(&self.library),
             text(&self.library_version),
@@ -81,7 +91,10 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Verdict {
         let decided = match Command::parse(words) {
-            Ok(parsed) => self.decide(parsed, words, context, out),
+            Ok(parsed) => match context.users.permit(self.user, &parsed, words) {
+                Ok(()) => self.decide(parsed, words, context, out),
+                Err(error) => Err(self.spoil(words, error)),
+            },
             Err(error) => Err(self.spoil(words, error)),
         };
         decided.unwrap_or_else(|error| {

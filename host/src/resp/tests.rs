@@ -74,7 +74,7 @@ impl Rig {
 
     fn connect(&self) -> TcpStream {
         let handle = self.handle.as_ref().expect("runs");
-        let stream = TcpStream::connect(handle.local_addr()).expect("connects");
+        let stream = TcpStream::connect(handle.local_addrs()[0]).expect("connects");
         stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
         stream.set_write_timeout(Some(TIMEOUT)).expect("sets");
         stream
@@ -374,7 +374,7 @@ fn a_worker_that_is_gone_leaves_answers_and_not_silence() {
     let server = Server::bind(Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)).expect("binds");
     let (front, end) = attach(1, Arc::new(|| ()), server.waker());
     let handle = server.spawn(front, Arc::new(String::new)).expect("starts");
-    let mut stream = TcpStream::connect(handle.local_addr()).expect("connects");
+    let mut stream = TcpStream::connect(handle.local_addrs()[0]).expect("connects");
     stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
     stream
         .write_all(&[line("INCR a"), line("INCR b")].concat())
@@ -397,7 +397,7 @@ fn a_worker_that_is_gone_leaves_answers_and_not_silence() {
 #[test]
 fn a_port_in_use_names_the_remedy() {
     let rig = Rig::new(Manners::default());
-    let taken = rig.handle.as_ref().expect("runs").local_addr();
+    let taken = rig.handle.as_ref().expect("runs").local_addrs()[0];
     let error = Server::bind(Options::new(taken, LIMIT))
         .expect_err("is taken")
         .to_string();
@@ -655,4 +655,363 @@ proptest! {
         let _ = read_to_end(stream);
         exchange(&mut rig.connect(), b"PING\r\n", b"+PONG\r\n");
     }
+}
+
+fn guarded() -> Rig {
+    let user = |name: &str, may| User {
+        name: name.into(),
+        password_sha256: PasswordHash::of(format!("{name}-pw").as_bytes()),
+        may,
+    };
+    let users = vec![
+        user("default", May::Read),
+        user("w", May::Write),
+        user("a", May::Admin),
+    ];
+    let options = Options {
+        users: users.into(),
+        ..Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)
+    };
+    Rig::with(options, Manners::default())
+}
+
+/// The expected texts are what redis-server 7.0.15 answers.
+#[test]
+fn nobody_gets_anywhere_without_a_password() {
+    let rig = guarded();
+    let mut stream = rig.connect();
+    script(
+        &mut stream,
+        "PING -> -NOAUTH~Authentication~required.
+         SET k v -> -NOAUTH~Authentication~required.
+         ACL WHOAMI -> -NOAUTH~Authentication~required.
+         COMMAND COUNT -> -NOAUTH~Authentication~required.
+         FOO -> -ERR~unknown~command~'FOO',~with~args~beginning~with:~
+         MULTI -> -NOAUTH~Authentication~required.
+         EXEC -> -EXECABORT~Transaction~discarded~because~of:~NOAUTH~Authentication~required.
+         AUTH w-pw -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         AUTH none w-pw -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         AUTH a b c -> -ERR~syntax~error
+         HELLO 3 AUTH w x -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         HELLO 3 AUTH w -> -ERR~Syntax~error~in~HELLO~option~'AUTH'
+         HELLO -> -NOAUTH~HELLO~must~be~called~with~the~client~already~authenticated,~otherwise~the~HELLO~AUTH~<user>~<pass>~option~can~be~used~to~authenticate~the~client~and~select~the~RESP~protocol~version~at~the~same~time
+         PING -> -NOAUTH~Authentication~required.
+         AUTH default-pw -> +OK
+         ACL WHOAMI -> $7 default
+         GET k -> $-1",
+    );
+    // A wrong password takes nothing away.
+    script(
+        &mut stream,
+        "AUTH w x -> -WRONGPASS~invalid~username-password~pair~or~user~is~disabled.
+         ACL WHOAMI -> $7 default
+         AUTH w w-pw -> +OK
+         ACL WHOAMI -> $1 w
+         SET k v -> +OK
+         RESET -> +RESET
+         GET k -> -NOAUTH~Authentication~required.",
+    );
+    script(&mut rig.connect(), "QUIT -> +OK");
+}
+
+#[test]
+fn a_user_does_what_it_may() {
+    let rig = guarded();
+    let mut stream = rig.connect();
+    script(
+        &mut stream,
+        "AUTH default-pw -> +OK
+         SET k v -> -NOPERM~this~user~has~no~permissions~to~run~the~'set'~command
+         CONFIG GET save -> -NOPERM~this~user~has~no~permissions~to~run~the~'config|get'~command
+         MULTI -> +OK
+         GET k -> +QUEUED
+         INCR n -> -NOPERM~this~user~has~no~permissions~to~run~the~'incr'~command
+         EXEC -> -EXECABORT~Transaction~discarded~because~of~previous~errors.
+         GET n -> $-1
+         AUTH w w-pw -> +OK
+         MULTI -> +OK
+         INCR n -> +QUEUED
+         EXEC -> *1 :1
+         ACL LIST -> -NOPERM~this~user~has~no~permissions~to~run~the~'acl|list'~command
+         AUTH a a-pw -> +OK
+         ACL USERS -> *3 $7 default $1 w $1 a
+         INCR n -> :2",
+    );
+    let mut bytes = line("ACL LIST");
+    bytes.extend(line("PING"));
+    stream.write_all(&bytes).expect("writes");
+    stream.shutdown(Shutdown::Write).expect("shuts down");
+    let rules = String::from_utf8(read_to_end(stream)).expect("text");
+    assert!(
+        rules.starts_with("*3\r\n") && rules.ends_with("+PONG\r\n"),
+        "{rules}"
+    );
+    assert!(rules.contains("user a on sanitize-payload #"), "{rules}");
+    assert!(
+        rules.contains("~* resetchannels -@all +@read +@connection"),
+        "{rules}"
+    );
+}
+
+#[test]
+fn a_user_stays_the_connections_own() {
+    let rig = guarded();
+    let mut known = rig.connect();
+    script(&mut known, "AUTH w w-pw -> +OK");
+    script(
+        &mut rig.connect(),
+        "SET k v -> -NOAUTH~Authentication~required.",
+    );
+    drop(known);
+    // The place of the one that left goes to the next.
+    for _ in 0..4 {
+        script(
+            &mut rig.connect(),
+            "SET k v -> -NOAUTH~Authentication~required.",
+        );
+    }
+}
+
+#[test]
+fn a_stranger_is_kept_short() {
+    for (bytes, text) in [
+        (&b"*11\r\n"[..], "unauthenticated multibulk length"),
+        (b"*1\r\n$16385\r\n", "unauthenticated bulk length"),
+    ] {
+        let rig = guarded();
+        let mut stream = rig.connect();
+        stream.write_all(bytes).expect("writes");
+        let expected = format!("-ERR Protocol error: {text}\r\n");
+        assert_eq!(read_to_end(stream), expected.as_bytes());
+        // The same is nothing much from somebody who is known, even in one piece with the password.
+        let mut stream = rig.connect();
+        stream.write_all(&line("AUTH w w-pw")).expect("writes");
+        stream.write_all(bytes).expect("writes");
+        stream.shutdown(Shutdown::Write).expect("shuts down");
+        assert_eq!(read_to_end(stream), b"+OK\r\n");
+    }
+}
+
+#[test]
+fn without_users_everybody_is_the_default_one() {
+    let rig = Rig::new(Manners::default());
+    script(
+        &mut rig.connect(),
+        "ACL WHOAMI -> $7 default
+         ACL USERS -> *1 $7 default
+         AUTH a b -> -WRONGPASS~there~are~no~users~here:~connect~without~a~password",
+    );
+}
+
+/// A certificate for localhost that signs itself, with its key, in files of their own.
+struct Paper {
+    certificate: std::path::PathBuf,
+    key: std::path::PathBuf,
+    roots: Arc<rustls::RootCertStore>,
+    _directory: tempfile::TempDir,
+}
+
+fn paper() -> Paper {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let names = vec!["localhost".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).expect("made");
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.path().join(name));
+    std::fs::write(&certificate, made.cert.pem()).expect("written");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&key, private).expect("set");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("a certificate");
+    Paper {
+        certificate,
+        key,
+        roots: Arc::new(roots),
+        _directory: directory,
+    }
+}
+
+impl Paper {
+    fn listen(&self) -> Listen {
+        Listen {
+            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            tls: Some(tls::load(&self.certificate, &self.key).expect("a certificate")),
+        }
+    }
+
+    /// A client that trusts it, connected to the last listener.
+    fn connect(
+        &self,
+        rig: &Rig,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_no_client_auth();
+        let name = "localhost".try_into().expect("a name");
+        let session = rustls::ClientConnection::new(Arc::new(config), name).expect("a session");
+        let handle = rig.handle.as_ref().expect("runs");
+        let address = handle.local_addrs().last().expect("one");
+        let socket = TcpStream::connect(address).expect("connects");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("sets");
+        socket.set_write_timeout(Some(TIMEOUT)).expect("sets");
+        rustls::StreamOwned::new(session, socket)
+    }
+}
+
+fn encrypted(paper: &Paper) -> Rig {
+    let mut options = Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT);
+    options.listen.push(paper.listen());
+    Rig::with(options, Manners::default())
+}
+
+#[test]
+fn tls_serves_beside_a_plain_listener() {
+    let paper = paper();
+    let rig = encrypted(&paper);
+    script(&mut rig.connect(), "SET k plain -> +OK");
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let mut stream = paper.connect(&rig, &[version]);
+        stream.write_all(&line("GET k")).expect("writes");
+        let mut reply = [0; 11];
+        stream.read_exact(&mut reply).expect("reads");
+        assert_eq!(&reply, b"$5\r\nplain\r\n");
+        assert_eq!(stream.conn.protocol_version(), Some(version.version));
+        stream.write_all(&line("QUIT")).expect("writes");
+        // The end comes with a farewell: without one this would be an error.
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).expect("a farewell");
+        assert_eq!(rest, b"+OK\r\n");
+    }
+}
+
+/// More than the sockets, the records and the server's own bounds hold, in both directions.
+#[test]
+fn much_goes_through_tls_in_order() {
+    const ROUNDS: usize = 20_000;
+    let paper = paper();
+    let rig = encrypted(&paper);
+    let mut stream = paper.connect(&rig, rustls::ALL_VERSIONS);
+    stream.write_all(&line("PING")).expect("writes");
+    let mut pong = [0; 7];
+    stream.read_exact(&mut pong).expect("reads");
+    let socket = stream.sock.try_clone().expect("clones");
+    let (mut requests, mut expected) = (Vec::new(), Vec::<u8>::new());
+    for round in 0..ROUNDS {
+        let text = format!("{round}-{}", "x".repeat(round % 700));
+        requests.extend(line(&format!("ECHO {text}")));
+        expected.extend(format!("${}\r\n{text}\r\n", text.len()).as_bytes());
+    }
+    // One session cannot be read and written by two threads: both ways by turns, without waiting.
+    socket.set_nonblocking(true).expect("sets");
+    let (mut sent, mut got) = (0, Vec::new());
+    let mut part = vec![0; 64 * 1024];
+    let start = std::time::Instant::now();
+    let would_block = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+    while got.len() < expected.len() {
+        assert!(
+            start.elapsed() < TIMEOUT,
+            "{sent} bytes sent, {} read",
+            got.len()
+        );
+        if sent < requests.len() {
+            let end = requests.len().min(sent + 100_000);
+            match stream.write(&requests[sent..end]) {
+                Ok(bytes) => sent += bytes,
+                Err(error) => assert!(would_block(&error), "{error}"),
+            }
+        }
+        match stream.flush() {
+            Ok(()) => {}
+            Err(error) => assert!(would_block(&error), "{error}"),
+        }
+        match stream.read(&mut part) {
+            Ok(0) => panic!("the connection ended"),
+            Ok(bytes) => got.extend_from_slice(&part[..bytes]),
+            Err(error) if would_block(&error) => thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(got == expected, "what came is not what was asked for");
+}
+
+#[test]
+fn what_is_no_tls_gets_nothing_from_a_tls_listener() {
+    let paper = paper();
+    let rig = encrypted(&paper);
+    let handle = rig.handle.as_ref().expect("runs");
+    let address = *handle.local_addrs().last().expect("one");
+    for garbage in [
+        &b"*1\r\n$4\r\nPING\r\n"[..],
+        b"\x16\x03\x01\x00\x05hello",
+        &[0xff; 10_000],
+        b"",
+    ] {
+        let mut stream = TcpStream::connect(address).expect("connects");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
+        // The server may close before all of it is written.
+        let _ = stream.write_all(garbage);
+        let _ = stream.shutdown(Shutdown::Write);
+        let answer = read_to_end(stream);
+        // An alert at most.
+        assert!(answer.len() <= 7, "{}", answer.escape_ascii());
+        assert!(!answer.starts_with(b"+"));
+    }
+    // And the others are served as before.
+    let mut stream = paper.connect(&rig, rustls::ALL_VERSIONS);
+    stream.write_all(&line("PING")).expect("writes");
+    let mut pong = [0; 7];
+    stream.read_exact(&mut pong).expect("reads");
+    assert_eq!(&pong, b"+PONG\r\n");
+}
+
+#[test]
+fn a_password_is_asked_for_under_tls_too() {
+    let paper = paper();
+    let user = User {
+        name: "default".into(),
+        password_sha256: PasswordHash::of(b"pw"),
+        may: May::Write,
+    };
+    let options = Options {
+        listen: vec![paper.listen()],
+        users: vec![user].into(),
+        ..Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)
+    };
+    let rig = Rig::with(options, Manners::default());
+    let mut stream = paper.connect(&rig, rustls::ALL_VERSIONS);
+    let requests = ["SET k v", "AUTH pw", "SET k v", "QUIT"].map(line).concat();
+    stream.write_all(&requests).expect("writes");
+    let mut replies = Vec::new();
+    stream.read_to_end(&mut replies).expect("a farewell");
+    assert_eq!(
+        replies.escape_ascii().to_string(),
+        "-NOAUTH Authentication required.\\r\\n+OK\\r\\n+OK\\r\\n+OK\\r\\n"
+    );
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_refused_with_a_remedy() {
+    use std::os::unix::fs::PermissionsExt;
+    let (paper, other) = (paper(), paper());
+    let refused = |certificate: &std::path::Path, key: &std::path::Path| {
+        let error = tls::load(certificate, key).expect_err("refused");
+        (error.to_string(), error.remedy())
+    };
+    let (error, _) = refused(&paper.certificate, &other.key);
+    assert!(error.contains("serve TLS with certificate"), "{error}");
+    let (error, _) = refused(&paper.key, &paper.key);
+    assert!(error.ends_with("holds no certificate in PEM"), "{error}");
+    let (error, _) = refused(&paper.certificate, &paper.certificate);
+    assert!(error.contains("private key"), "{error}");
+    let (error, _) = refused(&paper.certificate, std::path::Path::new("/nonexistent"));
+    assert!(error.contains("No such file"), "{error}");
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(&paper.key, open).expect("set");
+    let (error, remedy) = refused(&paper.certificate, &paper.key);
+    assert!(error.contains("open to others (mode 0644)"), "{error}");
+    assert!(remedy.starts_with("chmod 600 "), "{remedy}");
 }

@@ -408,7 +408,7 @@ mod tests {
             },
             epoch: Epoch(1),
             lease_ns: 0,
-            key: Some(Key([1, 2])),
+            keys: Some(Key([1, 2]).into()),
             is_rehearsal: false,
         }
     }

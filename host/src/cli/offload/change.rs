@@ -156,7 +156,7 @@ fn change(node: &OwnNode, is_wanted: bool) -> anyhow::Result<Changed> {
 fn settled(node: &OwnNode, is_wanted: bool) -> anyhow::Result<Report> {
     let address = [node.config.this().address];
     let number = node.config.node;
-    let mut inspector = Inspector::new(&address, node.key)?;
+    let mut inspector = Inspector::new(&address, node.keys)?;
     let patience = node.timeout.unwrap_or(PATIENCE);
     let began = Instant::now();
     let mut last = None;

@@ -193,7 +193,7 @@ fn owner(sight: &Sight, node: &OwnNode) -> &'static str {
 fn own(node: &OwnNode) -> anyhow::Result<Value> {
     let config = &node.config;
     let address = [config.this().address];
-    let mut inspector = Inspector::new(&address, node.key)?;
+    let mut inspector = Inspector::new(&address, node.keys)?;
     let patience = node.timeout.unwrap_or(PATIENCE);
     let report = inspector
         .inspect(&address, patience, |_| true)?

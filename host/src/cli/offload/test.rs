@@ -145,7 +145,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
             .map_or(0, |found| run::parse_boot_id(&found.boot_id)),
     };
     let port = node.config.this().address.port();
-    Ok(scratch(port, node.config.layout()?, birth, node.key))
+    Ok(scratch(port, node.config.layout()?, birth, node.keys))
 }
 
 /// Reads a packet.
