@@ -335,16 +335,21 @@ fn forget_memory(world: &mut World, node: u16) -> Result<(), Trouble> {
     }
 }
 
+/// Writes until there is no room, and says how that was put.
+fn fill(path: &Path) -> std::io::Result<std::io::Error> {
+    let mut file = fs::File::create(path)?;
+    loop {
+        if let Err(error) = file.write_all(&[0; 4096]) {
+            return Ok(error);
+        }
+    }
+}
+
 fn disk_full(world: &mut World) -> Result<(), Trouble> {
     let node = world.target();
     let ballast = world.data(node).join("ballast");
     let failed = |error: std::io::Error| format!("fill {}: {error}", ballast.display());
-    let mut file = fs::File::create(&ballast).map_err(failed)?;
-    let full = loop {
-        if let Err(error) = file.write_all(&[0; 4096]) {
-            break error;
-        }
-    };
+    let full = fill(&ballast).map_err(failed)?;
     if full.kind() != std::io::ErrorKind::StorageFull {
         return Err(failed(full));
     }

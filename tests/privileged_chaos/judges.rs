@@ -144,13 +144,18 @@ fn in_order(
     }
     let end_ns = window.iter().filter_map(|one| one.returned_ns).max()?;
     let seen: Vec<i64> = window.iter().filter_map(|one| number(one)).collect();
-    let reads_value = |value: &[u8]| {
+    let increments = unknown.iter().chain(window).filter(|one| {
+        let increment = &one.action;
+        matches!(increment, Action::Increment { .. })
+    });
+    let most = increments.count() as i64;
+    let is_seen = |value: &[u8]| {
         let read = |one: &&Operation| leaves(one).as_ref() == Some(&Some(value.to_vec()));
-        window.iter().any(read)
-            || decimal(value).is_some_and(|base| {
-                seen.iter()
-                    .any(|number| (base..=base + window.len() as i64 + 1).contains(number))
-            })
+        let counted = |base| {
+            seen.iter()
+                .any(|number| (base..=base + most).contains(number))
+        };
+        window.iter().any(read) || decimal(value).is_some_and(counted)
     };
     let offered: Vec<&Operation> = unknown
         .iter()
@@ -158,7 +163,7 @@ fn in_order(
         .filter(|one| one.invoked_ns <= end_ns)
         .filter(|one| match &one.action {
             Action::Write { value } => {
-                reads_value(value) || (decimal(value).is_none() && refused(window))
+                is_seen(value) || (decimal(value).is_none() && refused(window))
             }
             Action::Delete | Action::Increment { .. } => true,
             Action::Read { .. } => false,

@@ -420,7 +420,14 @@ impl World {
                 (Some(_), false) => "runs",
             };
             let report = self.report(node).unwrap_or_default();
-            format!("node {node} {fate}: {report}\n{}\n", self.cluster.log(node))
+            let data = self.data(node);
+            let files = Command::new("ls").arg("-lR").arg(&data).output();
+            let files = files.map_or_else(
+                |error| error.to_string(),
+                |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+            );
+            let log = self.cluster.log(node);
+            format!("node {node} {fate}: {report}\n{log}\n{files}\n")
         };
         NODES.map(describe).concat()
     }
