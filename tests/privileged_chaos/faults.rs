@@ -538,19 +538,23 @@ fn machine_lost(world: &mut World, loss: Loss) -> Result<(), Trouble> {
         weather.part(leader, forgetful);
     });
     world.start_node(forgetful);
-    if loss == Loss::Memory {
+    world.dwell(2500, 4000);
+    world.switch.clear();
+    let refused = world.has_ended(forgetful);
+    if refused {
         let status = world.end_of(forgetful)?;
+        world.note(format!("ended with {status}"));
         if status.code() != Some(3) {
             return Err(format!(
                 "node {forgetful} has lost its memory, and ended with {status}"
             ));
         }
     }
-    world.dwell(2500, 4000);
-    if loss == Loss::Everything && world.has_ended(forgetful) {
-        let status = world.end_of(forgetful)?;
-        world.note(format!("ended with {status}"));
+    // Whoever has no disk either does not know what it has forgotten, and asks to be let in.
+    if loss == Loss::Memory && !refused {
+        return Err(format!(
+            "node {forgetful} has lost its memory, and goes on as if it had not"
+        ));
     }
-    world.switch.clear();
     Ok(())
 }

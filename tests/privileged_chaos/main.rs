@@ -25,13 +25,13 @@ use nearwire::history::Operation;
 use report::{Chapter, Report};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use world::{Mark, Setting, Trouble, World};
+use world::{Defect, Mark, Setting, Trouble, World};
 
 /// How long faults befall one cluster, before the last one.
 const CHAPTER: Duration = Duration::from_secs(40);
 /// The same where a defect is to be found.
 const SHORT_CHAPTER: Duration = Duration::from_secs(12);
-/// Clusters in which a defect has to show itself.
+/// How long clusters follow one another until a defect has shown itself.
 const DEFECT_LIMIT: Duration = Duration::from_secs(240);
 
 /// Where the acceptors are.
@@ -51,7 +51,7 @@ struct Plan {
     engines: Engines,
     /// None: each cluster has another.
     durability: Option<Durability>,
-    defect: Option<&'static str>,
+    defect: Option<Defect>,
     /// Where logs, histories and pictures go.
     directory: PathBuf,
 }
@@ -95,10 +95,8 @@ impl Plan {
             Some(other) => panic!("NEARWIRE_CHAOS_DURABILITY: there is no {other}"),
         };
         plan.defect = variable("DEFECT").map(|name| {
-            let defect = consensus::simulation::Mutation::from_name(&name);
-            let defect = defect.unwrap_or_else(|| panic!("there is no defect {name}"));
             plan.chapter = SHORT_CHAPTER;
-            defect.name()
+            Defect::from_name(&name).unwrap_or_else(|| panic!("there is no defect {name}"))
         });
         plan
     }
@@ -249,7 +247,8 @@ fn nothing_that_befalls_a_cluster_takes_the_order_from_what_its_clients_see() {
 }
 
 /// Runs with a defect until it is reported.
-fn must_be_reported(name: &str, defect: &'static str, durability: Durability) {
+fn must_be_reported(name: &str, durability: Durability) {
+    let defect = Defect::from_name(name).expect("there is such a defect");
     let plan = Plan {
         length: DEFECT_LIMIT,
         chapter: SHORT_CHAPTER,
@@ -259,15 +258,15 @@ fn must_be_reported(name: &str, defect: &'static str, durability: Durability) {
     };
     let report = run(&plan);
     println!("{report}");
-    assert!(report.has_violation(), "{defect} was not reported");
+    assert!(report.has_violation(), "{name} was not reported");
 }
 
 #[test]
-fn a_stale_read_after_a_new_leader_is_reported() {
-    must_be_reported("stale", "read-unconfirmed", Durability::Async);
+fn a_stale_read_of_a_leader_that_was_replaced_is_reported() {
+    must_be_reported("read-unconfirmed", Durability::Async);
 }
 
 #[test]
 fn an_acceptor_that_lost_its_memory_and_is_counted_is_reported() {
-    must_be_reported("amnesia", "pin-replaced", Durability::Volatile);
+    must_be_reported("lost-memory-counted", Durability::Volatile);
 }

@@ -5,6 +5,7 @@ use crate::network::Switch;
 use crate::recording::{self, Recording, Shape};
 use bench::site::{Site, Where};
 use consensus::random::Random;
+use consensus::simulation::Mutation;
 use nearwire::config::Durability;
 use nearwire::data_directory::BOOT_ID_VARIABLE;
 use nearwire::history::{Action, Operation};
@@ -30,10 +31,10 @@ pub(crate) const SHAPE: Shape = Shape {
 };
 /// Who reads back at the end.
 const READER: u64 = 1000;
-/// Names the deliberate defect of a process.
+/// Names the deliberate defect of a process's core.
 const MUTATION: &str = "NEARWIRE_MUTATION";
 /// Room on the disk of a node.
-const DISK: &str = "size=48m";
+const DISK: &str = "size=96m";
 /// So that journals are cut and snapshots taken every few seconds.
 const REHEARSAL: &str = "segment_bytes=1048576,snapshot_slots=2000";
 /// Slots that a region keeps.
@@ -49,7 +50,27 @@ pub(crate) struct Setting {
     /// Whether the acceptor of each node is in the kernel.
     pub(crate) in_kernel: [bool; 3],
     /// A deliberate defect of every process.
-    pub(crate) defect: Option<&'static str>,
+    pub(crate) defect: Option<Defect>,
+}
+
+/// What is wrong with the processes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Defect {
+    /// In the core.
+    Core(Mutation),
+    /// A node that lost its memory goes on as if it had not.
+    LostMemoryCounted,
+}
+
+impl Defect {
+    const LOST_MEMORY: &str = "lost-memory-counted";
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        if name == Self::LOST_MEMORY {
+            return Some(Self::LostMemoryCounted);
+        }
+        Mutation::from_name(name).map(Self::Core)
+    }
 }
 
 impl Setting {
@@ -93,6 +114,7 @@ impl World {
     /// Starts a cluster in `directory`, and its load. The calling thread becomes its clients' for
     /// good.
     pub(crate) fn start(name: &str, directory: &Path, setting: Setting, seed: u64) -> Self {
+        let defect = setting.defect;
         let disks = Disks::mount(directory);
         let prefix = format!("chaos{name}{}", std::process::id());
         let site = Site::open_as(&prefix, Where::Netns, NODES.len(), None)
@@ -106,8 +128,8 @@ impl World {
         options.resp = true;
         options.settings = format!("\n[region]\nwindow_slots = {WINDOW_SLOTS}\n{CALM}");
         options.xdp = Some(OnHostDeath::KeepVoting);
-        if let Some(defect) = setting.defect {
-            options.environment = vec![(MUTATION.to_owned(), defect.to_owned())];
+        if let Some(Defect::Core(mutation)) = setting.defect {
+            options.environment = vec![(MUTATION.to_owned(), mutation.name().to_owned())];
         }
         let cluster = LocalCluster::prepare(options).expect("configurations");
         site.client().enter().expect("the namespace is there");
@@ -122,7 +144,7 @@ impl World {
             random: Random::new(seed),
             lost: None,
             boots: [1; 3],
-            rehearsals: NODES.map(|_| REHEARSAL.to_owned()),
+            rehearsals: NODES.map(|_| rehearsal(defect, "")),
             details: String::new(),
         };
         for node in NODES {
@@ -250,7 +272,7 @@ impl World {
         self.cluster.inspect(node, Duration::from_millis(200))
     }
 
-    /// The node that says that it leads, and of several the one of the highest ballot... or none.
+    /// A node that says that it leads.
     pub(crate) fn leader(&self) -> Option<u16> {
         NODES.into_iter().find(|node| {
             let report = self.report(*node);
@@ -275,7 +297,7 @@ impl World {
 
     /// From its next start on the node's disk is a slow one, or not.
     pub(crate) fn rehearse(&mut self, node: u16, more: &str) {
-        self.rehearsals[usize::from(node) - 1] = format!("{REHEARSAL}{more}");
+        self.rehearsals[usize::from(node) - 1] = rehearsal(self.setting.defect, more);
     }
 
     pub(crate) fn signal(&self, node: u16, signal: Signal) {
@@ -431,6 +453,15 @@ impl World {
         };
         NODES.map(describe).concat()
     }
+}
+
+/// What a node rehearses always, and `more`.
+fn rehearsal(defect: Option<Defect>, more: &str) -> String {
+    let defect = match defect {
+        Some(Defect::LostMemoryCounted) => ",counts_lost_memory",
+        Some(Defect::Core(_)) | None => "",
+    };
+    format!("{REHEARSAL}{defect}{more}")
 }
 
 /// A small file system for each node, which only this thread and what it starts can see.
