@@ -266,6 +266,35 @@ mod tests {
     }
 
     #[test]
+    fn a_timeline_names_what_is_marked_and_shades_it() {
+        let points = [(0.5, 100.0), (1.5, 0.0), (2.5, 90.0)];
+        let span = |name, from_s| Span {
+            name,
+            from_s,
+            to_s: from_s + 0.5,
+        };
+        let spans = [span("loss", 0.5), span("kill", 1.0), span("loss", 2.0)];
+        let svg = timeline("a run", "operations per second", &points, &spans)
+            .expect("there are points")
+            .to_svg();
+        for text in [
+            "a run",
+            "operations per second",
+            "loss",
+            "kill",
+            SHADES[0],
+            SHADES[1],
+        ] {
+            assert!(svg.contains(text), "{text} is missing");
+        }
+        let plain = timeline("a run", "operations per second", &points, &[]);
+        let rectangles = |svg: &str| svg.matches("<rect").count();
+        let without = rectangles(&plain.expect("there are points").to_svg());
+        assert!(rectangles(&svg) >= without + spans.len());
+        assert!(timeline("", "", &[], &spans).is_none());
+    }
+
+    #[test]
     fn nothing_measured_makes_no_picture_and_one_value_makes_one() {
         let mut one = latencies();
         for pictures in [0, 1] {

@@ -178,9 +178,12 @@ fn any_in_kernel(world: &World) -> bool {
 
 /// Lets a change of the weather last for a while.
 fn under(world: &mut World, most_ms: u64, change: impl FnOnce(&mut Weather)) {
+    let before = world.switch.fates();
     world.switch.change(change);
     world.dwell(500, most_ms);
-    world.switch.clear();
+    world.clear_up();
+    let befallen = world.switch.fates().befallen() - before.befallen();
+    world.note(format!("{befallen} frames"));
 }
 
 fn partition(world: &mut World) -> Result<(), Trouble> {
@@ -532,14 +535,14 @@ fn machine_lost(world: &mut World, loss: Loss) -> Result<(), Trouble> {
             removed.map_err(|error| format!("remove {}: {error}", path.display()))?;
         }
     }
+    world.clear_up();
     world.switch.change(|weather| {
-        *weather = Weather::default();
         weather.part(leader, third);
         weather.part(leader, forgetful);
     });
     world.start_node(forgetful);
     world.dwell(2500, 4000);
-    world.switch.clear();
+    world.clear_up();
     let refused = world.has_ended(forgetful);
     if refused {
         let status = world.end_of(forgetful)?;

@@ -72,6 +72,14 @@ pub(crate) struct Weather {
 }
 
 impl Weather {
+    /// A bad network, on which everything goes on nevertheless.
+    pub(crate) const BAD: Self = Self {
+        blocked: BTreeSet::new(),
+        lost: 20,
+        doubled: 50,
+        delayed: 100,
+    };
+
     /// Blocks what `from` sends to `to`.
     pub(crate) fn block(&mut self, from: u16, to: u16) {
         self.blocked.insert((from, to));
@@ -95,6 +103,11 @@ pub(crate) struct Fates {
 }
 
 impl Fates {
+    /// Frames to which something happened.
+    pub(crate) fn befallen(&self) -> u64 {
+        self.blocked + self.lost + self.doubled + self.delayed
+    }
+
     /// Adds those of others.
     pub(crate) fn add(&mut self, others: &Self) {
         self.passed += others.passed;
@@ -144,11 +157,6 @@ impl Switch {
     /// Changes the weather.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.shared.weather.lock().expect("the switch runs"));
-    }
-
-    /// Everything passes in order.
-    pub(crate) fn clear(&self) {
-        self.change(|weather| *weather = Weather::default());
     }
 
     /// What became of frames so far.

@@ -39,6 +39,19 @@ impl Chapter {
         returns
     }
 
+    /// The longest time without an answer, and the fault that it fell into.
+    fn longest_gap(&self) -> Gap {
+        let returns = self.returns();
+        let gaps = returns.windows(2).map(|two| (two[1] - two[0], two[1]));
+        let (ns, ends_ns) = gaps.max().unwrap_or((0, 0));
+        let mut begun = self.marks.iter().rev();
+        let fault = begun.find(|mark| mark.from_ns <= ends_ns);
+        Gap {
+            ns,
+            fault: fault.map_or("no fault", |mark| mark.fault),
+        }
+    }
+
     fn timeline(&self, title: &str) -> Option<plot::Picture> {
         let returns = self.returns();
         let bins = returns.last()? / BIN_NS + 1;
@@ -79,6 +92,20 @@ impl Chapter {
     }
 }
 
+/// A time without an answer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Gap {
+    ns: u64,
+    fault: &'static str,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.ns as f64 / NS_PER_S;
+        write!(f, "longest gap {seconds:.2} s in {}", self.fault)
+    }
+}
+
 /// What came of all clusters of a run.
 pub(crate) struct Report {
     seed: u64,
@@ -87,12 +114,14 @@ pub(crate) struct Report {
     unanswered: u64,
     accepted: u64,
     undecided: u64,
-    longest_gap_ns: u64,
+    longest_gap: Gap,
     seconds: f64,
     fates: Fates,
     counts: Vec<u64>,
-    violations: Vec<String>,
-    troubles: Vec<String>,
+    /// Clusters whose clients saw what has no order.
+    violations: u64,
+    /// What is wrong with clusters, violation or not.
+    wrong: Vec<String>,
 }
 
 impl Report {
@@ -104,45 +133,41 @@ impl Report {
             unanswered: 0,
             accepted: 0,
             undecided: 0,
-            longest_gap_ns: 0,
+            longest_gap: Gap {
+                ns: 0,
+                fault: "no fault",
+            },
             seconds: 0.0,
             fates: Fates::default(),
             counts: vec![0; FAULTS.len()],
-            violations: Vec::new(),
-            troubles: Vec::new(),
+            violations: 0,
+            wrong: Vec::new(),
         }
     }
 
     pub(crate) fn is_clean(&self) -> bool {
-        self.violations.is_empty() && self.troubles.is_empty()
+        self.wrong.is_empty()
     }
 
     pub(crate) fn has_violation(&self) -> bool {
-        !self.violations.is_empty()
-    }
-
-    /// What is wrong, and what led to it.
-    pub(crate) fn violations(&self) -> String {
-        let wrong = [&self.violations[..], &self.troubles[..]].concat();
-        wrong.join("\n\n")
+        self.violations > 0
     }
 
     /// Takes what came of a cluster, says so, and writes its picture. The logs stay if something is
     /// wrong.
-    pub(crate) fn add(&mut self, number: u64, chapter: Chapter, directory: &Path) {
+    pub(crate) fn add(&mut self, number: u64, chapter: &Chapter, directory: &Path) {
         let failed = chapter.failed();
         let returns = chapter.returns();
-        let gap_ns = returns.windows(2).map(|two| two[1] - two[0]).max();
+        let gap = chapter.longest_gap();
         let unanswered = (chapter.history.len() - returns.len()) as u64;
         let seconds = returns.last().map_or(0.0, |at_ns| *at_ns as f64 / NS_PER_S);
         println!(
             "cluster {number}: {}, {}: {} faults in {seconds:.0} s, {} operations, {unanswered} \
-             without an answer, longest gap {:.2} s{}",
+             without an answer, {gap}{}",
             chapter.setting.durability.name(),
             chapter.setting.engines(),
             chapter.marks.len(),
             chapter.history.len(),
-            gap_ns.unwrap_or(0) as f64 / NS_PER_S,
             if failed { ": NOT as it should be" } else { "" },
         );
         if !failed {
@@ -158,23 +183,23 @@ impl Report {
         if let Some(timeline) = chapter.timeline(&title) {
             std::fs::write(&picture, timeline.to_svg()).expect("a picture");
         }
-        let of_seed = format!(
-            "seed {}, cluster {number} ({title}):\n{}",
-            self.seed,
-            chapter.story()
-        );
         let Judgement { own, outside, .. } = &chapter.judgement;
-        if own.is_some() || outside.is_some() {
-            let none = || "accepts it, or comes to no end".to_owned();
-            self.violations.push(format!(
-                "{of_seed}nearwire's checker: {}\nstateright: {}",
-                own.clone().unwrap_or_else(none),
-                outside.clone().unwrap_or_else(none)
-            ));
+        let is_violated = own.is_some() || outside.is_some();
+        if failed {
+            let mut wrong = format!("{title}:\n{}", chapter.story());
+            if is_violated {
+                let none = || "accepts it, or comes to no end".to_owned();
+                let _ = writeln!(
+                    wrong,
+                    "nearwire's checker: {}\nstateright: {}",
+                    own.clone().unwrap_or_else(none),
+                    outside.clone().unwrap_or_else(none)
+                );
+            }
+            wrong += chapter.trouble.as_deref().unwrap_or("");
+            self.wrong.push(wrong);
         }
-        if let Some(trouble) = &chapter.trouble {
-            self.troubles.push(format!("{of_seed}{trouble}"));
-        }
+        self.violations += u64::from(is_violated);
         if failed {
             let mut text = String::new();
             for one in &chapter.history {
@@ -195,7 +220,7 @@ impl Report {
         self.unanswered += unanswered;
         self.accepted += chapter.judgement.accepted;
         self.undecided += chapter.judgement.undecided;
-        self.longest_gap_ns = self.longest_gap_ns.max(gap_ns.unwrap_or(0));
+        self.longest_gap = self.longest_gap.max(gap);
         self.seconds += seconds;
         self.fates.add(&chapter.fates);
         for mark in &chapter.marks {
@@ -234,24 +259,23 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "seed {}: {} clusters, {} faults, {} operations in {:.0} s, {} without an answer, \
-             longest gap {:.2} s",
+             {}",
             self.seed,
             self.clusters,
             self.counts.iter().sum::<u64>(),
             self.operations,
             self.seconds,
             self.unanswered,
-            self.longest_gap_ns as f64 / NS_PER_S,
+            self.longest_gap,
         )?;
         write!(
             f,
             "{} violations; stateright judged {:.1} % of the operations, nearwire's checker all",
-            self.violations.len(),
+            self.violations,
             100.0 * self.accepted as f64 / judged
         )?;
-        if self.is_clean() {
-            return Ok(());
-        }
-        write!(f, "\n\n{}", self.violations())
+        self.wrong
+            .iter()
+            .try_for_each(|wrong| write!(f, "\n\n{wrong}"))
     }
 }

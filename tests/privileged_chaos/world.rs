@@ -1,7 +1,7 @@
 //! One cluster of processes under load, on a network and disks of its own.
 
 use crate::common::{CALM, PATIENCE, Reply, Resp};
-use crate::network::Switch;
+use crate::network::{Switch, Weather};
 use crate::recording::{self, Recording, Shape};
 use bench::site::{Site, Where};
 use consensus::random::Random;
@@ -96,6 +96,8 @@ pub(crate) struct World {
     pub(crate) cluster: LocalCluster,
     recording: Option<Recording>,
     pub(crate) switch: Switch,
+    /// What the weather is when no fault changes it.
+    climate: Weather,
     pub(crate) site: Site,
     _ports: Ports,
     _disks: Disks,
@@ -137,6 +139,7 @@ impl World {
             cluster,
             recording: None,
             switch,
+            climate: Weather::default(),
             site,
             _ports: ports,
             _disks: disks,
@@ -158,7 +161,7 @@ impl World {
 
     /// Begins the load, once there is a leader and every acceptor where it belongs.
     pub(crate) fn load(&mut self) -> Result<(), Trouble> {
-        self.wait_for("a leader", |world| world.leader())?;
+        self.wait_for("a leader", Self::leader)?;
         for node in NODES {
             let engine = if self.is_in_kernel(node) {
                 "xdp"
@@ -182,7 +185,7 @@ impl World {
 
     /// Ends the load and reads every key back.
     pub(crate) fn finish(&mut self) -> Result<Vec<Operation>, Trouble> {
-        self.switch.clear();
+        self.live_with(Weather::default());
         self.settle()?;
         let recording = self.recording.as_ref().expect("the load began");
         // The clock goes on when the load is over, from the same origin.
@@ -216,6 +219,18 @@ impl World {
     /// What was recorded, without more ado: the world is over.
     pub(crate) fn abandon(&mut self) -> Vec<Operation> {
         self.recording.take().map_or_else(Vec::new, Recording::stop)
+    }
+
+    /// The network is as the climate has it.
+    pub(crate) fn clear_up(&self) {
+        self.switch
+            .change(|weather| *weather = self.climate.clone());
+    }
+
+    /// From here on this is the weather behind all faults.
+    pub(crate) fn live_with(&mut self, climate: Weather) {
+        self.climate = climate;
+        self.clear_up();
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
