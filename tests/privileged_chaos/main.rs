@@ -6,8 +6,6 @@
 //! its memory, and with every key read back; then two judges look for an order of all that its
 //! clients saw.
 
-#![allow(clippy::unwrap_used)]
-
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
