@@ -1,10 +1,12 @@
-//! Pictures of latencies: the percentiles and the distribution, system against floor.
+//! Pictures of latencies, the percentiles and the distribution, system against floor; and of a rate
+//! over time.
 
 use hdrhistogram::Histogram;
 use kuva::backend::png::PngBackend;
 use kuva::backend::svg::SvgBackend;
 use kuva::plot::LinePlot;
 use kuva::plot::legend::LegendPosition;
+use kuva::render::annotations::{ReferenceLine, ShadedRegion};
 use kuva::render::layout::{Layout, TickFormat};
 use kuva::render::plots::Plot;
 use kuva::render::render::{Scene, render_multiple};
@@ -17,6 +19,13 @@ const NINES: f64 = 4.0;
 const NS_PER_US: f64 = 1000.0;
 const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
+];
+
+/// For what is marked on a [`timeline`].
+const SHADES: [&str; 20] = [
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f",
+    "#bcbd22", "#17becf", "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94",
+    "#f7b6d2", "#393b79", "#637939", "#843c39",
 ];
 
 /// A line: latencies in nanoseconds under a name.
@@ -106,6 +115,67 @@ pub fn distribution(title: &str, series: &[Series<'_>]) -> Option<Picture> {
     Some(draw(title, plots, layout))
 }
 
+/// A time with a name.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// What the picture calls it.
+    pub name: &'a str,
+    /// When it began, in seconds.
+    pub from_s: f64,
+    /// When it ended.
+    pub to_s: f64,
+}
+
+/// A rate over seconds, with times marked by shades of a colour for each name. `None` without a
+/// point.
+pub fn timeline(
+    title: &str,
+    rate: &str,
+    points: &[(f64, f64)],
+    spans: &[Span<'_>],
+) -> Option<Picture> {
+    let (last, _) = points.last()?;
+    let line = LinePlot::new()
+        .with_data(points.to_vec())
+        .with_color("#000000");
+    let mut plots = vec![Plot::Line(line.with_stroke_width(1.5))];
+    let mut names: Vec<&str> = spans.iter().map(|span| span.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    let colour = |name: &str| {
+        let place = names.iter().position(|other| *other == name).unwrap_or(0);
+        SHADES[place % SHADES.len()]
+    };
+    // A name has its colour from a line of no length.
+    plots.extend(names.iter().map(|name| {
+        let nowhere = LinePlot::new()
+            .with_data(vec![points[0], points[0]])
+            .with_color(colour(name));
+        Plot::Line(nowhere.with_stroke_width(4.0).with_legend(*name))
+    }));
+    let mut layout = Layout::auto_from_plots(&plots)
+        .with_x_label("seconds")
+        .with_y_label(rate)
+        .with_x_axis_min(0.0)
+        .with_x_axis_max(last.max(1.0))
+        .with_y_axis_min(0.0)
+        .with_legend_position(LegendPosition::OutsideRightTop);
+    for span in spans {
+        let shade = ShadedRegion::vertical(span.from_s, span.to_s)
+            .with_color(colour(span.name))
+            .with_opacity(0.4);
+        let begin = ReferenceLine::vertical(span.from_s).with_color(colour(span.name));
+        layout = layout.with_shaded_region(shade).with_reference_line(begin);
+    }
+    let layout = layout
+        .with_title(title)
+        .with_width(1280.0)
+        .with_height(420.0);
+    Some(Picture {
+        scene: render_multiple(plots, layout),
+    })
+}
+
 fn lines(
     series: &[Series<'_>],
     line: impl Fn(&Histogram<u64>) -> Vec<(f64, f64)>,
@@ -193,6 +263,35 @@ mod tests {
         }
         let percentiles = percentiles("", &series).expect("something was measured");
         assert!(percentiles.to_svg().contains("99.99 %"));
+    }
+
+    #[test]
+    fn a_timeline_names_what_is_marked_and_shades_it() {
+        let points = [(0.5, 100.0), (1.5, 0.0), (2.5, 90.0)];
+        let span = |name, from_s| Span {
+            name,
+            from_s,
+            to_s: from_s + 0.5,
+        };
+        let spans = [span("loss", 0.5), span("kill", 1.0), span("loss", 2.0)];
+        let svg = timeline("a run", "operations per second", &points, &spans)
+            .expect("there are points")
+            .to_svg();
+        for text in [
+            "a run",
+            "operations per second",
+            "loss",
+            "kill",
+            SHADES[0],
+            SHADES[1],
+        ] {
+            assert!(svg.contains(text), "{text} is missing");
+        }
+        let plain = timeline("a run", "operations per second", &points, &[]);
+        let rectangles = |svg: &str| svg.matches("<rect").count();
+        let without = rectangles(&plain.expect("there are points").to_svg());
+        assert!(rectangles(&svg) >= without + spans.len());
+        assert!(timeline("", "", &[], &spans).is_none());
     }
 
     #[test]

@@ -518,6 +518,7 @@ impl Client {
         for lane in [&mut self.commands, &mut self.queries] {
             if lane.settle(deliver_to(&mut self.events)) {
                 lane.deadline_ns = lane.is_under_way().then_some(now_ns + wait);
+                lane.timeouts = 0;
             }
         }
     }
@@ -643,7 +644,8 @@ impl Client {
 
     /// Asks the other members who leads, which those tell that do not know yet as soon as they do,
     /// and from the second time on again for what was not answered in time; from the third on
-    /// every other time somebody else, since the silent one may be dead.
+    /// every other time somebody else, since the silent one may be dead. What comes after a request
+    /// may be answered all the time while that one is lost, so its own time-outs count as well.
     pub fn handle_timeout(&mut self, now_ns: u64) {
         let due = |at: Option<u64>| at.is_some_and(|at| at <= now_ns);
         if due(self.held_until_ns) {
@@ -662,10 +664,14 @@ impl Client {
         self.pace.timeouts = self.pace.timeouts.saturating_add(1);
         self.inquiry = Some(0);
         self.hops = 0;
+        for (lane, is_due) in [(&mut self.commands, commands), (&mut self.queries, queries)] {
+            lane.timeouts = lane.timeouts.saturating_add(u32::from(is_due));
+        }
+        let of_front = self.commands.timeouts.max(self.queries.timeouts);
         match self.pace.timeouts {
-            1 => self.put_off(now_ns),
+            1 if of_front <= 1 => self.put_off(now_ns),
             others => {
-                if !others.is_multiple_of(2) {
+                if others > 1 && !others.is_multiple_of(2) {
                     self.turn_to_next_member(now_ns);
                 }
                 self.repeat_everything();

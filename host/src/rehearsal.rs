@@ -27,6 +27,9 @@ pub struct Rehearsal {
     pub snapshot_slots: Option<u64>,
     /// A deliberate defect: votes are answered before they are flushed (`replies_before_flush`).
     pub replies_before_flush: bool,
+    /// A deliberate defect: a node whose memory was lost begins with a blank one as if nothing had
+    /// happened (`counts_lost_memory`).
+    pub counts_lost_memory: bool,
 }
 
 impl Rehearsal {
@@ -57,6 +60,7 @@ impl Rehearsal {
                 "segment_bytes" => rehearsal.segment_bytes = number?,
                 "snapshot_slots" => rehearsal.snapshot_slots = number?,
                 "replies_before_flush" => rehearsal.replies_before_flush = true,
+                "counts_lost_memory" => rehearsal.counts_lost_memory = true,
                 _ => faults.push(word),
             }
         }

@@ -502,10 +502,11 @@ fn open_state(
     } else {
         parse_boot_id(&identity.boot_id)
     };
-    if !sync
-        && let Some(voting) = identity.voting_boot_id()
-        && data_directory::boot_id()? != voting
-    {
+    let is_lost = match identity.voting_boot_id() {
+        Some(voting) if !sync => data_directory::boot_id()? != voting,
+        Some(_) | None => false,
+    };
+    if is_lost && !rehearsal.counts_lost_memory {
         let why = "the machine has restarted since, and its votes were in memory";
         return Err(lost(directory, why.into()));
     }
@@ -576,7 +577,7 @@ fn open_state(
             },
         });
     // Before the cluster has formed this node has never voted.
-    let opened = if sync || !identity.formed {
+    let opened = if sync || !identity.formed || is_lost {
         region_place::make(directory, &terms, kernel.as_ref())
     } else {
         region_place::open(directory, &terms, kernel.as_ref())

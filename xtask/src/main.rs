@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod build_graph;
+mod chaos;
 mod command;
 mod corpus;
 mod coverage;
@@ -39,6 +40,8 @@ struct Arguments {
 enum Task {
     /// Install what is missing, then run every check and test, and say what was skipped and why.
     Test(test::Arguments),
+    /// Run clusters of real processes under faults on purpose, as root, and judge what clients saw.
+    Chaos(chaos::Arguments),
     /// Commit each deliberate defect, and see what notices it.
     Mutants(mutants::Arguments),
     /// Say which lines of the core simulator, model and corpus run.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let result = match task {
         Task::Test(arguments) => test::run(&arguments),
+        Task::Chaos(arguments) => chaos::run(&arguments),
         Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Coverage(arguments) => coverage::run(&arguments),
         Task::Corpus(arguments) => corpus::run(&arguments),

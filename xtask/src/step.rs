@@ -10,7 +10,7 @@ use crate::packages::{GIT, IPROUTE2, Package, REDIS_TOOLS};
 use crate::stage::Stage;
 use crate::tools::Tools;
 use crate::workspace::Workspace;
-use crate::{build_graph, ebpf, guest, mutants, plain_build};
+use crate::{build_graph, chaos, ebpf, guest, mutants, plain_build};
 
 /// A step that has not ended by then hangs. Cold builds on two cores take a quarter of it.
 const STEP_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -118,6 +118,13 @@ pub(crate) const STEPS: &[Step] = &[
         what: "tests/privileged_*.rs of all members, as root",
         packages: &[IPROUTE2],
         run: privileged,
+        ..TESTS
+    },
+    Step {
+        name: "chaos",
+        what: "processes under faults on purpose, and two deliberate bugs that must show; as root",
+        packages: &[IPROUTE2],
+        run: chaos::check,
         ..TESTS
     },
     Step {
@@ -257,24 +264,25 @@ fn integration(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<V
 }
 
 fn privileged(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
-    let files = bench
-        .workspace
-        .tests(|name| name.starts_with(PRIVILEGED_PREFIX) && !OF_OBJECTS.contains(&name));
+    let files = bench.workspace.tests(|name| {
+        let apart = OF_OBJECTS.contains(&name) || name == chaos::TEST;
+        name.starts_with(PRIVILEGED_PREFIX) && !apart
+    });
     if files.is_empty() {
         return Ok(Verdict::Skipped(
             "no member has tests of this kind".to_owned(),
         ));
     }
-    if let Some(skipped) = without_root("privileged") {
-        return Ok(skipped);
+    if let Some(needs) = without_root("cargo xtask test --only privileged") {
+        return Ok(Verdict::Skipped(needs));
     }
     stage.run(&mut test_files(bench.workspace, &files))?;
     Ok(Verdict::Done)
 }
 
 fn xdp(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {
-    if let Some(skipped) = without_root("xdp") {
-        return Ok(skipped);
+    if let Some(needs) = without_root("cargo xtask test --only xdp") {
+        return Ok(Verdict::Skipped(needs));
     }
     let objects = match ebpf::of_tests(bench.workspace)? {
         Ok(objects) => objects,
@@ -285,9 +293,10 @@ fn xdp(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> 
     Ok(Verdict::Done)
 }
 
-fn without_root(step: &str) -> Option<Verdict> {
-    let needs = format!("needs root: sudo -E env PATH=\"$PATH\" cargo xtask test --only {step}");
-    (!geteuid().is_root()).then_some(Verdict::Skipped(needs))
+/// What `command` lacks, if this user is not root.
+pub(crate) fn without_root(command: &str) -> Option<String> {
+    let needs = format!("needs root: sudo -E env PATH=\"$PATH\" {command}");
+    (!geteuid().is_root()).then_some(needs)
 }
 
 fn docs(bench: &mut Bench<'_>, stage: &mut Stage<'_>) -> anyhow::Result<Verdict> {

@@ -40,6 +40,8 @@ pub(super) struct Lane {
     high: u64,
     /// When the front item is asked for again, if anything is under way.
     pub(super) deadline_ns: Option<u64>,
+    /// Time-outs of the front item.
+    pub(super) timeouts: u32,
 }
 
 /// What went into a datagram.
@@ -59,6 +61,7 @@ impl Lane {
             cursor: first,
             high: first,
             deadline_ns: None,
+            timeouts: 0,
         }
     }
 

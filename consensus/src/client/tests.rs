@@ -471,6 +471,43 @@ fn queries_survive_the_storm() {
     }
 }
 
+#[test]
+fn a_query_that_is_lost_is_repeated_while_later_ones_are_answered() {
+    let mut client = client();
+    client.submit_query(0, b"lost").expect("room");
+    client.poll_transmit(0).expect("the query, which is lost");
+    for token in 1..20 {
+        let now_ns = token * 10 * MS;
+        if client.poll_timeout().is_some_and(|due| due <= now_ns) {
+            client.handle_timeout(now_ns);
+        }
+        while client.poll_event().is_some() {}
+        client.submit_query(token, b"later").expect("room");
+        while let Some(datagram) = client.poll_transmit(now_ns) {
+            // Not who leads, which is asked after a time-out.
+            if datagram.value.is_empty() {
+                continue;
+            }
+            let (header, value) = (datagram.header, datagram.value.to_vec());
+            if value.windows(4).any(|part| part == b"lost") {
+                return;
+            }
+            for entry in envelope::entries(&value) {
+                let sequence = entry.expect("a query").sequence.0;
+                respond(
+                    &mut client,
+                    &header,
+                    SessionId(0),
+                    sequence,
+                    Status::Done,
+                    b"",
+                );
+            }
+        }
+    }
+    panic!("it is never asked again");
+}
+
 /// A client whose session is open and which has `commands` under way, each in its own datagram.
 fn under_way(commands: u64) -> (Client, Vec<Header>) {
     let mut client = client();
