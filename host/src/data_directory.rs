@@ -3,6 +3,7 @@
 //! ```text
 //! lock       held by the process that uses the directory; its number is inside
 //! identity   TOML, replaced as a whole: see [`Identity`]
+//! register-0 what the node keeps of group 0's configurations; one file for each group
 //! region     the acceptor's memory, see [`crate::engine`]
 //! journal/   see [`crate::journal`]
 //! snapshots/ one directory for each group, see [`crate::snapshot_file`]
@@ -93,6 +94,17 @@ pub enum DataDirectoryError {
         path: PathBuf,
         /// What else is in it.
         found: String,
+    },
+    /// What was kept of a group's configurations cannot be trusted.
+    #[error(
+        "{} is damaged: this node may be a matchmaker, and what it wrote down for others is not \
+         known, so it must not answer. Leave it stopped, and have it replaced: `nearwire member \
+         replace --lost`",
+        path.display()
+    )]
+    DamagedRegister {
+        /// The file.
+        path: PathBuf,
     },
     /// The identity was written by a later program.
     #[error(
@@ -300,6 +312,37 @@ impl DataDirectory {
         (cluster_number(&self.identity.cluster) << 32) | u64::from(self.identity.node.0)
     }
 
+    /// What was kept of the configurations of `group`; `None` if nothing was.
+    ///
+    /// # Errors
+    /// The file is damaged, or the system refuses.
+    pub fn register(&self, group: GroupId) -> Result<Option<Vec<u8>>, DataDirectoryError> {
+        let path = self.path.join(format!("register-{group}"));
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(refused("read", &path)(error)),
+        };
+        match bytes.split_first_chunk() {
+            Some((sum, register)) if u32::from_be_bytes(*sum) == crc32_iscsi(register) => {
+                Ok(Some(register.to_vec()))
+            }
+            _ => Err(DataDirectoryError::DamagedRegister { path }),
+        }
+    }
+
+    /// Keeps this of the configurations of `group`, in place of what was there: until the machine
+    /// restarts or, if votes outlive that, for good. After an error either may be there.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep_register(&self, group: GroupId, register: &[u8]) -> Result<(), DataDirectoryError> {
+        let sum = crc32_iscsi(register).to_be_bytes();
+        let outlives_machine = self.identity.durability == Durability::Sync;
+        let name = format!("register-{group}");
+        replace(&self.path, &name, &[&sum, register], outlives_machine)
+    }
+
     /// Changes the identity; durable when this returns. After an error the old identity stands, in
     /// memory and, but for an error of the disk itself, in the file.
     ///
@@ -417,7 +460,7 @@ fn take_lock(directory: &Path) -> Result<File, DataDirectoryError> {
 }
 
 /// What a life leaves behind begins with one of these.
-const STATE: [&str; 3] = ["journal", "region", "snapshot"];
+const STATE: [&str; 4] = ["journal", "region", "register", "snapshot"];
 
 /// A directory without an identity must hold nothing that a forgotten life could have left: a node
 /// that starts afresh among its old votes would break its promises.
@@ -545,16 +588,32 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
 
 fn store(directory: &Path, identity: &Identity) -> Result<(), DataDirectoryError> {
     let text = encode(identity)?;
-    let unfinished = directory.join("identity.tmp");
-    let path = directory.join("identity");
+    replace(directory, "identity", &[text.as_bytes()], true)
+}
+
+/// Puts a whole file in place of another. Any later process finds one of the two; so it does after
+/// the machine has restarted, if this `outlives_machine`.
+fn replace(
+    directory: &Path,
+    name: &str,
+    parts: &[&[u8]],
+    outlives_machine: bool,
+) -> Result<(), DataDirectoryError> {
+    let unfinished = directory.join(format!("{name}.tmp"));
+    let path = directory.join(name);
     let write = || -> io::Result<()> {
         let mut file = File::create(&unfinished)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
+        file.write_all(&parts.concat())?;
+        if outlives_machine {
+            file.sync_all()?;
+        }
         kill_point("data_directory.before-rename");
         fs::rename(&unfinished, &path)?;
         kill_point("data_directory.after-rename");
-        File::open(directory)?.sync_all()
+        if outlives_machine {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
     };
     write().map_err(refused("write", &path))
 }
@@ -669,6 +728,29 @@ mod tests {
             matches!(error, DataDirectoryError::NoIdentity { .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_register_is_kept_and_every_damaged_byte_of_it_noticed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::open(scratch.path(), &expectation()).unwrap();
+        assert_eq!(directory.register(GroupId(0)).unwrap(), None);
+        for kept in [&b"first"[..], b"second"] {
+            directory.keep_register(GroupId(0), kept).unwrap();
+            assert_eq!(directory.register(GroupId(0)).unwrap().unwrap(), kept);
+        }
+        let file = scratch.path().join("register-0");
+        let whole = fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            for damaged in [&bytes[..], &whole[..at]] {
+                fs::write(&file, damaged).unwrap();
+                let error = directory.register(GroupId(0)).unwrap_err();
+                let is_noticed = matches!(error, DataDirectoryError::DamagedRegister { .. });
+                assert!(is_noticed, "byte {at}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -136,6 +136,14 @@ impl<T: Transmit> Io for Outbox<'_, T> {
         }
     }
 
+    fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
+        let result = self.host.directory.keep_register(group, register);
+        if let Err(error) = &result {
+            self.host.error = Some(error.to_string());
+        }
+        result.is_ok()
+    }
+
     fn read_snapshot(
         &mut self,
         _: GroupId,

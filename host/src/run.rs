@@ -246,7 +246,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         wal.reply_before_flush();
     }
     let mut node = Node::new(
-        node_config(config, key, &directory, used_round, now_ns),
+        node_config(config, key, &directory, used_round, now_ns)?,
         acceptor,
         opened.region,
         wal,
@@ -343,9 +343,10 @@ fn node_config(
     directory: &DataDirectory,
     used_round: u64,
     seed: u64,
-) -> node::Config {
+) -> Result<node::Config, Error> {
     let identity = directory.identity();
-    node::Config {
+    let register = directory.register(GROUP)?;
+    Ok(node::Config {
         node: NodeId(config.node),
         peers: config
             .peers
@@ -356,6 +357,8 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
+        joins: false,
+        registers: register.map(|kept| (GROUP, kept)).into_iter().collect(),
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
@@ -365,7 +368,7 @@ fn node_config(
         used_round,
         pins: identity.pins.clone(),
         formed: identity.formed,
-    }
+    })
 }
 
 fn lost(directory: &DataDirectory, why: String) -> Error {

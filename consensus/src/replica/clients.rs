@@ -139,8 +139,17 @@ impl<S: StateMachine> Replica<S> {
         to: SocketAddr,
         request: &Header,
     ) {
-        let leader = self.leader(turn.now_ns, turn.local);
-        let member = leader.and_then(|leader| self.config.membership.member(leader));
+        let members = &self.register.newest.membership;
+        let leader = match self.place {
+            Some(_) => self.leader(turn.now_ns, turn.local),
+            // Nobody tells this node any more who leads: some voter knows.
+            None => {
+                let mut voters = members.members.iter();
+                let voter = voters.find(|member| member.role == MemberRole::Voter);
+                voter.map(|member| member.node)
+            }
+        };
+        let member = leader.and_then(|leader| members.member(leader));
         let address = member.map(|member| encode_address(member.address));
         let value = address.as_ref().map_or(&[][..], |address| address);
         let header = Header {

@@ -1,0 +1,43 @@
+//! Learners first: whoever votes by a new configuration and did not before has applied what lies below
+//! the trim, which no acceptor keeps. A configuration whose voters lack it could trim nothing and
+//! teach nobody.
+
+use super::Verdict;
+use super::chronicle::Chronicle;
+use super::state_machine_safety::Logs;
+use consensus::Ballot;
+
+/// A ballot proposes for the first time.
+pub(super) fn proposed(chronicle: &Chronicle, logs: &Logs, group: usize, ballot: u64) -> Verdict {
+    let facts = &chronicle.groups[group];
+    let Some(counting) = facts.counting(ballot).filter(|one| one.version == ballot) else {
+        return Ok(());
+    };
+    let before = facts
+        .ballots
+        .iter()
+        .filter(|one| one.proposed && one.ballot < ballot);
+    let before = before
+        .max_by_key(|one| one.ballot)
+        .and_then(|one| one.counting);
+    let Some(before) = before else {
+        return Ok(());
+    };
+    let trims = (0..chronicle.shadows.len())
+        .filter(|place| before.acceptors >> place & 1 == 1)
+        .map(|place| chronicle.shadows[place].groups[group].trim);
+    let trim = trims.max().unwrap_or(0);
+    for place in 0..chronicle.shadows.len() {
+        let is_new = (counting.voters & !before.voters) >> place & 1 == 1;
+        let applied = logs.furthest(place, group);
+        if is_new && applied + 1 < trim {
+            return Err(format!(
+                "group {group}: node {} votes by version {} and has applied {applied} slots, but \
+                 those below {trim} are in no ring",
+                place + 1,
+                Ballot(ballot)
+            ));
+        }
+    }
+    Ok(())
+}
