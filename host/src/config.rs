@@ -36,8 +36,11 @@ pub struct Config {
     pub durability: Durability,
     /// Where Redis clients are served; nowhere if absent.
     pub resp: Option<SocketAddr>,
-    /// Every member of the cluster, this node included.
+    /// Every member of the cluster that forms, this node included; or, if it joins one, those that
+    /// it may ask.
     pub peers: Vec<Peer>,
+    /// This node forms no cluster with its peers: it is to be made a member of theirs.
+    pub join: bool,
     /// Votes that each phase needs; majorities if absent.
     pub quorum: Option<Quorum>,
     /// The region's dimensions: fixed once the region exists.
@@ -67,6 +70,8 @@ pub struct Overrides {
     pub wait: Option<Wait>,
     /// See [`Config::key_file`].
     pub key_file: Option<PathBuf>,
+    /// See [`Config::join`].
+    pub join: bool,
 }
 
 impl Config {

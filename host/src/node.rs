@@ -11,6 +11,7 @@ use consensus::auth::{self, Key};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::Conflict;
 use consensus::node::{Node, NodeIo};
+use consensus::quorum::MemberRole;
 use consensus::replica::{Io, Replica, Role};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Header, Kind};
@@ -558,6 +559,8 @@ impl<S: StateMachine> NodeService<S> {
                  them: start the nodes that are down; until then nothing is written"
             ))
         });
+        let configuration = replica.map(Replica::configuration);
+        let membership = configuration.map(|configuration| &configuration.membership);
         let mut report = serde_json::json!({
             "node": config.node.0,
             "address": self.host.address.to_string(),
@@ -575,7 +578,7 @@ impl<S: StateMachine> NodeService<S> {
             "wait": self.facts.wait,
             "durability": local.durability().name(),
             "incarnation": local.acceptor().incarnation.0,
-            "epoch": config.epoch.0,
+            "epoch": membership.map_or(0, |membership| membership.epoch.0),
             "formed": formation.is_formed(),
             "missing": missing,
             "conflict": self.node.conflict().map(|conflict| format!("{conflict:?}")),
@@ -611,6 +614,17 @@ impl<S: StateMachine> NodeService<S> {
             // The replicated group comes first.
             ("conformance_groups", (layout.groups() - 1).into()),
             ("reason", reason.into()),
+            (
+                "version",
+                configuration.map(|one| one.version.to_string()).into(),
+            ),
+            (
+                "member",
+                replica
+                    .and_then(Replica::member_role)
+                    .map(MemberRole::name)
+                    .into(),
+            ),
             (
                 "offload",
                 self.offload.as_ref().map(Supervision::describe).into(),

@@ -357,7 +357,7 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
-        joins: false,
+        joins: config.join,
         registers: register.map(|kept| (GROUP, kept)).into_iter().collect(),
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),

@@ -26,6 +26,8 @@ struct File {
     resp: Option<SocketAddr>,
     #[serde(default, rename = "peer")]
     peers: Vec<Peer>,
+    #[serde(default)]
+    join: bool,
     quorum: Option<Quorum>,
     #[serde(default)]
     region: Region,
@@ -121,6 +123,7 @@ fn build(
             .ok_or_else(|| missing("durability"))?,
         resp: overrides.resp.or(file.resp),
         peers: file.peers,
+        join: overrides.join || file.join,
         quorum: file.quorum,
         region: file.region,
         worker: Worker {
