@@ -93,7 +93,7 @@ pub enum NodeError {
     /// The cluster formed with other members.
     #[error(
         "start node: its cluster formed with {formed} members, but other ones ({configured}) are \
-         configured; members cannot be changed in this version: restore the list of peers"
+         configured: restore the list of peers, and change the members by `nearwire member`"
     )]
     OtherMembers {
         /// How many formed it.
@@ -104,7 +104,7 @@ pub enum NodeError {
     /// The region is another life of its memory than the one that the cluster knows.
     #[error(
         "start node: its memory is incarnation {found}, but the cluster knows it as {pinned}. \
-         Leave it stopped: members cannot be replaced in this version"
+         Leave it stopped and have it replaced: `nearwire member replace --lost`"
     )]
     LostMemory {
         /// What is on record.

@@ -73,7 +73,7 @@ pub enum DataDirectoryError {
     #[error(
         "{} is damaged ({reason}): what this node promised is not known, so it must not vote. \
          Restore the file from the same disk if it can be recovered, otherwise leave this node \
-         stopped: the others go on without it, and members cannot be replaced in this version",
+         stopped and have it replaced: `nearwire member replace --lost`",
         path.display()
     )]
     Damaged {
@@ -85,8 +85,8 @@ pub enum DataDirectoryError {
     /// There is state but no identity.
     #[error(
         "data directory {} has no identity file but holds {found}: it is not a new directory. \
-         Restore the identity file, otherwise leave this node stopped: the others go on without \
-         it, and members cannot be replaced in this version",
+         Restore the identity file, otherwise leave this node stopped and have it \
+         replaced: `nearwire member replace --lost`",
         path.display()
     )]
     NoIdentity {

@@ -51,8 +51,7 @@ pub enum Fatal {
     /// The cluster knows this node under another incarnation.
     #[error(
         "node {by} knows this node as incarnation {pinned}, but its memory is {own}: it was lost \
-         and must not vote under its old identity. Leave it stopped: members cannot be replaced in \
-         this version"
+         and must not vote under its old identity. Have it replaced: `nearwire member replace --lost`"
     )]
     Disowned {
         /// Who says so.

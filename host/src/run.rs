@@ -102,9 +102,9 @@ pub enum Error {
     Rehearsal(String),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
-        "node {node} lost its memory ({why}); as it was it must not vote again. Leave it stopped: \
-         the others go on without it, and members cannot be replaced in this version. If the whole \
-         cluster is to begin anew, delete the data directories of all its nodes ({} here)",
+        "node {node} lost its memory ({why}); as it was it must not vote again. Move its data \
+         directory ({}) away, start it with --join, and have it take its former place: `nearwire \
+         member replace --lost {node}`; the others go on without it meanwhile",
         directory.display()
     )]
     LostMemory {

@@ -142,11 +142,16 @@ impl<S: StateMachine> Replica<S> {
         let members = &self.register.newest.membership;
         let leader = match self.place {
             Some(_) => self.leader(turn.now_ns, turn.local),
-            // Nobody tells this node any more who leads: some voter knows.
+            // Nobody tells this node any more who leads: some voter knows, and not always the same
+            // one is asked, which may be gone.
             None => {
-                let mut voters = members.members.iter();
-                let voter = voters.find(|member| member.role == MemberRole::Voter);
-                voter.map(|member| member.node)
+                let is_other = |member: &&Member| {
+                    member.role == MemberRole::Voter && member.node != self.config.node
+                };
+                let others = || members.members.iter().filter(is_other);
+                let turn = (request.nonce as usize).checked_rem(others().count());
+                turn.and_then(|turn| others().nth(turn))
+                    .map(|member| member.node)
             }
         };
         let member = leader.and_then(|leader| members.member(leader));

@@ -286,6 +286,7 @@ impl Checker {
                     return;
                 };
                 let facts = &mut self.chronicle.groups[group];
+                let is_first = facts.counting(header.ballot.0).is_none();
                 let verdict = match facts.note_match(header.ballot.0, &configuration) {
                     true => Ok(()),
                     false => Err(format!(
@@ -294,6 +295,11 @@ impl Checker {
                     )),
                 };
                 self.judge(Invariant::Matchmaking, verdict);
+                if is_first {
+                    let verdict =
+                        promotion::asked(&self.chronicle, &self.logs, group, header.ballot);
+                    self.judge(Invariant::Promotion, verdict);
+                }
             }
             Kind::Matched => {
                 let verdict = self.matchmakers.matched(place, group, header, value);
@@ -333,13 +339,6 @@ impl Checker {
         self.judge(Invariant::OneValuePerBallot, verdict);
         let verdict = incarnation_fencing::proposed(&mut self.chronicle, group, header);
         self.judge(Invariant::IncarnationFencing, verdict);
-        let is_first = !self.chronicle.groups[group]
-            .ballot_mut(header.ballot.0)
-            .proposed;
-        if is_first {
-            let verdict = promotion::proposed(&self.chronicle, &self.logs, group, header.ballot.0);
-            self.judge(Invariant::Promotion, verdict);
-        }
         let verdict = quorum_intersection::proposed(&mut self.chronicle, group, header);
         self.judge(Invariant::QuorumIntersection, verdict);
         self.promises.proposed(group, header, &mut self.chronicle);

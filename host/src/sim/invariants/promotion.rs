@@ -7,8 +7,10 @@ use super::chronicle::Chronicle;
 use super::state_machine_safety::Logs;
 use consensus::Ballot;
 
-/// A ballot proposes for the first time.
-pub(super) fn proposed(chronicle: &Chronicle, logs: &Logs, group: usize, ballot: u64) -> Verdict {
+/// A leader asks for a ballot with a configuration that it has made.
+pub(super) fn asked(chronicle: &Chronicle, logs: &Logs, group: usize, ballot: Ballot) -> Verdict {
+    let leader = usize::from(ballot.node().0) - 1;
+    let ballot = ballot.0;
     let facts = &chronicle.groups[group];
     let Some(counting) = facts.counting(ballot).filter(|one| one.version == ballot) else {
         return Ok(());
@@ -23,16 +25,14 @@ pub(super) fn proposed(chronicle: &Chronicle, logs: &Logs, group: usize, ballot:
     let Some(before) = before else {
         return Ok(());
     };
-    let trims = (0..chronicle.shadows.len())
-        .filter(|place| before.acceptors >> place & 1 == 1)
-        .map(|place| chronicle.shadows[place].groups[group].trim);
-    let trim = trims.max().unwrap_or(0);
+    // What this leader knows: another one may have gone further at acceptors that it did not ask.
+    let trim = chronicle.shadows[leader].groups[group].trim;
     for place in 0..chronicle.shadows.len() {
         let is_new = (counting.voters & !before.voters) >> place & 1 == 1;
         let applied = logs.furthest(place, group);
         if is_new && applied + 1 < trim {
             return Err(format!(
-                "group {group}: node {} votes by version {} and has applied {applied} slots, but \
+                "group {group}: node {} is to vote by version {} and has applied {applied} slots, but \
                  those below {trim} are in no ring",
                 place + 1,
                 Ballot(ballot)
