@@ -5,7 +5,7 @@
 mod scene;
 
 use nearwire::config::Durability;
-use scene::{ALL, Ledger, Load, Scene, wait_for_writes};
+use scene::{ALL, Ledger, Load, Scene, wait_for, wait_for_writes};
 use serde_json::Value;
 use std::process::{Command, Output};
 
@@ -56,7 +56,7 @@ fn at(scene: &Scene, node: u16) -> String {
 #[test]
 fn all_three_are_replaced_by_three_new_ones_under_load() {
     for durability in [Durability::Volatile, Durability::Sync] {
-        let mut scene = Scene::with_joining(durability, 1024, "", NEW.len());
+        let mut scene = Scene::with_settings(durability, 1024, "", "", NEW.len());
         let ledger = Ledger::default();
         scene.start_all();
         NEW.into_iter().for_each(|node| scene.start(node));
@@ -113,8 +113,33 @@ fn a_node_that_lost_its_memory_is_put_back_by_one_command() {
 }
 
 #[test]
+fn a_node_that_lost_its_memory_comes_back_by_itself_if_told_to() {
+    let mut scene = Scene::with_settings(Durability::Volatile, 1024, "", "rejoin = true\n", 0);
+    let ledger = Ledger::default();
+    scene.start_all();
+    let lost = scene.leader() % 3 + 1;
+    let load = Load::start(&scene, &ledger, WRITERS);
+    wait_for_writes(&ledger, 1000);
+    let before = change(&scene, &["list"]);
+    scene.cluster.kill(lost);
+    scene.forget_memory(lost);
+    scene.start(lost);
+    let life = |list: &Value| list["members"][usize::from(lost) - 1]["incarnation"].clone();
+    let list = wait_for("the third voter in another life", || {
+        let list = change(&scene, &["list"]);
+        (voters(&list) == [1, 2, 3] && life(&list) != life(&before)).then_some(list)
+    });
+    assert_eq!(list["epoch"].as_u64(), Some(3), "a learner first");
+    let other = (1..=3).find(|node| *node != lost).unwrap();
+    scene.cluster.kill(other);
+    wait_for_writes(&ledger, 1000);
+    load.stop();
+    ledger.assert_kept(&scene);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_with_a_remedy() {
-    let mut scene = Scene::with_joining(Durability::Volatile, 64, "", 1);
+    let mut scene = Scene::with_settings(Durability::Volatile, 64, "", "", 1);
     scene.start_all();
     scene.start(4);
     scene.leader();

@@ -41,6 +41,9 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// This node forms no cluster with its peers: it is to be made a member of theirs.
     pub join: bool,
+    /// If its memory is lost, it moves its data directory aside and takes its place again as a new
+    /// one, by itself.
+    pub rejoin: bool,
     /// Votes that each phase needs; majorities if absent.
     pub quorum: Option<Quorum>,
     /// The region's dimensions: fixed once the region exists.

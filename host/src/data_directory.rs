@@ -97,7 +97,7 @@ pub enum DataDirectoryError {
     },
     /// What was kept of a group's configurations cannot be trusted.
     #[error(
-        "{} is damaged: this node may be a matchmaker, and what it wrote down for others is not \
+        "{} is damaged or missing: this node may be a matchmaker, and what it wrote down for others is not \
          known, so it must not answer. Leave it stopped, and have it replaced: `nearwire member \
          replace --lost`",
         path.display()
@@ -172,6 +172,8 @@ pub struct Identity {
     pub bpffs: Option<PathBuf>,
     /// The bpffs that it was moved away from, while its pins may still be there.
     pub leaving: Option<PathBuf>,
+    /// There is a register: a node that came back without it would forget what it matched.
+    pub registered: bool,
 }
 
 /// Who may open the directory, and how it is made if it is new.
@@ -205,6 +207,8 @@ struct Text {
     generation: u64,
     bpffs: Option<PathBuf>,
     leaving: Option<PathBuf>,
+    #[serde(default)]
+    registered: bool,
     pins: BTreeMap<String, u32>,
 }
 
@@ -320,7 +324,12 @@ impl DataDirectory {
         let path = self.path.join(format!("register-{group}"));
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return match self.identity.registered {
+                    false => Ok(None),
+                    true => Err(DataDirectoryError::DamagedRegister { path }),
+                };
+            }
             Err(error) => return Err(refused("read", &path)(error)),
         };
         match bytes.split_first_chunk() {
@@ -336,11 +345,16 @@ impl DataDirectory {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn keep_register(&self, group: GroupId, register: &[u8]) -> Result<(), DataDirectoryError> {
+    pub fn keep_register(
+        &mut self,
+        group: GroupId,
+        register: &[u8],
+    ) -> Result<(), DataDirectoryError> {
         let sum = crc32_iscsi(register).to_be_bytes();
         let outlives_machine = self.identity.durability == Durability::Sync;
         let name = format!("register-{group}");
-        replace(&self.path, &name, &[&sum, register], outlives_machine)
+        replace(&self.path, &name, &[&sum, register], outlives_machine)?;
+        self.update(|identity| identity.registered = true)
     }
 
     /// Changes the identity; durable when this returns. After an error the old identity stands, in
@@ -498,6 +512,7 @@ fn new_identity(
         generation: 0,
         bpffs: None,
         leaving: None,
+        registered: false,
         epoch: Epoch::default(),
     })
 }
@@ -522,6 +537,7 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         generation: identity.generation,
         bpffs: identity.bpffs.clone(),
         leaving: identity.leaving.clone(),
+        registered: identity.registered,
         pins,
     })?;
     Ok(format!(
@@ -582,6 +598,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         generation: text.generation,
         bpffs: text.bpffs,
         leaving: text.leaving,
+        registered: text.registered,
         epoch: Epoch(text.epoch),
     })
 }
@@ -733,7 +750,7 @@ mod tests {
     #[test]
     fn a_register_is_kept_and_every_damaged_byte_of_it_noticed() {
         let scratch = tempfile::tempdir().unwrap();
-        let directory = DataDirectory::open(scratch.path(), &expectation()).unwrap();
+        let mut directory = DataDirectory::open(scratch.path(), &expectation()).unwrap();
         assert_eq!(directory.register(GroupId(0)).unwrap(), None);
         for kept in [&b"first"[..], b"second"] {
             directory.keep_register(GroupId(0), kept).unwrap();
@@ -751,6 +768,8 @@ mod tests {
                 assert!(is_noticed, "byte {at}: {error}");
             }
         }
+        fs::remove_file(&file).unwrap();
+        assert!(directory.register(GroupId(0)).is_err(), "it was there");
     }
 
     #[test]

@@ -1,8 +1,20 @@
 //! How a wish for other members becomes changes, each of which a leader takes: learners first, then
 //! everything else at once.
 
-use consensus::NodeId;
+use crate::inspect::{Change, Inspector};
+use consensus::auth::Key;
+use consensus::configuration::Configuration;
 use consensus::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
+use consensus::replica::Reconfigured;
+use consensus::{Incarnation, NodeId};
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks at how far a change is.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long one node is waited for before another is asked.
+const ANSWER: Duration = Duration::from_millis(300);
 
 /// Who is to be a member, whatever that takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,6 +103,216 @@ fn is_same(one: &Membership, other: &Membership) -> bool {
         members
     };
     one.quorums == other.quorums && sorted(one) == sorted(other)
+}
+
+/// The members did not become those wished for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody answers for them.
+    #[error("nobody leads among {}", addresses(asked))]
+    NoLeader {
+        /// Who was asked.
+        asked: Vec<SocketAddr>,
+    },
+    /// Not in time.
+    #[error("the members are not yet those wished for: {}", names(members))]
+    Late {
+        /// Who they are.
+        members: Vec<Member>,
+    },
+    /// The leader takes them for unsound.
+    #[error("the leader does not take these members: {}", names(members))]
+    Refused {
+        /// Who they were to be.
+        members: Vec<Member>,
+    },
+    /// They are unsound.
+    #[error(transparent)]
+    Quorums(#[from] QuorumError),
+    /// The socket went away.
+    #[error(transparent)]
+    Datapath(#[from] datapath::Error),
+}
+
+impl Error {
+    /// What mends it, where that can be said.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::NoLeader { .. } => {
+                Some("see `nearwire status`: a majority must run, and an election takes a moment")
+            }
+            Self::Late { .. } => Some(
+                "see `nearwire status` whether all of them run and catch up, then say it again: \
+                 what is done stays done",
+            ),
+            Self::Refused { .. } => {
+                Some("its program may be another version: see `nearwire status`")
+            }
+            Self::Quorums(_) => Some("give --phase1 and --phase2, or other members"),
+            Self::Datapath(_) => None,
+        }
+    }
+}
+
+fn addresses(asked: &[SocketAddr]) -> String {
+    let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
+    asked.join(", ")
+}
+
+fn names(members: &[Member]) -> String {
+    let names = members
+        .iter()
+        .map(|member| format!("{} {}", member.node, member.role.name()));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// What a leader says of the members.
+pub struct Now {
+    /// What came of the last wish, or whether a change is under way.
+    pub came: Reconfigured,
+    /// Who leads.
+    pub leader: NodeId,
+    /// The configuration in force.
+    pub configuration: Configuration,
+}
+
+/// Changes the members of a cluster, through whoever leads.
+pub struct Operator {
+    inspector: Inspector,
+    seeds: Vec<SocketAddr>,
+    /// Who is asked next.
+    target: Option<SocketAddr>,
+    turn: usize,
+}
+
+impl Operator {
+    /// For the cluster of which some members are or were at these addresses.
+    ///
+    /// # Errors
+    /// There is no socket left.
+    pub fn new(seeds: Vec<SocketAddr>, key: Option<Key>) -> Result<Self, Error> {
+        Ok(Self {
+            inspector: Inspector::new(&seeds, key)?,
+            target: seeds.first().copied(),
+            seeds,
+            turn: 0,
+        })
+    }
+
+    /// What it asks by.
+    pub const fn inspector(&mut self) -> &mut Inspector {
+        &mut self.inspector
+    }
+
+    /// Asks who the members are.
+    ///
+    /// # Errors
+    /// Nobody who leads answers in time.
+    pub fn look(&mut self, patience: Duration) -> Result<Now, Error> {
+        self.ask(None, Instant::now() + patience)
+    }
+
+    fn ask(&mut self, wish: Option<&Configuration>, until: Instant) -> Result<Now, Error> {
+        while let Some(target) = self.target
+            && Instant::now() < until
+        {
+            match self.inspector.reconfigure(target, wish, ANSWER)? {
+                Change::Answered {
+                    came,
+                    leader,
+                    configuration,
+                } => {
+                    return Ok(Now {
+                        came,
+                        leader,
+                        configuration,
+                    });
+                }
+                Change::Redirected(Some((_, address))) if address != target => {
+                    self.target = Some(address);
+                }
+                Change::Redirected(_) | Change::Silent => {
+                    self.turn += 1;
+                    let next = self.turn.checked_rem(self.seeds.len());
+                    self.target = next.and_then(|next| self.seeds.get(next)).copied();
+                    thread::sleep(LOOK);
+                }
+            }
+        }
+        let asked = self.seeds.clone();
+        Err(Error::NoLeader { asked })
+    }
+
+    /// Has the members become those of the wish, and waits until no other configuration is needed.
+    ///
+    /// # Errors
+    /// They did not in time, or cannot.
+    pub fn change(&mut self, wish: &Wish, patience: Duration) -> Result<Now, Error> {
+        let until = Instant::now() + patience;
+        loop {
+            let now = self.ask(None, until)?;
+            if now.came == Reconfigured::Settled {
+                match wish.next(&now.configuration.membership, now.leader)? {
+                    Step::Done => return Ok(now),
+                    Step::Wait => {}
+                    Step::Change(membership) => self.take(&now, membership, until)?,
+                }
+            }
+            if Instant::now() >= until {
+                let members = now.configuration.membership.members;
+                return Err(Error::Late { members });
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn take(&mut self, now: &Now, membership: Membership, until: Instant) -> Result<(), Error> {
+        let wish = Configuration {
+            version: now.configuration.version,
+            membership,
+            matchmakers: Vec::new(),
+        };
+        match self.ask(Some(&wish), until)?.came {
+            // A learner that is behind catches up; what else there is, the next look shows.
+            Reconfigured::Settled
+            | Reconfigured::UnderWay
+            | Reconfigured::Stale
+            | Reconfigured::Behind
+            | Reconfigured::WithoutLeader => Ok(()),
+            Reconfigured::Unsound => {
+                let members = wish.membership.members;
+                Err(Error::Refused { members })
+            }
+        }
+    }
+
+    /// Puts a node that lost its memory back in its former place, in its new life. False if it was
+    /// taken out meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Operator::change`].
+    pub fn put_back(
+        &mut self,
+        node: NodeId,
+        incarnation: Incarnation,
+        patience: Duration,
+    ) -> Result<bool, Error> {
+        let now = self.look(patience)?;
+        let mut members = now.configuration.membership.members;
+        let Some(own) = members.iter_mut().find(|member| member.node == node) else {
+            return Ok(false);
+        };
+        if own.incarnation == incarnation && own.role == MemberRole::Learner {
+            // Half of it is done.
+            own.role = MemberRole::Voter;
+        }
+        own.incarnation = incarnation;
+        let wish = Wish {
+            members,
+            quorums: None,
+        };
+        self.change(&wish, patience).map(|_| true)
+    }
 }
 
 #[cfg(test)]

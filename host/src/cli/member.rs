@@ -5,23 +5,15 @@ use super::output::{self, Output};
 use super::peers::{Cluster, PeersArgs};
 use clap::Subcommand;
 use consensus::configuration::Configuration;
-use consensus::quorum::{Member, MemberRole, Membership};
-use consensus::replica::Reconfigured;
+use consensus::quorum::{Member, MemberRole};
 use consensus::{Incarnation, NodeId};
-use nearwire::inspect::{Change, Inspector};
-use nearwire::members::{Step, Wish};
+use nearwire::members::{self, Now, Operator, Wish};
 use serde_json::json;
 use std::net::SocketAddr;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Between two looks at how far a change is.
-const LOOK: Duration = Duration::from_millis(10);
 /// How long the members may take to become those wished for, if nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one node is waited for before another is asked.
-const ANSWER: Duration = Duration::from_millis(300);
-
 /// Show or change who votes, while writes go on.
 ///
 /// Each change ends when it is in force and no earlier configuration is needed any more: a node
@@ -152,22 +144,20 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         | Command::Replace { peers, .. } => peers,
     };
     let cluster = peers.cluster()?;
-    let addresses = cluster.addresses();
-    let mut operator = Operator {
-        inspector: Inspector::new(&addresses, cluster.key)?,
-        target: addresses.first().copied(),
-        turn: 0,
-        until: Instant::now() + cluster.changing().max(PATIENCE),
+    let mut desk = Desk {
+        operator: Operator::new(cluster.addresses(), cluster.key)
+            .map_err(|error| failure(&error))?,
         cluster,
     };
-    let now = operator.look()?;
+    let now = desk.operator.look(desk.cluster.changing());
+    let now = now.map_err(|error| failure(&error))?;
     let mut members = now.configuration.membership.members.clone();
     let mut quorums = None;
     match command {
         Command::List { .. } => return print(&now.configuration, now.leader, output),
         Command::Add { nodes, .. } => {
             for node in nodes {
-                let member = operator.stranger(node, MemberRole::Learner)?;
+                let member = desk.stranger(node, MemberRole::Learner)?;
                 refuse_known(&members, &member)?;
                 members.push(member);
             }
@@ -202,91 +192,26 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             gone.retain(|member| nodes.contains(&member.node.0));
             members.retain(|member| !nodes.contains(&member.node.0));
             for former in gone.iter().filter(|_| *lost) {
-                members.push(operator.come_back(former)?);
+                members.push(desk.come_back(former)?);
             }
             for node in with {
-                let member = operator.stranger(node, MemberRole::Voter)?;
+                let member = desk.stranger(node, MemberRole::Voter)?;
                 refuse_known(&members, &member)?;
                 members.push(member);
             }
         }
     }
-    let now = operator.change(&Wish { members, quorums })?;
+    let now = desk.change(&Wish { members, quorums })?;
     print(&now.configuration, now.leader, output)
 }
 
-/// What a leader says of the members.
-struct Now {
-    came: Reconfigured,
-    leader: NodeId,
-    configuration: Configuration,
-}
-
-struct Operator {
-    inspector: Inspector,
+/// Whoever changes the members, and how it finds new ones.
+struct Desk {
+    operator: Operator,
     cluster: Cluster,
-    /// Who is asked next.
-    target: Option<SocketAddr>,
-    turn: usize,
-    until: Instant,
 }
 
-impl Operator {
-    fn left(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
-    }
-
-    fn look(&mut self) -> anyhow::Result<Now> {
-        self.ask(None)
-    }
-
-    /// Asks the leader, wherever it is.
-    fn ask(&mut self, wish: Option<&Configuration>) -> anyhow::Result<Now> {
-        let addresses = self.cluster.addresses();
-        let is_change = wish.is_some();
-        let patience = match is_change {
-            true => self.left(),
-            false => self.left().min(self.cluster.changing()),
-        };
-        let until = Instant::now() + patience;
-        while let Some(target) = self.target
-            && Instant::now() < until
-        {
-            match self.inspector.reconfigure(target, wish, ANSWER)? {
-                Change::Answered {
-                    came,
-                    leader,
-                    configuration,
-                } => {
-                    return Ok(Now {
-                        came,
-                        leader,
-                        configuration,
-                    });
-                }
-                Change::Redirected(Some((_, address))) if address != target => {
-                    self.target = Some(address);
-                }
-                Change::Redirected(_) | Change::Silent => {
-                    self.turn += 1;
-                    self.target = addresses.get(self.turn % addresses.len().max(1)).copied();
-                    thread::sleep(LOOK);
-                }
-            }
-        }
-        let asked = addresses
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>();
-        Err(
-            Failure::failed(format!("nobody leads among {}", asked.join(", ")))
-                .remedy(
-                    "see `nearwire status`: a majority must run, and an election takes a moment",
-                )
-                .into(),
-        )
-    }
-
+impl Desk {
     /// A node that is no member yet, in the life that it says it has.
     fn stranger(&mut self, text: &str, role: MemberRole) -> anyhow::Result<Member> {
         let (node, address) = super::peers::member(text)?;
@@ -305,9 +230,10 @@ impl Operator {
         priority: u8,
         role: MemberRole,
     ) -> anyhow::Result<Member> {
-        let reports = self
-            .inspector
-            .inspect(&[address], self.cluster.changing(), |_| false)?;
+        let reports =
+            self.operator
+                .inspector()
+                .inspect(&[address], self.cluster.changing(), |_| false)?;
         let Some(report) = reports.into_iter().flatten().next() else {
             return Err(
                 Failure::failed(format!("node {node} at {address} does not answer"))
@@ -353,50 +279,18 @@ impl Operator {
 
     /// Has the members become those of the wish.
     fn change(&mut self, wish: &Wish) -> anyhow::Result<Now> {
-        loop {
-            let now = self.look()?;
-            if now.came == Reconfigured::Settled {
-                match wish.next(&now.configuration.membership, now.leader)? {
-                    Step::Done => return Ok(now),
-                    Step::Wait => {}
-                    Step::Change(membership) => self.take(&now, membership)?,
-                }
-            }
-            if self.left().is_zero() {
-                return Err(Failure::failed(format!(
-                    "the members are not yet those wished for: {}",
-                    names(&now.configuration.membership)
-                ))
-                .remedy(
-                    "see `nearwire status` whether all of them run and catch up, then say it again: \
-                     what is done stays done",
-                )
-                .into());
-            }
-            thread::sleep(LOOK.min(self.left()));
-        }
+        let patience = self.cluster.changing().max(PATIENCE);
+        self.operator
+            .change(wish, patience)
+            .map_err(|error| failure(&error))
     }
+}
 
-    fn take(&mut self, now: &Now, membership: Membership) -> anyhow::Result<()> {
-        let wish = Configuration {
-            version: now.configuration.version,
-            membership,
-            matchmakers: Vec::new(),
-        };
-        match self.ask(Some(&wish))?.came {
-            // A learner that is behind catches up; what else there is, the next look shows.
-            Reconfigured::Settled
-            | Reconfigured::UnderWay
-            | Reconfigured::Stale
-            | Reconfigured::Behind
-            | Reconfigured::WithoutLeader => Ok(()),
-            Reconfigured::Unsound => Err(Failure::failed(format!(
-                "the leader does not take these members: {}",
-                names(&wish.membership)
-            ))
-            .remedy("its program may be another version: see `nearwire status`")
-            .into()),
-        }
+fn failure(error: &members::Error) -> anyhow::Error {
+    let failure = Failure::failed(error.to_string());
+    match error.remedy() {
+        Some(remedy) => failure.remedy(remedy).into(),
+        None => failure.into(),
     }
 }
 
@@ -426,12 +320,6 @@ fn refuse_known(members: &[Member], stranger: &Member) -> anyhow::Result<()> {
                 .into(),
         ),
     }
-}
-
-fn names(membership: &Membership) -> String {
-    let members = membership.members.iter();
-    let names = members.map(|member| format!("{} {}", member.node, member.role.name()));
-    names.collect::<Vec<_>>().join(", ")
 }
 
 fn print(configuration: &Configuration, leader: NodeId, output: Output) -> anyhow::Result<()> {

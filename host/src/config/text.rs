@@ -28,6 +28,8 @@ struct File {
     peers: Vec<Peer>,
     #[serde(default)]
     join: bool,
+    #[serde(default)]
+    rejoin: bool,
     quorum: Option<Quorum>,
     #[serde(default)]
     region: Region,
@@ -124,6 +126,7 @@ fn build(
         resp: overrides.resp.or(file.resp),
         peers: file.peers,
         join: overrides.join || file.join,
+        rejoin: file.rejoin,
         quorum: file.quorum,
         region: file.region,
         worker: Worker {
