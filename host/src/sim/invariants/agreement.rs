@@ -87,6 +87,7 @@ pub(super) fn decided(chronicle: &mut Chronicle, group: usize, header: &Header) 
     let first = header.vote_ballot.0.max(ballot.announced + 1);
     let is_first = !std::mem::replace(&mut ballot.led, true);
     ballot.announced = ballot.announced.max(header.slot.0);
+    ballot.trim = ballot.trim.max(header.watermark);
     if is_first {
         facts.note_leader(header.ballot.node());
     }

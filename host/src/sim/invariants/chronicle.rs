@@ -116,6 +116,8 @@ pub(in crate::sim) struct BallotFacts {
     pub(in crate::sim) met: u32,
     /// The newest slot announced as decided.
     pub(in crate::sim) announced: u64,
+    /// The highest trim announced.
+    pub(in crate::sim) trim: u64,
     /// Its leader has said that something is decided.
     pub(in crate::sim) led: bool,
     /// Who has promised it.

@@ -47,9 +47,13 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
                 Ballot(over.ballot)
             ));
         }
-        if !counting.has_phase1(ballot.promised) {
+        let of_others = ballot.promised & !(1 << (Ballot(own).node().0 - 1));
+        if of_others == 0 || !counting.has_phase1(ballot.promised) {
             let verdict = go_on(facts, group, header.ballot, counting.phase1);
-            verdict?;
+            // Its own acceptor promises it by what it is sent, which may be as many as it takes.
+            if !counting.has_phase1(ballot.promised) {
+                verdict?;
+            }
         }
     }
     let ballot = *facts.ballot_mut(own);
