@@ -85,8 +85,15 @@ pub(super) fn garbage(chronicle: &Chronicle, group: usize, header: &Header) -> V
         if !chosen_by(false) || chosen_by(true) {
             continue;
         }
+        // A life that is over promises nothing any more, whatever it knew.
+        let is_over = |place: usize| {
+            let life = chronicle.pinned[place];
+            !chronicle.counts[place] || !facts.counts(header.ballot.0, place, life)
+        };
         let trimmed = (0..chronicle.shadows.len())
-            .filter(|place| chronicle.shadows[*place].groups[group].trim > number)
+            .filter(|place| {
+                is_over(*place) || chronicle.shadows[*place].groups[group].trim > number
+            })
             .fold(0, |bits, place| bits | 1 << place);
         if !counting.has_phase2(trimmed) {
             return Err(format!(
