@@ -151,6 +151,8 @@ pub(in crate::sim) struct GroupFacts {
     pub(in crate::sim) configurations: Vec<(Counting, Vec<(usize, Incarnation)>)>,
     pub(in crate::sim) ballots: Vec<BallotFacts>,
     pub(in crate::sim) chosen: u64,
+    /// Configurations below this version were called garbage, which was judged when it was said.
+    pub(in crate::sim) garbage: u64,
     /// Who was last seen to lead.
     leader: Option<NodeId>,
     /// Times that another node came to lead.

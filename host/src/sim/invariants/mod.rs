@@ -307,6 +307,8 @@ impl Checker {
             }
             Kind::Garbage => {
                 let verdict = matchmaking::garbage(&self.chronicle, group, header);
+                let facts = &mut self.chronicle.groups[group];
+                facts.garbage = facts.garbage.max(header.watermark);
                 self.judge(Invariant::Matchmaking, verdict);
             }
             Kind::Decide => {

@@ -63,7 +63,9 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
     };
     for vote in &slot.votes {
         let counting = facts.counting(vote.ballot);
-        let is_quorum = counting.is_some_and(|counting| counting.has_phase2(vote.voters));
+        let is_quorum = counting.is_some_and(|counting| {
+            counting.version >= facts.garbage && counting.has_phase2(vote.voters)
+        });
         // What a leader chose itself it knows.
         let limit = ballot.continues.unwrap_or(own);
         if is_quorum && vote.ballot < limit && vote.voters & promised == 0 {
