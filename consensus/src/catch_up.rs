@@ -1,7 +1,7 @@
 //! How a replica that lags learns what was chosen: slot by slot from one that still keeps the
 //! values, or by a snapshot. Everything is pulled, so that a slow receiver is never flooded.
 
-use crate::quorum::Membership;
+use crate::quorum::{Member, MemberRole};
 use crate::simulation::{Mutation, mutated};
 use crate::wire::{Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Slot};
@@ -81,7 +81,12 @@ impl CatchUp {
         }
     }
 
-    /// The request that is due, and whom it goes to.
+    /// Whether [`CatchUp::poll`] has a request.
+    pub fn is_due(&self, now_ns: u64, applied: Slot) -> bool {
+        self.wanted > applied && now_ns >= self.due_ns
+    }
+
+    /// The request that is due, and whom of `members` it goes to.
     pub fn poll(
         &mut self,
         now_ns: u64,
@@ -89,9 +94,9 @@ impl CatchUp {
         applied: Slot,
         leader: Option<NodeId>,
         own: NodeId,
-        membership: &Membership,
+        members: &[Member],
     ) -> Option<(NodeId, Header)> {
-        if self.wanted <= applied || now_ns < self.due_ns {
+        if !self.is_due(now_ns, applied) {
             return None;
         }
         let silent = self.asked != Slot::NONE && applied < self.asked;
@@ -110,12 +115,15 @@ impl CatchUp {
                 return Some((pull.source, header));
             }
         }
-        let others = membership.others(own).count();
+        // Witnesses have nothing to teach.
+        let teaches = |one: &&Member| one.node != own && one.role != MemberRole::Witness;
+        let others = members.iter().filter(teaches).count();
         if silent {
             self.turn += 1;
         }
-        let rotated = membership
-            .others(own)
+        let rotated = members
+            .iter()
+            .filter(teaches)
             .nth(self.turn.checked_rem(others)?)?
             .node;
         let source = match leader {

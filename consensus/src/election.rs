@@ -175,6 +175,11 @@ impl Election {
         }
     }
 
+    /// So many members outrank this one from here on.
+    pub const fn set_rank(&mut self, rank: usize) {
+        self.rank = rank as u64;
+    }
+
     /// Starts to wait anew: a candidate or leader was heard of, or an own campaign failed.
     pub fn wait(&mut self, now_ns: u64) {
         self.since_ns = now_ns;

@@ -5,7 +5,7 @@
 //! and many share a slot.
 
 use crate::local::Durability;
-use crate::quorum::{Membership, Voters};
+use crate::quorum::{Electorate, Voters};
 use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, NodeId, Slot};
@@ -26,7 +26,7 @@ const MAX_RESENT: usize = 64;
 pub const MAX_DRIFT: u64 = 5;
 
 /// Whom a leader's packet goes to. The packet goes to this node's own acceptor too, where that is
-/// among them.
+/// among them. Phase 1 also concerns the acceptors of earlier configurations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum To {
     /// Every member.
@@ -48,7 +48,7 @@ pub struct Order<'a> {
 }
 
 /// [`Leader::send`] or [`Leader::announce`].
-pub type Sending = fn(&mut Leader, u64, &Membership, &mut dyn FnMut(Order<'_>));
+pub type Sending = fn(&mut Leader, u64, &Electorate, &mut dyn FnMut(Order<'_>));
 
 /// How long a leader waits, in nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -302,10 +302,42 @@ impl Leader {
         }
     }
 
+    /// Goes on as the leader of `ballot`, a higher one of the same node, with another configuration.
+    ///
+    /// The caller knows from a majority of matchmakers that no ballot between the two was matched,
+    /// nor ever will be: so nobody but this leader can have chosen anything since its phase 1, and
+    /// it knows what it proposed. That makes a second phase 1 needless (Matchmaker Paxos, "phase 1
+    /// bypassing"). What is under way is proposed again, each value in its slot.
+    pub fn succeed(&mut self, ballot: Ballot) {
+        debug_assert!(self.leads() && ballot > self.ballot && ballot.node() == self.ballot.node());
+        self.ballot = ballot;
+        self.from = self.front;
+        for slot in &mut self.in_flight {
+            (slot.voters, slot.sent_ns, slot.tries) = (Voters::default(), 0, 0);
+        }
+        // A round under way asked about the ballot before; whoever waits for it waits for the next.
+        self.barrier.number = self.barrier.confirmed;
+        // What the old configuration granted says nothing of those who vote from here on.
+        self.lease_until_ns = 0;
+        self.announced = Slot::NONE;
+        self.hurry();
+        self.resend_due_ns = 0;
+    }
+
+    /// Has the news leave at the next occasion.
+    pub const fn hurry(&mut self) {
+        (self.announced_ns, self.beat_ns) = (0, 0);
+    }
+
+    /// The last slot under way, or decided.
+    pub fn proposed(&self) -> Slot {
+        self.next_slot().previous()
+    }
+
     // Phase 1.
 
     /// A promise from the member at `place`.
-    pub fn promised(&mut self, place: usize, reply: &Header, membership: &Membership) -> Heard {
+    pub fn promised(&mut self, place: usize, reply: &Header, electorate: &Electorate) -> Heard {
         if reply.ballot != self.ballot && !mutated(Mutation::OldPromiseCounted) {
             return Heard::Fine;
         }
@@ -334,11 +366,11 @@ impl Leader {
         } else {
             phase1.highest.max(reply.slot)
         };
-        self.quorum_promised(membership)
+        self.quorum_promised(electorate)
     }
 
     /// This node has now applied up to `applied`, by learning; phase 1 goes on if it waited for it.
-    pub fn caught_up(&mut self, applied: Slot, membership: &Membership) -> Heard {
+    pub fn caught_up(&mut self, applied: Slot, electorate: &Electorate) -> Heard {
         if self.phase1.as_ref().is_none_or(|phase1| phase1.complete) {
             return Heard::Fine;
         }
@@ -348,17 +380,17 @@ impl Leader {
             self.front = applied.next();
             self.inherited = self.inherited.max(applied);
         }
-        self.quorum_promised(membership)
+        self.quorum_promised(electorate)
     }
 
     /// Begins to fetch if a quorum has promised and nothing must be learned first.
-    fn quorum_promised(&mut self, membership: &Membership) -> Heard {
+    fn quorum_promised(&mut self, electorate: &Electorate) -> Heard {
         let first = self.next_slot();
         let Some(phase1) = &mut self.phase1 else {
             return Heard::Fine;
         };
         let short = usize::from(mutated(Mutation::PhaseOneShort));
-        if phase1.promised.count() + short < membership.quorums.phase1() {
+        if !electorate.has_phase1(phase1.promised, short) {
             return Heard::Fine;
         }
         if phase1.trims > first && !mutated(Mutation::TrimNotCaughtUp) {
@@ -425,7 +457,7 @@ impl Leader {
     }
 
     /// Moves fetched slots whose quorum has answered into phase 2, in order.
-    fn adopt(&mut self, membership: &Membership) {
+    fn adopt(&mut self, electorate: &Electorate) {
         let first = self.next_slot();
         let Some(phase1) = &mut self.phase1 else {
             return;
@@ -436,7 +468,7 @@ impl Leader {
         let mut slot = first;
         while let Some(fetched) = phase1.fetched.front() {
             let short = usize::from(mutated(Mutation::FetchedShort));
-            if fetched.answered.count() + short < membership.quorums.phase1() {
+            if !electorate.has_phase1(fetched.answered, short) {
                 break;
             }
             // Paxos made simple, phase 2: the value of the highest ballot, or anything (here: the
@@ -505,10 +537,10 @@ impl Leader {
     }
 
     /// The next decided slot's value and who is known to have voted for it, in order.
-    pub fn next_decided(&mut self, membership: &Membership) -> Option<(Vec<u8>, Voters)> {
+    pub fn next_decided(&mut self, electorate: &Electorate) -> Option<(Vec<u8>, Voters)> {
         let front = self.in_flight.front()?;
         let short = usize::from(mutated(Mutation::PhaseTwoShort));
-        if front.voters.count() + short < membership.quorums.phase2() {
+        if !electorate.has_phase2(front.voters, short) {
             return None;
         }
         self.front = self.front.next();
@@ -548,7 +580,7 @@ impl Leader {
     pub fn ask_barrier(&mut self) -> u64 {
         // A round under way was sent before this moment: only the next one counts.
         let next = self.barrier.number + 1;
-        self.barrier.wanted = next;
+        self.barrier.wanted = self.barrier.wanted.max(next);
         next
     }
 
@@ -558,7 +590,7 @@ impl Leader {
     }
 
     /// An acknowledgement from the member at `place`.
-    pub fn acknowledged(&mut self, place: usize, reply: &Header, membership: &Membership) {
+    pub fn acknowledged(&mut self, place: usize, reply: &Header, electorate: &Electorate) {
         if reply.ballot != self.ballot
             || reply.nonce != self.barrier.nonce && !mutated(Mutation::StaleAckCounted)
             || self.barrier.confirmed == self.barrier.number
@@ -566,7 +598,7 @@ impl Leader {
             return;
         }
         self.barrier.voters.add(place);
-        if self.barrier.voters.count() >= membership.quorums.phase2() {
+        if electorate.has_phase2(self.barrier.voters, 0) {
             self.barrier.confirmed = self.barrier.number;
             // Each of them refuses others for so long from when it took the Decide, which was after
             // it was sent.
@@ -592,22 +624,17 @@ impl Leader {
     // Sending.
 
     /// Everything that somebody waits for and that ought to be sent now.
-    pub fn send(&mut self, now_ns: u64, membership: &Membership, out: &mut dyn FnMut(Order<'_>)) {
+    pub fn send(&mut self, now_ns: u64, electorate: &Electorate, out: &mut dyn FnMut(Order<'_>)) {
         self.send_phase1(now_ns, out);
-        self.adopt(membership);
+        self.adopt(electorate);
         self.fill();
-        self.send_accepts(now_ns, membership, out);
-        self.send_decide(now_ns, membership, false, out);
+        self.send_accepts(now_ns, electorate, out);
+        self.send_decide(now_ns, false, out);
     }
 
     /// The news of what was decided, and heartbeats. Nobody waits for them, so they leave last.
-    pub fn announce(
-        &mut self,
-        now_ns: u64,
-        membership: &Membership,
-        out: &mut dyn FnMut(Order<'_>),
-    ) {
-        self.send_decide(now_ns, membership, true, out);
+    pub fn announce(&mut self, now_ns: u64, _: &Electorate, out: &mut dyn FnMut(Order<'_>)) {
+        self.send_decide(now_ns, true, out);
     }
 
     fn send_phase1(&mut self, now_ns: u64, out: &mut dyn FnMut(Order<'_>)) {
@@ -710,11 +737,10 @@ impl Leader {
     fn send_accepts(
         &mut self,
         now_ns: u64,
-        membership: &Membership,
+        electorate: &Electorate,
         out: &mut dyn FnMut(Order<'_>),
     ) {
         let header = self.header(Kind::Accept);
-        let quorum = membership.quorums.phase2();
         let resend_ns = self.timing.resend_ns;
         let check_old = now_ns >= self.resend_due_ns;
         let unsent = self
@@ -733,7 +759,7 @@ impl Leader {
             let fresh = slot.sent_ns == 0;
             if !fresh {
                 let due = slot.sent_ns + (resend_ns << slot.tries.min(5));
-                if now_ns < due || slot.voters.count() >= quorum || resent >= MAX_RESENT {
+                if now_ns < due || electorate.has_phase2(slot.voters, 0) || resent >= MAX_RESENT {
                     continue;
                 }
                 slot.tries += 1;
@@ -755,13 +781,7 @@ impl Leader {
         }
     }
 
-    fn send_decide(
-        &mut self,
-        now_ns: u64,
-        membership: &Membership,
-        announces: bool,
-        out: &mut dyn FnMut(Order<'_>),
-    ) {
+    fn send_decide(&mut self, now_ns: u64, announces: bool, out: &mut dyn FnMut(Order<'_>)) {
         let barrier_due = self.barrier.wanted > self.barrier.number
             && self.barrier.confirmed == self.barrier.number
             || self.barrier.confirmed < self.barrier.number
@@ -812,7 +832,6 @@ impl Leader {
                 .min(self.timing.heartbeat_ns)
                 .max(self.timing.decide_ns)
         };
-        debug_assert!(membership.quorums.phase2() > 0);
         out(Order {
             to: To::All,
             header,

@@ -21,6 +21,8 @@ pub mod auth;
 pub mod catch_up;
 #[cfg(feature = "alloc")]
 pub mod client;
+#[cfg(feature = "alloc")]
+pub mod configuration;
 #[cfg(all(feature = "std", not(loom)))]
 pub mod conformance;
 #[cfg(feature = "alloc")]
@@ -34,6 +36,8 @@ mod ident;
 pub mod leader;
 #[cfg(feature = "alloc")]
 pub mod local;
+#[cfg(feature = "alloc")]
+pub mod matchmaker;
 pub mod memory;
 #[cfg(feature = "alloc")]
 pub mod node;

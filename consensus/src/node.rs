@@ -10,12 +10,13 @@ use crate::election::ElectionTiming;
 use crate::formation::{Conflict, Formation, Terms};
 use crate::leader::LeaderTiming;
 use crate::local::{Asker, Counters, Durability, Journal, Local};
+use crate::matchmaker::Register;
 use crate::memory::Memory;
-use crate::quorum::{Member, Membership, QuorumError, Quorums};
+use crate::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
 use crate::replica::{Config as ReplicaConfig, Io, Replica, Turn};
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{self, Header, Kind, Malformed, Parsed};
-use crate::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -41,8 +42,12 @@ pub struct Peer {
 pub struct Config {
     /// This node.
     pub node: NodeId,
-    /// Every member, this node included.
+    /// Every member of the cluster that forms, this node included.
     pub peers: Vec<Peer>,
+    /// This node forms no cluster: it waits to be made a member of one that is there.
+    pub joins: bool,
+    /// What [`Io::keep_register`] kept for each group, if it was asked to.
+    pub registers: BTreeMap<GroupId, Vec<u8>>,
     /// The membership's number.
     pub epoch: Epoch,
     /// Votes for phase 1 and phase 2, or majorities.
@@ -77,10 +82,20 @@ pub enum NodeError {
         /// The node.
         node: NodeId,
     },
+    /// What was kept of a group's configurations cannot be read.
+    #[error(
+        "start node: what it kept of the configurations of group {group} is damaged, so it cannot \
+         be a matchmaker nor know who votes. Leave it stopped, and have it replaced: `nearwire \
+         member replace --lost`"
+    )]
+    Register {
+        /// The group.
+        group: GroupId,
+    },
     /// The cluster formed with other members.
     #[error(
         "start node: its cluster formed with {formed} members, but other ones ({configured}) are \
-         configured; members cannot be changed in this version: restore the list of peers"
+         configured: restore the list of peers, and change the members by `nearwire member`"
     )]
     OtherMembers {
         /// How many formed it.
@@ -91,7 +106,7 @@ pub enum NodeError {
     /// The region is another life of its memory than the one that the cluster knows.
     #[error(
         "start node: its memory is incarnation {found}, but the cluster knows it as {pinned}. \
-         Leave it stopped: members cannot be replaced in this version"
+         Leave it stopped and have it replaced: `nearwire member replace --lost`"
     )]
     LostMemory {
         /// What is on record.
@@ -157,6 +172,10 @@ impl<I: Io> Io for Signing<'_, I> {
         self.io.reserve_rounds(round)
     }
 
+    fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
+        self.io.keep_register(group, register)
+    }
+
     fn read_snapshot(
         &mut self,
         group: GroupId,
@@ -203,7 +222,14 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         if config.peers.iter().all(|peer| peer.node != config.node) {
             return Err(NodeError::NotAMember { node: config.node });
         }
-        let members = config.peers.iter().map(|peer| peer.node).collect();
+        // A node that joins makes out by itself that it is there.
+        let forms = |peer: &&Peer| !config.joins || peer.node == config.node;
+        let members: Vec<NodeId> = config
+            .peers
+            .iter()
+            .filter(forms)
+            .map(|peer| peer.node)
+            .collect();
         let mut pins = config.pins.clone();
         let pinned = *pins.entry(config.node).or_insert(acceptor.incarnation);
         if pinned != acceptor.incarnation {
@@ -213,13 +239,20 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             });
         }
         // Fewer or other members than formed the cluster could decide without those who hold votes.
-        let is_pinned = |peer: &Peer| pins.contains_key(&peer.node);
-        if config.formed
-            && (pins.len() != config.peers.len() || !config.peers.iter().all(is_pinned))
-        {
+        let is_pinned = |node: &NodeId| pins.contains_key(node);
+        let mut has_changed = false;
+        for (group, kept) in &config.registers {
+            let Some(kept) = Register::read(kept) else {
+                return Err(NodeError::Register { group: *group });
+            };
+            has_changed |= kept.newest.version != Ballot::NONE;
+        }
+        // Once the members have changed, the register says who they are.
+        let counts_peers = config.formed && !has_changed;
+        if counts_peers && (pins.len() != members.len() || !members.iter().all(is_pinned)) {
             return Err(NodeError::OtherMembers {
                 formed: pins.len(),
-                configured: config.peers.len(),
+                configured: members.len(),
             });
         }
         let formation = Formation::new(
@@ -303,7 +336,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             _ => {}
         }
         if value.len() > self.local.acceptor().layout.value_bytes()
-            && header.kind != Kind::SnapshotChunk
+            && !carries_no_value(header.kind)
         {
             return self.count(Malformed::OverLong);
         }
@@ -423,14 +456,13 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                     let Some(replica) = self.replicas.get_mut(usize::from(reply.group.0)) else {
                         continue;
                     };
-                    let place = replica.place();
                     let mut turn = Turn {
                         now_ns,
                         unix_ms,
                         local: &mut self.local,
                         io: &mut io,
                     };
-                    replica.answered(&mut turn, place, &reply, &[]);
+                    replica.answered_by_own(&mut turn, &reply);
                 }
             }
         }
@@ -465,12 +497,16 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 incarnation: pins.get(&peer.node).copied().unwrap_or_default(),
                 address: peer.address,
                 priority: peer.priority,
+                role: MemberRole::Voter,
             })
             .collect();
-        let membership = Membership {
-            epoch: self.config.epoch,
-            members,
-            quorums,
+        let formed = match self.config.joins {
+            true => Register::blank(),
+            false => Register::formed(Membership {
+                epoch: self.config.epoch,
+                members,
+                quorums,
+            }),
         };
         let layout = self.local.acceptor().layout;
         for (number, applied) in self.waiting.drain(..).enumerate() {
@@ -478,10 +514,22 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             if self.local.durability() != Durability::Volatile {
                 self.local.checkpoint(GroupId(number as u16));
             }
+            let group = GroupId(number as u16);
+            let kept = self.config.registers.get(&group);
+            let kept = kept.and_then(|kept| Register::read(kept));
+            let register = match kept {
+                Some(kept) if kept.newest.version != Ballot::NONE => kept,
+                // Until the members change, addresses may be configured anew.
+                Some(kept) => Register {
+                    newest: formed.newest.clone(),
+                    ..kept
+                },
+                None => formed.clone(),
+            };
             let config = ReplicaConfig {
                 node: self.config.node,
-                group: GroupId(number as u16),
-                membership: membership.clone(),
+                incarnation: self.local.acceptor().incarnation,
+                group,
                 window: layout.window(),
                 value_bytes: layout.value_bytes(),
                 leader: self.config.leader,
@@ -493,7 +541,8 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 seed: self.config.seed.wrapping_add(number as u64),
                 used_round: self.config.used_round,
             };
-            self.replicas.push(Replica::new(config, applied, now_ns));
+            self.replicas
+                .push(Replica::new(config, register, applied, now_ns));
         }
     }
 
@@ -551,8 +600,23 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
     }
 }
 
+/// Whether what it carries is no value of a log, and may be longer than one.
+const fn carries_no_value(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::SnapshotChunk
+            | Kind::Match
+            | Kind::Matched
+            | Kind::Unmatched
+            | Kind::Configuration
+            | Kind::Reconfigure
+    )
+}
+
 fn quorums(config: &Config) -> Result<Quorums, QuorumError> {
     match config.quorums {
+        // Those of the cluster that it joins are no business of its own.
+        _ if config.joins => Quorums::majority(1),
         Some((phase1, phase2)) => Quorums::flexible(config.peers.len(), phase1, phase2),
         None => Quorums::majority(config.peers.len()),
     }

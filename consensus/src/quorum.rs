@@ -6,7 +6,7 @@ use crate::{Epoch, Incarnation, NodeId};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-/// Most members that one membership may have: votes are counted in one word.
+/// Most members that one membership may have: votes of two are counted in one word.
 pub const MAX_MEMBERS: usize = 32;
 
 /// How many acceptors each phase needs.
@@ -45,6 +45,25 @@ pub enum QuorumError {
     /// Too many members.
     #[error("{0} members, but a membership holds 1 to {MAX_MEMBERS}")]
     Members(usize),
+    /// Every phase-1 quorum must meet every phase-2 quorum in a replica: a witness alone cannot
+    /// recover a value.
+    #[error(
+        "quorums {phase1} + {phase2} of {acceptors} acceptors, {witnesses} of them witnesses, may \
+         meet in witnesses only: their sum must exceed {acceptors} + {witnesses}"
+    )]
+    Witnesses {
+        /// Voters and witnesses.
+        acceptors: usize,
+        /// Witnesses among them.
+        witnesses: usize,
+        /// Asked for phase 1.
+        phase1: usize,
+        /// Asked for phase 2.
+        phase2: usize,
+    },
+    /// A node's number is out of range, or there twice.
+    #[error("node {0} is no node, or is a member twice: each number, from 1 to {max}, is a member once", max = NodeId::MAX)]
+    Node(NodeId),
 }
 
 impl Quorums {
@@ -80,6 +99,12 @@ impl Quorums {
         Ok(Self { phase1, phase2 })
     }
 
+    /// Quorums of a membership that nobody is told of yet.
+    pub(crate) const NONE: Self = Self {
+        phase1: usize::MAX,
+        phase2: usize::MAX,
+    };
+
     /// Promises that a new leader needs.
     pub const fn phase1(&self) -> usize {
         self.phase1
@@ -88,6 +113,37 @@ impl Quorums {
     /// Votes that choose a value.
     pub const fn phase2(&self) -> usize {
         self.phase2
+    }
+}
+
+/// What a member is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum MemberRole {
+    /// Votes, applies the log, and may lead.
+    Voter = 1,
+    /// Is sent everything, applies the log, and counts for nothing.
+    Learner = 2,
+    /// Votes, and does nothing else.
+    Witness = 3,
+}
+
+impl MemberRole {
+    /// Every role.
+    pub const ALL: [Self; 3] = [Self::Voter, Self::Learner, Self::Witness];
+
+    /// The role with this code.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| *role as u8 == code)
+    }
+
+    /// Its name in configurations and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Voter => "voter",
+            Self::Learner => "learner",
+            Self::Witness => "witness",
+        }
     }
 }
 
@@ -102,6 +158,22 @@ pub struct Member {
     pub address: SocketAddr,
     /// Higher ones campaign earlier.
     pub priority: u8,
+    /// What it is for.
+    pub role: MemberRole,
+}
+
+impl Member {
+    /// Whether a packet that carries these names comes from it, in the life that counts.
+    fn is(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.node == node
+            && (self.incarnation == incarnation || mutated(Mutation::ForeignLifeCounted))
+    }
+}
+
+/// The place of the member whose packet carries these names.
+pub(crate) fn place_of(members: &[Member], header: &Header) -> Option<usize> {
+    let is = |member: &Member| member.is(header.sender, header.incarnation);
+    members.iter().position(is)
 }
 
 /// A numbered membership.
@@ -126,17 +198,64 @@ impl Membership {
         self.members.iter().find(|member| member.node == node)
     }
 
-    /// The place of the member whose reply this is: a reply counts only if its sender, the life of
-    /// its memory and its epoch are those of the membership.
-    pub fn voter(&self, reply: &Header) -> Option<usize> {
-        if reply.epoch != self.epoch && !mutated(Mutation::OldEpochCounted) {
-            return None;
+    /// The places of those with one of these roles.
+    fn places(&self, roles: &[MemberRole]) -> Voters {
+        let mut places = Voters::default();
+        for (place, member) in self.members.iter().enumerate() {
+            if roles.contains(&member.role) {
+                places.add(place);
+            }
         }
-        self.members.iter().position(|member| {
-            member.node == reply.sender
-                && (member.incarnation == reply.incarnation
-                    || mutated(Mutation::ForeignLifeCounted))
+        places
+    }
+
+    /// Those whose promises and votes count.
+    pub fn acceptors(&self) -> Voters {
+        self.places(match mutated(Mutation::LearnerCounted) {
+            true => &MemberRole::ALL,
+            false => &[MemberRole::Voter, MemberRole::Witness],
         })
+    }
+
+    /// Those that apply the log and count.
+    pub fn voters(&self) -> Voters {
+        self.places(&[MemberRole::Voter])
+    }
+
+    /// Whether acceptors of any phase-1 quorum are among `answered`.
+    pub fn has_phase1(&self, answered: Voters) -> bool {
+        answered.among(self.acceptors()) >= self.quorums.phase1()
+    }
+
+    /// Makes sure that leaders may count by it.
+    ///
+    /// # Errors
+    /// Its quorums need not intersect in a replica, or cannot be met; or it names a node twice.
+    pub fn check(&self) -> Result<(), QuorumError> {
+        let acceptors = self
+            .places(&[MemberRole::Voter, MemberRole::Witness])
+            .count();
+        let (phase1, phase2) = (self.quorums.phase1(), self.quorums.phase2());
+        Quorums::flexible(acceptors, phase1, phase2)?;
+        if self.members.len() > MAX_MEMBERS {
+            return Err(QuorumError::Members(self.members.len()));
+        }
+        let witnesses = acceptors - self.voters().count();
+        if phase1 + phase2 <= acceptors + witnesses && !mutated(Mutation::WitnessesMeet) {
+            return Err(QuorumError::Witnesses {
+                acceptors,
+                witnesses,
+                phase1,
+                phase2,
+            });
+        }
+        for (place, member) in self.members.iter().enumerate() {
+            let is_node = (1..=NodeId::MAX).contains(&member.node.0);
+            if !is_node || self.place(member.node) != Some(place) {
+                return Err(QuorumError::Node(member.node));
+            }
+        }
+        Ok(())
     }
 
     /// Every member but `node`.
@@ -147,29 +266,129 @@ impl Membership {
     }
 }
 
+/// Who answers a leader: the members of its configuration, and before it leads the acceptors of
+/// every earlier configuration in which something may still be chosen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Electorate {
+    /// What the leader leads with. Its members have the first places.
+    pub membership: Membership,
+    /// Acceptors of earlier configurations that are no members of this one.
+    earlier: Vec<Member>,
+    /// The acceptors of each configuration, and how many of them phase 1 takes.
+    phase1: Vec<(Voters, usize)>,
+    acceptors: Voters,
+}
+
+impl Electorate {
+    /// The members of one configuration.
+    pub fn of(membership: Membership) -> Self {
+        let acceptors = membership.acceptors();
+        Self {
+            phase1: [(acceptors, membership.quorums.phase1())].to_vec(),
+            acceptors,
+            earlier: Vec::new(),
+            membership,
+        }
+    }
+
+    /// Has phase 1 take a quorum of this earlier configuration, too. False if that are too many
+    /// acceptors.
+    #[must_use]
+    pub fn add(&mut self, membership: &Membership) -> bool {
+        let mut acceptors = Voters::default();
+        let counts = membership.acceptors();
+        for (place, member) in membership.members.iter().enumerate() {
+            if !counts.has(place) {
+                continue;
+            }
+            let same = |other: &Member| {
+                (other.node, other.incarnation) == (member.node, member.incarnation)
+            };
+            let known = self.members().position(same);
+            let at = match known {
+                Some(at) => at,
+                None => {
+                    self.earlier.push(*member);
+                    self.membership.members.len() + self.earlier.len() - 1
+                }
+            };
+            if at >= Voters::PLACES {
+                return false;
+            }
+            acceptors.add(at);
+        }
+        self.phase1.push((acceptors, membership.quorums.phase1()));
+        true
+    }
+
+    /// Only its own configuration counts from here on: the others are garbage.
+    pub fn forget_earlier(&mut self) {
+        self.earlier.clear();
+        self.phase1.truncate(1);
+    }
+
+    /// Everybody, those of its own configuration first.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.membership.members.iter().chain(&self.earlier)
+    }
+
+    /// The place of the acceptor whose reply this is: a reply counts only if its sender and the life
+    /// of its memory are of a configuration concerned, and it answers a request of this one.
+    pub fn voter(&self, reply: &Header) -> Option<usize> {
+        if reply.epoch != self.membership.epoch && !mutated(Mutation::OldEpochCounted) {
+            return None;
+        }
+        let places = self.membership.members.len();
+        place_of(&self.membership.members, reply)
+            .or_else(|| place_of(&self.earlier, reply).map(|place| places + place))
+    }
+
+    /// Whether a phase-1 quorum of each configuration is among those who answered, if `short` may be
+    /// missing from each.
+    pub fn has_phase1(&self, answered: Voters, short: usize) -> bool {
+        let has =
+            |(acceptors, quorum): &(Voters, usize)| answered.among(*acceptors) + short >= *quorum;
+        self.phase1.iter().all(has)
+    }
+
+    /// Whether a phase-2 quorum of its own configuration is among those who answered, if `short` may
+    /// be missing.
+    pub fn has_phase2(&self, answered: Voters, short: usize) -> bool {
+        answered.among(self.acceptors) + short >= self.membership.quorums.phase2()
+    }
+}
+
 /// Members that have answered, one bit each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
-pub struct Voters(u32);
+pub struct Voters(u64);
 
 impl Voters {
-    /// Adds the member at `place < MAX_MEMBERS`.
+    /// How many places there are: members of one configuration, and acceptors of earlier ones.
+    pub const PLACES: usize = 2 * MAX_MEMBERS;
+
+    /// Adds the member at `place < PLACES`.
     pub fn add(&mut self, place: usize) {
         let place = if self.has(place) && mutated(Mutation::VoterCountedTwice) {
             self.0.trailing_ones() as usize
         } else {
             place
         };
-        self.0 |= 1u32.checked_shl(place as u32).unwrap_or(0);
+        self.0 |= 1u64.checked_shl(place as u32).unwrap_or(0);
     }
 
     /// Whether the member at `place` answered.
     pub fn has(self, place: usize) -> bool {
-        self.0 & 1u32.checked_shl(place as u32).unwrap_or(0) != 0
+        self.0 & 1u64.checked_shl(place as u32).unwrap_or(0) != 0
     }
 
     /// How many answered.
     pub fn count(self) -> usize {
         self.0.count_ones() as usize
+    }
+
+    /// How many of `others` answered.
+    pub fn among(self, others: Self) -> usize {
+        (self.0 & others.0).count_ones() as usize
     }
 
     /// The same members when the one at each place `p` has moved to `places[p]`.
@@ -222,18 +441,19 @@ mod tests {
             incarnation: Incarnation(u32::from(number) * 10),
             address: SocketAddr::from(([127, 0, 0, 1], number)),
             priority: 0,
+            role: MemberRole::Voter,
         };
-        let membership = Membership {
+        let electorate = Electorate::of(Membership {
             epoch: Epoch(3),
             members: [1, 2].map(member).to_vec(),
             quorums: Quorums::majority(2).expect("possible"),
-        };
+        });
         let reply = Header {
             incarnation: Incarnation(20),
             epoch: Epoch(3),
             ..Header::new(Kind::Accepted, GroupId(0), NodeId(2))
         };
-        assert_eq!(membership.voter(&reply), Some(1));
+        assert_eq!(electorate.voter(&reply), Some(1));
         let strangers = [
             Header {
                 incarnation: Incarnation(21),
@@ -249,8 +469,53 @@ mod tests {
             },
         ];
         for stranger in strangers {
-            assert_eq!(membership.voter(&stranger), None, "{stranger:?}");
+            assert_eq!(electorate.voter(&stranger), None, "{stranger:?}");
         }
+    }
+
+    #[test]
+    fn phase_1_takes_a_quorum_of_each_configuration() {
+        let member = |number: u16, life: u32| Member {
+            node: NodeId(number),
+            incarnation: Incarnation(life),
+            address: SocketAddr::from(([127, 0, 0, 1], number)),
+            priority: 0,
+            role: MemberRole::Voter,
+        };
+        let membership = |members: &[Member]| Membership {
+            epoch: Epoch(3),
+            members: members.to_vec(),
+            quorums: Quorums::majority(members.len()).expect("possible"),
+        };
+        let own = membership(&[member(1, 1), member(2, 1), member(3, 2)]);
+        let mut electorate = Electorate::of(own);
+        assert!(electorate.add(&membership(&[member(1, 1), member(3, 1), member(4, 1)])));
+        let answered = |lives: &[(u16, u32)]| {
+            let mut answered = Voters::default();
+            for (node, life) in lives {
+                let reply = Header {
+                    incarnation: Incarnation(*life),
+                    epoch: Epoch(3),
+                    ..Header::new(Kind::Promise, GroupId(0), NodeId(*node))
+                };
+                answered.add(electorate.voter(&reply).expect("of one of the two"));
+            }
+            answered
+        };
+        assert!(
+            !electorate.has_phase1(answered(&[(2, 1), (3, 2)]), 0),
+            "none of the earlier"
+        );
+        assert!(
+            !electorate.has_phase1(answered(&[(1, 1), (3, 2)]), 0),
+            "another life of node 3"
+        );
+        assert!(electorate.has_phase1(answered(&[(1, 1), (2, 1), (4, 1)]), 0));
+        assert!(
+            !electorate.has_phase2(answered(&[(3, 1), (4, 1), (1, 1)]), 0),
+            "one of its own"
+        );
+        assert!(electorate.has_phase2(answered(&[(1, 1), (3, 2)]), 0));
     }
 
     #[test]

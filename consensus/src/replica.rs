@@ -8,23 +8,29 @@ mod clients;
 mod elections;
 mod leading;
 mod learning;
+mod matching;
+mod reconfiguring;
 mod teaching;
+
+pub use reconfiguring::Reconfigured;
 
 use crate::applied::{Applied, Recipient};
 use crate::catch_up::{CHUNK_BYTES, CatchUp, Chunk, LEARN_SLOTS, SNAPSHOT_CHUNKS};
+use crate::configuration::Configuration;
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
 use crate::leader::{Heard, Leader, LeaderTiming, Sending, To};
 use crate::local::{Asker, Durability, Journal, Local};
+use crate::matchmaker::{Match, Register};
 use crate::memory::Memory;
-use crate::quorum::{Membership, Voters};
+use crate::quorum::{Electorate, Member, MemberRole, Membership, Voters};
 use crate::region::GroupView;
 use crate::responses::{Responses, Route};
 use crate::session::Sessions;
 use crate::simulation::{Fault, Mutation, mutated, strikes};
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{Flags, Header, Kind};
-use crate::{Ballot, GroupId, NodeId, Sequence, SessionId, Slot};
+use crate::{Ballot, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
@@ -63,6 +69,9 @@ pub trait Io {
     /// Makes sure, durably, that no later life of this node uses a round up to `round`. False if
     /// that cannot be done now.
     fn reserve_rounds(&mut self, round: u64) -> bool;
+    /// Writes down what this node keeps of the group's configurations, in place of what was there,
+    /// as durably as its acceptor's votes are. False if that cannot be done now.
+    fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool;
     /// Reads from this node's newest snapshot at `offset` into `out`; returns its slot, its length
     /// and how many bytes were read. `None` if there is none.
     fn read_snapshot(
@@ -90,10 +99,10 @@ pub struct Turn<'a, M, J, I> {
 pub struct Config {
     /// This node.
     pub node: NodeId,
+    /// The life of its memory.
+    pub incarnation: Incarnation,
     /// The group.
     pub group: GroupId,
-    /// Who votes.
-    pub membership: Membership,
     /// Slots that acceptors keep at once.
     pub window: u64,
     /// Longest value in bytes.
@@ -118,15 +127,31 @@ struct Read {
     body: Vec<u8>,
 }
 
+/// What a member reported last.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     applied: Slot,
+    /// The trim that its acceptor keeps whatever its durability covers.
+    trim: Slot,
+    /// The newest configuration that it knows.
+    version: Ballot,
     heard_ns: u64,
 }
 
 #[derive(Debug)]
 struct Lead {
     leader: Leader,
+    /// Asks the matchmakers; phase 1 begins when a majority of them has answered.
+    matching: Option<Matching>,
+    /// Asks them for a higher ballot of this leader with another configuration.
+    next: Option<Matching>,
+    electorate: Electorate,
+    /// This node's place in it.
+    place: Option<usize>,
+    /// The matchmakers know configurations that are garbage once this ballot's has all of it.
+    collecting: Option<Collecting>,
+    /// Members and leavers are told the configuration again then.
+    tell_ns: u64,
     since_ns: u64,
     /// When it was last driven.
     driven_ns: u64,
@@ -164,6 +189,33 @@ struct Inquirer {
     route: Route,
     session: SessionId,
     asked_ns: u64,
+}
+
+/// A configuration that a ballot is about to use.
+#[derive(Debug)]
+struct Matching {
+    ballot: Ballot,
+    configuration: Configuration,
+    bytes: Vec<u8>,
+    answered: Voters,
+    /// The others that are not garbage, by what was heard.
+    found: Vec<Configuration>,
+    garbage: Ballot,
+    /// The highest ballot that was matched before this one.
+    before: Ballot,
+    since_ns: u64,
+    sent_ns: u64,
+    tries: u32,
+}
+
+/// Garbage that is collected once its time has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Collecting {
+    /// Slots up to here may have been chosen by an earlier configuration.
+    upto: Slot,
+    answered: Voters,
+    sent_ns: u64,
+    tries: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -218,7 +270,9 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct Replica<S> {
     config: Config,
-    place: usize,
+    register: Register,
+    /// Its place among the members, if it is one.
+    place: Option<usize>,
     applied: Applied<S>,
     lead: Option<Lead>,
     election: Election,
@@ -226,14 +280,17 @@ pub struct Replica<S> {
     responses: Responses,
     own_replies: Vec<(Header, Vec<u8>)>,
     /// Applied slots whose records are on their way to the journal, and those that are there.
-    journalling: Option<(u64, Slot)>,
+    journalling: Option<(u64, Slot, Slot)>,
     recoverable: Slot,
+    /// The trim that this node's acceptor would come back with.
+    trimmed: Slot,
     /// A snapshot that was taken over but is not on disk yet.
     unsaved: Option<Slot>,
-    reported: Slot,
+    reported: (Slot, Slot, Ballot),
     reported_ns: u64,
-    /// How long this node was stalled when it was deposed, and in how many reports to tell it.
-    stall: (u64, u8),
+    /// For how many microseconds this node was stalled when it was deposed, and in how many reports
+    /// to tell it.
+    stall: (u32, u8),
     /// Who asked for the leader lately.
     inquirers: VecDeque<Inquirer>,
     snapshot_wanted: bool,
@@ -249,31 +306,26 @@ struct Observed {
     seen_ns: u64,
 }
 
+/// How many members campaign earlier than `node`.
+fn rank(membership: &Membership, node: NodeId) -> usize {
+    let own = membership.member(node).map_or(0, |member| member.priority);
+    let outranks = |other: &&Member| {
+        other.role == MemberRole::Voter && (own, node) < (other.priority, other.node)
+    };
+    membership.others(node).filter(outranks).count()
+}
+
 impl<S: StateMachine> Replica<S> {
-    /// A replica whose state is `applied`, restored by the caller from snapshot and journal.
-    ///
-    /// # Panics
-    /// If the membership does not hold the node.
-    pub fn new(config: Config, applied: Applied<S>, now_ns: u64) -> Self {
-        let place = config.membership.place(config.node);
-        assert!(
-            place.is_some(),
-            "the caller checks that the membership holds the node"
-        );
-        let own = config
-            .membership
-            .member(config.node)
-            .map_or(0, |member| member.priority);
-        let outranks = |priority: u8, node: NodeId| (own, node) < (priority, config.node);
-        let rank = config.membership.others(config.node);
-        let rank = rank
-            .filter(|other| outranks(other.priority, other.node))
-            .count();
+    /// A replica whose state is `applied`, restored by the caller from snapshot and journal, and
+    /// which knows of members what `register` says.
+    pub fn new(config: Config, register: Register, applied: Applied<S>, now_ns: u64) -> Self {
+        let rank = rank(&register.newest.membership, config.node);
         let mut election = Election::new(config.election, rank, config.seed, now_ns);
         election.round = config.used_round;
-        Self {
-            place: place.unwrap_or_default(),
+        let mut replica = Self {
+            place: None,
             recoverable: applied.slot(),
+            trimmed: Slot::NONE,
             applied,
             lead: None,
             election,
@@ -282,15 +334,43 @@ impl<S: StateMachine> Replica<S> {
             own_replies: Vec::new(),
             journalling: None,
             unsaved: None,
-            reported: Slot::NONE,
+            reported: Default::default(),
             reported_ns: 0,
             stall: (0, 0),
             inquirers: VecDeque::new(),
             snapshot_wanted: false,
             observed: None,
             tally: Tally::default(),
+            register,
             config,
-        }
+        };
+        replica.take_place();
+        replica
+    }
+
+    /// Looks up which of the members this node is.
+    fn take_place(&mut self) {
+        let membership = &self.register.newest.membership;
+        let is_own = |member: &Member| {
+            (member.node, member.incarnation) == (self.config.node, self.config.incarnation)
+        };
+        self.place = membership.members.iter().position(is_own);
+        self.election.set_rank(rank(membership, self.config.node));
+    }
+
+    /// What it is for, if it is a member.
+    pub fn member_role(&self) -> Option<MemberRole> {
+        let member = self.register.newest.membership.members.get(self.place?);
+        member.map(|member| member.role)
+    }
+
+    fn is_voter(&self) -> bool {
+        self.member_role() == Some(MemberRole::Voter)
+    }
+
+    /// The newest configuration that it knows.
+    pub const fn configuration(&self) -> &Configuration {
+        &self.register.newest
     }
 
     /// The state.
@@ -308,11 +388,6 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// This node's place in the membership.
-    pub const fn place(&self) -> usize {
-        self.place
-    }
-
     /// The leader that this replica knows of, if one was heard of lately.
     pub fn leader<M: Memory, J: Journal>(
         &self,
@@ -328,10 +403,17 @@ impl<S: StateMachine> Replica<S> {
         let silence_ns = now_ns.saturating_sub(seen_ns);
         // A forged Decide may name anybody, and nobody reports to a stranger.
         (self.may_be_led(&view)
-            && self.config.membership.place(node).is_some()
+            && self.register.newest.membership.place(node).is_some()
             && !self.election.is_gone(seen_ns)
             && silence_ns < self.election.silence_ns() * 2)
             .then_some(node)
+    }
+
+    /// Whether `node` is a member, or was one and its configuration is still needed.
+    fn knows(&self, node: NodeId) -> bool {
+        let mut electorate = self.lead.iter().flat_map(|lead| lead.electorate.members());
+        self.register.newest.membership.place(node).is_some()
+            || electorate.any(|member| member.node == node)
     }
 
     /// The silence after which this replica takes a leader for dead, in nanoseconds.
@@ -409,7 +491,8 @@ impl<S: StateMachine> Replica<S> {
             | Kind::Accepted
             | Kind::Ack
             | Kind::Nack => {
-                if let Some(place) = self.config.membership.voter(header) {
+                let lead = self.lead.as_ref();
+                if let Some(place) = lead.and_then(|lead| lead.electorate.voter(header)) {
                     self.answered(turn, place, header, value);
                 }
             }
@@ -426,6 +509,12 @@ impl<S: StateMachine> Replica<S> {
             Kind::PreVote => self.asked_pre_vote(turn, from, header),
             Kind::PreVoteGranted => self.pre_vote_granted(turn, header),
             Kind::Transfer => self.asked_to_transfer(turn, from, header),
+            Kind::Match => self.asked_to_match(turn, from, header, value),
+            Kind::Matched | Kind::Unmatched => self.matched(turn, header, value),
+            Kind::Garbage => self.asked_to_collect(turn, from, header),
+            Kind::Collected => self.collected(header),
+            Kind::Configuration => self.told_configuration(turn, from, value),
+            Kind::Reconfigure => self.asked_to_reconfigure(turn, from, header, value),
             Kind::Prepare
             | Kind::Fetch
             | Kind::Accept
@@ -435,7 +524,19 @@ impl<S: StateMachine> Replica<S> {
             | Kind::Redirect
             | Kind::Hello
             | Kind::Inspect
-            | Kind::Report => {}
+            | Kind::Report
+            | Kind::Reconfigured => {}
+        }
+    }
+
+    /// A reply of this node's own acceptor, which had to wait for its record.
+    pub fn answered_by_own<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        reply: &Header,
+    ) {
+        if let Some(place) = self.lead.as_ref().and_then(|lead| lead.place) {
+            self.answered(turn, place, reply, &[]);
         }
     }
 
@@ -485,19 +586,8 @@ impl<S: StateMachine> Replica<S> {
             self.watch(turn);
             self.report_progress(turn);
         }
-        let leader = self.leader(turn.now_ns, turn.local);
-        let request = self.catch_up.poll(
-            turn.now_ns,
-            self.config.group,
-            self.applied.slot(),
-            leader,
-            self.config.node,
-            &self.config.membership,
-        );
-        if let Some((source, header)) = request
-            && let Some(member) = self.config.membership.member(source)
-        {
-            turn.io.send(member.address, &header, &[]);
+        if self.catch_up.is_due(turn.now_ns, self.applied.slot()) {
+            self.ask_to_be_taught(turn);
         }
         let (group, node) = (self.config.group, self.config.node);
         self.responses.flush(group, node, |to, header, value| {
@@ -518,7 +608,10 @@ impl<S: StateMachine> Replica<S> {
         let mut due = self.catch_up.next_timer_ns();
         match &self.lead {
             Some(lead) => {
-                due = due.min(lead.leader.next_timer_ns());
+                due = due.min(self.matching_due_ns(lead)).min(lead.tell_ns);
+                if lead.matching.is_none() {
+                    due = due.min(lead.leader.next_timer_ns());
+                }
                 if lead.leader.leads()
                     && lead.leader.is_idle()
                     && let Some(wake_ms) = self.applied.machine().wake_ms()

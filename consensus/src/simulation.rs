@@ -152,6 +152,28 @@ mutations! {
     /// A member that shows another incarnation is pinned anew.
     PinReplaced = "pin-replaced",
 
+    // Configurations.
+    /// A matchmaker takes a ballot below one that it has matched.
+    LowerBallotMatched = "lower-ballot-matched",
+    /// A matchmaker takes a configuration older than one that it knows.
+    StaleConfigurationMatched = "stale-configuration-matched",
+    /// A matchmaker answers before what it answers is written down, and never writes it.
+    MatchmakerForgets = "matchmaker-forgets",
+    /// A candidate asks no quorum of the earlier configurations that it was told of.
+    EarlierQuorumNotAsked = "earlier-quorum-not-asked",
+    /// A leader goes on in its next ballot although others were matched in between.
+    BypassUnchecked = "bypass-unchecked",
+    /// Earlier configurations are called garbage as soon as a leader leads.
+    GarbageEarly = "garbage-early",
+    /// Earlier configurations are called garbage before the acceptors of the new one know a trim.
+    GarbageUntrimmed = "garbage-untrimmed",
+    /// A learner is made a voter before it has caught up.
+    LearnerPromotedEarly = "learner-promoted-early",
+    /// The votes of learners count.
+    LearnerCounted = "learner-counted",
+    /// Quorums that may meet in witnesses only are taken.
+    WitnessesMeet = "witnesses-meet",
+
     // Phase 1.
     /// A candidate goes on with one promise less than a quorum.
     PhaseOneShort = "phase-one-short",

@@ -52,7 +52,7 @@ const _: () = assert!(core::mem::offset_of!(RawHeader, tag) == TAG_OFFSET);
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
-        /// What a packet says. Codes 48 to 63 are reserved (lease, matchmaker, seal).
+        /// What a packet says. Codes 56 to 63 are reserved (lease, seal).
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[repr(u8)]
         pub enum Kind { $($(#[$doc])* $name = $code,)* }
@@ -125,6 +125,26 @@ kinds! {
     Inspect = 41,
     /// Node to tool: a description as JSON.
     Report = 42,
+    /// Candidate to matchmaker: ballot is about to use the configuration in the value; watermark =
+    /// the candidate's incarnation.
+    Match = 48,
+    /// Matchmaker to candidate: written down. Vote ballot = the highest ballot before, watermark =
+    /// the version below which configurations are garbage, value = the others.
+    Matched = 49,
+    /// Matchmaker to candidate: vote ballot = the highest ballot matched, value = the newest
+    /// configuration.
+    Unmatched = 50,
+    /// Leader to matchmaker: configurations below version watermark are garbage.
+    Garbage = 51,
+    /// Matchmaker to leader: they are forgotten.
+    Collected = 52,
+    /// Node to node: the newest configuration that the sender knows.
+    Configuration = 53,
+    /// Tool to leader: lead by the members in the value from now on, or, without a value, describe
+    /// the configuration.
+    Reconfigure = 54,
+    /// Leader to tool: watermark = what came of it, value = the configuration in force.
+    Reconfigured = 55,
 }
 
 impl Kind {

@@ -96,6 +96,10 @@ impl Io for Sink {
         true
     }
 
+    fn keep_register(&mut self, _: GroupId, _: &[u8]) -> bool {
+        true
+    }
+
     fn read_snapshot(&mut self, _: GroupId, _: u64, _: &mut [u8]) -> Option<(Slot, u64, usize)> {
         None
     }
@@ -151,6 +155,8 @@ impl World {
                     priority: 0,
                 })
                 .to_vec(),
+            joins: false,
+            registers: BTreeMap::new(),
             epoch: EPOCH,
             quorums: None,
             key,

@@ -139,6 +139,7 @@ struct Stable {
     formed: bool,
     round: u64,
     snapshot: Option<(Slot, Vec<u8>)>,
+    registers: BTreeMap<GroupId, Vec<u8>>,
 }
 
 struct Host {
@@ -164,6 +165,11 @@ impl Io for Outbox<'_> {
 
     fn reserve_rounds(&mut self, round: u64) -> bool {
         self.stable.round = self.stable.round.max(round);
+        true
+    }
+
+    fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
+        self.stable.registers.insert(group, register.to_vec());
         true
     }
 
@@ -332,6 +338,8 @@ impl World {
         let config = Config {
             node: host.birth.node,
             peers,
+            joins: false,
+            registers: host.stable.registers.clone(),
             epoch: Epoch(1),
             quorums: None,
             key: None,

@@ -6,7 +6,7 @@ use nearwire_consensus::envelope::{self, Entry, EntryKind, Outcome, Status};
 use nearwire_consensus::wire::{self, Flags, HEADER_BYTES, Header, Kind, Malformed};
 use nearwire_consensus::{
     Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot, applied, catch_up,
-    leader, local, memory, quorum, session,
+    leader, local, matchmaker, memory, quorum, session,
 };
 
 const TEXT: &str = include_str!("../../docs/protocol.md");
@@ -201,6 +201,7 @@ fn every_limit_is_the_one_in_the_code() {
         ("SESSION_TTL_MS", session::SESSION_TTL_MS),
         ("MAX_IN_FLIGHT", leader::MAX_IN_FLIGHT as u64),
         ("MAX_READY", leader::MAX_READY as u64),
+        ("MAX_CONFIGURATIONS", matchmaker::MAX_CONFIGURATIONS as u64),
         ("MAX_HELD", local::MAX_HELD as u64),
         ("KEPT_SLOTS", applied::KEPT_SLOTS as u64),
         ("KEPT_BYTES", applied::KEPT_BYTES as u64),

@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use nearwire_consensus::leader::{Heard, Leader, LeaderTiming, MAX_DRIFT, To};
-use nearwire_consensus::quorum::{Member, Membership, Quorums};
+use nearwire_consensus::quorum::{Electorate, Member, MemberRole, Membership, Quorums};
 use nearwire_consensus::wire::{Flags, Header, Kind};
 use nearwire_consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ const LEASE_NS: u64 = 4 * MS;
 
 struct Script {
     leader: Leader,
-    membership: Membership,
+    electorate: Electorate,
     now_ns: u64,
 }
 
@@ -48,14 +48,15 @@ fn script() -> Script {
         incarnation: Incarnation(u32::from(number)),
         address: SocketAddr::from(([127, 0, 0, 1], number)),
         priority: 0,
+        role: MemberRole::Voter,
     };
     Script {
         leader: Leader::new(own(), GROUP, 8, VALUE_BYTES, TIMING, 0, Slot::NONE),
-        membership: Membership {
+        electorate: Electorate::of(Membership {
             epoch: Epoch(1),
             members: (1..=3).map(member).collect(),
             quorums: Quorums::majority(3).expect("possible"),
-        },
+        }),
         now_ns: MS,
     }
 }
@@ -76,7 +77,7 @@ impl Script {
             watermark: trim,
             ..reply(Kind::Promise, ballot, highest)
         };
-        self.leader.promised(place, &promise, &self.membership)
+        self.leader.promised(place, &promise, &self.electorate)
     }
 
     fn vote(&mut self, place: usize, slot: u64, round: u64, value: &[u8]) {
@@ -105,7 +106,7 @@ impl Script {
     fn sent(&mut self) -> Vec<(To, Header, Vec<u8>)> {
         let mut sent = Vec::new();
         self.leader
-            .send(self.now_ns, &self.membership, &mut |order| {
+            .send(self.now_ns, &self.electorate, &mut |order| {
                 sent.push((order.to, order.header, order.value.to_vec()));
             });
         sent
@@ -120,7 +121,7 @@ impl Script {
     }
 
     fn decided(&mut self) -> Vec<Vec<u8>> {
-        let next = || self.leader.next_decided(&self.membership);
+        let next = || self.leader.next_decided(&self.electorate);
         std::iter::from_fn(next).map(|(value, _)| value).collect()
     }
 }
@@ -153,7 +154,7 @@ fn what_was_trimmed_is_learned_before_anything_is_fetched() {
     script.promise(0, own(), 6, 5);
     assert_eq!(script.promise(1, own(), 6, 1), Heard::Behind(Slot(5)));
     assert!(script.sends(Kind::Fetch).is_empty());
-    script.leader.caught_up(Slot(4), &script.membership);
+    script.leader.caught_up(Slot(4), &script.electorate);
     let slots = script.sends(Kind::Fetch);
     assert_eq!(slots.iter().map(|(slot, _)| *slot).min(), Some(5));
 }
@@ -226,7 +227,7 @@ fn only_what_is_decided_is_announced() {
     script.now_ns += 100 * MS;
     script
         .leader
-        .announce(script.now_ns, &script.membership, &mut |order| {
+        .announce(script.now_ns, &script.electorate, &mut |order| {
             announced.push((order.header.kind, order.header.slot));
         });
     assert_eq!(announced, [(Kind::Decide, Slot(1))]);
@@ -249,7 +250,7 @@ fn a_barrier_counts_the_acknowledgements_of_its_own_send() {
             kind: Kind::Ack,
             ..sent
         };
-        script.leader.acknowledged(place, &ack, &script.membership);
+        script.leader.acknowledged(place, &ack, &script.electorate);
         script.leader.confirmed() >= number
     };
     assert!(!acknowledge(0, first) && !acknowledge(1, first));
@@ -289,24 +290,24 @@ fn a_lease_counts_from_when_a_quorum_was_asked_for_it() {
         ..reply(Kind::Ack, own(), renewal.slot.0)
     };
     script.now_ns += LEASE_NS / 4;
-    let membership = script.membership.clone();
+    let electorate = script.electorate.clone();
     script
         .leader
-        .acknowledged(0, &ack(renewal.nonce), &membership);
+        .acknowledged(0, &ack(renewal.nonce), &electorate);
     assert!(
         !script.leader.holds_lease(script.now_ns),
         "one is no quorum"
     );
     script
         .leader
-        .acknowledged(1, &ack(renewal.nonce + 1), &membership);
+        .acknowledged(1, &ack(renewal.nonce + 1), &electorate);
     assert!(
         !script.leader.holds_lease(script.now_ns),
         "that was another sending"
     );
     script
         .leader
-        .acknowledged(1, &ack(renewal.nonce), &membership);
+        .acknowledged(1, &ack(renewal.nonce), &electorate);
     assert!(script.leader.holds_lease(script.now_ns));
     assert_eq!(decides(&mut script), [], "most of it is left");
     let end_ns = asked_ns + LEASE_NS - LEASE_NS / MAX_DRIFT;

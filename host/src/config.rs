@@ -46,8 +46,14 @@ pub struct Config {
     pub resp_tls: Option<RespTls>,
     /// Redis clients that may do something; everybody may do everything if there are none.
     pub users: Vec<User>,
-    /// Every member of the cluster, this node included.
+    /// Every member of the cluster that forms, this node included; or, if it joins one, those that
+    /// it may ask.
     pub peers: Vec<Peer>,
+    /// This node forms no cluster with its peers: it is to be made a member of theirs.
+    pub join: bool,
+    /// If its memory is lost, it moves its data directory aside and takes its place again as a new
+    /// one, by itself.
+    pub rejoin: bool,
     /// Votes that each phase needs; majorities if absent.
     pub quorum: Option<Quorum>,
     /// The region's dimensions: fixed once the region exists.
@@ -80,6 +86,8 @@ pub struct Overrides {
     pub wait: Option<Wait>,
     /// See [`Config::key_file`].
     pub key_file: Option<PathBuf>,
+    /// See [`Config::join`].
+    pub join: bool,
 }
 
 impl Config {

@@ -3,6 +3,7 @@
 //! ```text
 //! lock       held by the process that uses the directory; its number is inside
 //! identity   TOML, replaced as a whole: see [`Identity`]
+//! register-0 what the node keeps of group 0's configurations; one file for each group
 //! region     the acceptor's memory, see [`crate::engine`]
 //! journal/   see [`crate::journal`]
 //! snapshots/ one directory for each group, see [`crate::snapshot_file`]
@@ -73,7 +74,7 @@ pub enum DataDirectoryError {
     #[error(
         "{} is damaged ({reason}): what this node promised is not known, so it must not vote. \
          Restore the file from the same disk if it can be recovered, otherwise leave this node \
-         stopped: the others go on without it, and members cannot be replaced in this version",
+         stopped and have it replaced: `nearwire member replace --lost`",
         path.display()
     )]
     Damaged {
@@ -85,8 +86,8 @@ pub enum DataDirectoryError {
     /// There is state but no identity.
     #[error(
         "data directory {} has no identity file but holds {found}: it is not a new directory. \
-         Restore the identity file, otherwise leave this node stopped: the others go on without \
-         it, and members cannot be replaced in this version",
+         Restore the identity file, otherwise leave this node stopped and have it \
+         replaced: `nearwire member replace --lost`",
         path.display()
     )]
     NoIdentity {
@@ -94,6 +95,17 @@ pub enum DataDirectoryError {
         path: PathBuf,
         /// What else is in it.
         found: String,
+    },
+    /// What was kept of a group's configurations cannot be trusted.
+    #[error(
+        "{} is damaged or missing: this node may be a matchmaker, and what it wrote down for others is not \
+         known, so it must not answer. Leave it stopped, and have it replaced: `nearwire member \
+         replace --lost`",
+        path.display()
+    )]
+    DamagedRegister {
+        /// The file.
+        path: PathBuf,
     },
     /// The identity was written by a later program.
     #[error(
@@ -164,6 +176,8 @@ pub struct Identity {
     /// The bpffs that it was moved away from, or is being moved to, while there may be pins there
     /// that are not the region.
     pub leaving: Option<PathBuf>,
+    /// There is a register: a node that came back without it would forget what it matched.
+    pub registered: bool,
 }
 
 /// Who may open the directory, and how it is made if it is new.
@@ -199,6 +213,8 @@ struct Text {
     generation: u64,
     bpffs: Option<PathBuf>,
     leaving: Option<PathBuf>,
+    #[serde(default)]
+    registered: bool,
     pins: BTreeMap<String, u32>,
 }
 
@@ -304,6 +320,47 @@ impl DataDirectory {
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         (cluster_number(&self.identity.cluster) << 32) | u64::from(self.identity.node.0)
+    }
+
+    /// What was kept of the configurations of `group`; `None` if nothing was.
+    ///
+    /// # Errors
+    /// The file is damaged, or the system refuses.
+    pub fn register(&self, group: GroupId) -> Result<Option<Vec<u8>>, DataDirectoryError> {
+        let path = self.path.join(format!("register-{group}"));
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return match self.identity.registered {
+                    false => Ok(None),
+                    true => Err(DataDirectoryError::DamagedRegister { path }),
+                };
+            }
+            Err(error) => return Err(refused("read", &path)(error)),
+        };
+        match bytes.split_first_chunk() {
+            Some((sum, register)) if u32::from_be_bytes(*sum) == crc32_iscsi(register) => {
+                Ok(Some(register.to_vec()))
+            }
+            _ => Err(DataDirectoryError::DamagedRegister { path }),
+        }
+    }
+
+    /// Keeps this of the configurations of `group`, in place of what was there: until the machine
+    /// restarts or, if votes outlive that, for good. After an error either may be there.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep_register(
+        &mut self,
+        group: GroupId,
+        register: &[u8],
+    ) -> Result<(), DataDirectoryError> {
+        let sum = crc32_iscsi(register).to_be_bytes();
+        let outlives_machine = self.identity.durability == Durability::Sync;
+        let name = format!("register-{group}");
+        replace(&self.path, &name, &[&sum, register], outlives_machine)?;
+        self.update(|identity| identity.registered = true)
     }
 
     /// Changes the identity; durable when this returns. After an error the old identity stands, in
@@ -423,7 +480,7 @@ fn take_lock(directory: &Path) -> Result<File, DataDirectoryError> {
 }
 
 /// What a life leaves behind begins with one of these.
-const STATE: [&str; 3] = ["journal", "region", "snapshot"];
+const STATE: [&str; 4] = ["journal", "region", "register", "snapshot"];
 
 /// A directory without an identity must hold nothing that a forgotten life could have left: a node
 /// that starts afresh among its old votes would break its promises.
@@ -462,6 +519,7 @@ fn new_identity(
         generation: 0,
         bpffs: None,
         leaving: None,
+        registered: false,
         epoch: Epoch::default(),
     })
 }
@@ -487,6 +545,7 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         generation: identity.generation,
         bpffs: identity.bpffs.clone(),
         leaving: identity.leaving.clone(),
+        registered: identity.registered,
         pins,
     })?;
     Ok(format!(
@@ -550,22 +609,39 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         generation: text.generation,
         bpffs: text.bpffs,
         leaving: text.leaving,
+        registered: text.registered,
         epoch: Epoch(text.epoch),
     })
 }
 
 fn store(directory: &Path, identity: &Identity) -> Result<(), DataDirectoryError> {
     let text = encode(identity)?;
-    let unfinished = directory.join("identity.tmp");
-    let path = directory.join("identity");
+    replace(directory, "identity", &[text.as_bytes()], true)
+}
+
+/// Puts a whole file in place of another. Any later process finds one of the two; so it does after
+/// the machine has restarted, if this `outlives_machine`.
+fn replace(
+    directory: &Path,
+    name: &str,
+    parts: &[&[u8]],
+    outlives_machine: bool,
+) -> Result<(), DataDirectoryError> {
+    let unfinished = directory.join(format!("{name}.tmp"));
+    let path = directory.join(name);
     let write = || -> io::Result<()> {
         let mut file = File::create(&unfinished)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
+        file.write_all(&parts.concat())?;
+        if outlives_machine {
+            file.sync_all()?;
+        }
         kill_point("data_directory.before-rename");
         fs::rename(&unfinished, &path)?;
         kill_point("data_directory.after-rename");
-        File::open(directory)?.sync_all()
+        if outlives_machine {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
     };
     write().map_err(refused("write", &path))
 }
@@ -680,6 +756,31 @@ mod tests {
             matches!(error, DataDirectoryError::NoIdentity { .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_register_is_kept_and_every_damaged_byte_of_it_noticed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut directory = DataDirectory::open(scratch.path(), &expectation()).unwrap();
+        assert_eq!(directory.register(GroupId(0)).unwrap(), None);
+        for kept in [&b"first"[..], b"second"] {
+            directory.keep_register(GroupId(0), kept).unwrap();
+            assert_eq!(directory.register(GroupId(0)).unwrap().unwrap(), kept);
+        }
+        let file = scratch.path().join("register-0");
+        let whole = fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            for damaged in [&bytes[..], &whole[..at]] {
+                fs::write(&file, damaged).unwrap();
+                let error = directory.register(GroupId(0)).unwrap_err();
+                let is_noticed = matches!(error, DataDirectoryError::DamagedRegister { .. });
+                assert!(is_noticed, "byte {at}: {error}");
+            }
+        }
+        fs::remove_file(&file).unwrap();
+        assert!(directory.register(GroupId(0)).is_err(), "it was there");
     }
 
     #[test]

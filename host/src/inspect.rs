@@ -1,7 +1,10 @@
-//! What a tool asks of running nodes: what they are doing, and to hand leadership over.
+//! What a tool asks of running nodes: what they are doing, to hand leadership over, and to change the
+//! members.
 
 use consensus::auth::{self, Keys};
 use consensus::client::decode_address;
+use consensus::configuration::Configuration;
+use consensus::replica::Reconfigured;
 use consensus::wire::{self, Header, Kind, Parsed};
 use consensus::{Ballot, GroupId, NodeId};
 use datapath::{Datapath, Error, Received, Transmit, Udp, Wait, clock};
@@ -58,6 +61,24 @@ pub enum HandOver {
     Silent,
 }
 
+/// A node's answer to [`Inspector::reconfigure`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// It leads.
+    Answered {
+        /// What came of the wish.
+        came: Reconfigured,
+        /// Who it is.
+        leader: NodeId,
+        /// The configuration in force.
+        configuration: Configuration,
+    },
+    /// It does not lead. It takes this node for the leader.
+    Redirected(Option<(NodeId, SocketAddr)>),
+    /// It did not answer in time.
+    Silent,
+}
+
 /// Asks nodes, from a port of its own.
 pub struct Inspector {
     socket: Udp,
@@ -96,7 +117,7 @@ impl Inspector {
     ) -> Result<Vec<Option<Report>>, Error> {
         let mut reports = vec![None; nodes.len()];
         let question = Header::new(Kind::Inspect, GroupId(0), NodeId::NONE);
-        self.ask(nodes, &question, timeout, |index, header, value| {
+        self.ask(nodes, &question, &[], timeout, |index, header, value| {
             if header.kind != Kind::Report {
                 return Answered::Not;
             }
@@ -127,10 +148,49 @@ impl Inspector {
             ..Header::new(Kind::Transfer, GroupId(0), NodeId::NONE)
         };
         let mut answer = HandOver::Silent;
-        self.ask(&[leader], &question, timeout, |_, header, value| {
+        self.ask(&[leader], &question, &[], timeout, |_, header, value| {
             answer = match header.kind {
                 Kind::Ack => HandOver::Accepted,
                 Kind::Redirect => HandOver::Redirected(named_leader(header, value)),
+                _ => return Answered::Not,
+            };
+            Answered::One
+        })?;
+        Ok(answer)
+    }
+
+    /// Asks the leader for other members in place of `version`, or, without a `wish`, for those that
+    /// there are.
+    ///
+    /// # Errors
+    /// The socket went away.
+    pub fn reconfigure(
+        &mut self,
+        leader: SocketAddr,
+        wish: Option<&Configuration>,
+        timeout: Duration,
+    ) -> Result<Change, Error> {
+        let value = wish.map(Configuration::to_bytes).unwrap_or_default();
+        let question = Header {
+            vote_ballot: wish.map_or(Ballot::NONE, |wish| wish.version),
+            length: value.len() as u16,
+            ..Header::new(Kind::Reconfigure, GroupId(0), NodeId::NONE)
+        };
+        let mut answer = Change::Silent;
+        self.ask(&[leader], &question, &value, timeout, |_, header, value| {
+            answer = match header.kind {
+                Kind::Reconfigured => {
+                    let came = Reconfigured::from_code(header.watermark);
+                    match (came, Configuration::read(value)) {
+                        (Some(came), Some((configuration, _))) => Change::Answered {
+                            came,
+                            leader: header.sender,
+                            configuration,
+                        },
+                        _ => return Answered::Not,
+                    }
+                }
+                Kind::Redirect => Change::Redirected(named_leader(header, value)),
                 _ => return Answered::Not,
             };
             Answered::One
@@ -144,6 +204,7 @@ impl Inspector {
         &mut self,
         nodes: &[SocketAddr],
         question: &Header,
+        value: &[u8],
         timeout: Duration,
         mut take: impl FnMut(usize, &Header, &[u8]) -> Answered,
     ) -> Result<(), Error> {
@@ -165,7 +226,7 @@ impl Inspector {
                     .filter(|(index, _)| waiting[*index])
                 {
                     let nonce = first_nonce.wrapping_add(index as u32);
-                    self.send(*to, Header { nonce, ..*question });
+                    self.send(*to, Header { nonce, ..*question }, value);
                 }
                 self.socket.flush()?;
                 ask_ns = now_ns + REPEAT_NS;
@@ -192,11 +253,11 @@ impl Inspector {
         Ok(())
     }
 
-    fn send(&mut self, to: SocketAddr, mut header: Header) {
+    fn send(&mut self, to: SocketAddr, mut header: Header, value: &[u8]) {
         if let Some(keys) = self.keys {
-            header.tag = auth::tag(keys.signs, &header, &[]);
+            header.tag = auth::tag(keys.signs, &header, value);
         }
-        self.socket.halves().1.send(to, &header.to_bytes(), &[]);
+        self.socket.halves().1.send(to, &header.to_bytes(), value);
     }
 }
 

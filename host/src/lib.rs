@@ -18,6 +18,7 @@ pub mod kill_point;
 pub mod kv;
 pub mod local_cluster;
 pub mod mapping;
+pub mod members;
 pub mod node;
 pub mod offload;
 pub mod region_place;

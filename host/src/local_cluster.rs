@@ -33,6 +33,8 @@ pub struct Options {
     pub wait: Wait,
     /// Where each replica listens; its number is how many replicas there are.
     pub addresses: Vec<IpAddr>,
+    /// How many of them, the last ones, form no cluster with the others but join it.
+    pub joining: usize,
     /// Whether Redis clients are served.
     pub resp: bool,
     /// More lines for the top of each configuration.
@@ -54,6 +56,7 @@ impl Options {
             durability: Durability::Volatile,
             wait: Wait::Blocking,
             addresses: vec![Ipv4Addr::LOCALHOST.into(); 3],
+            joining: 0,
             resp: false,
             settings: String::new(),
             worker: String::new(),
@@ -198,6 +201,11 @@ impl LocalCluster {
             // In a namespace of its own nobody else is near; tags are what `settings` ask for.
             text.push_str("insecure = true\n");
         }
+        let former = self.replicas.len() - self.options.joining;
+        let joins = usize::from(replica.node) > former;
+        if joins {
+            text.push_str("join = true\n");
+        }
         text.push_str(&self.options.settings);
         text.push_str(&format!("\n[worker]\nwait = \"{wait}\"\n"));
         text.push_str(&self.options.worker);
@@ -208,7 +216,8 @@ impl LocalCluster {
                 on_host_death.name()
             ));
         }
-        for peer in &self.replicas {
+        let own = joins.then_some(replica);
+        for peer in self.replicas.iter().take(former).chain(own) {
             let (node, address) = (peer.node, peer.address);
             text.push_str(&format!(
                 "\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"

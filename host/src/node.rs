@@ -12,6 +12,7 @@ use consensus::auth::{self, Key, Keys};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::{Conflict, Terms};
 use consensus::node::{Node, NodeIo};
+use consensus::quorum::MemberRole;
 use consensus::replica::{Io, Replica, Role};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Flags, Header, Kind};
@@ -49,8 +50,7 @@ pub enum Fatal {
     /// The cluster knows this node under another incarnation.
     #[error(
         "node {by} knows this node as incarnation {pinned}, but its memory is {own}: it was lost \
-         and must not vote under its old identity. Leave it stopped: members cannot be replaced in \
-         this version"
+         and must not vote under its old identity. Have it replaced: `nearwire member replace --lost`"
     )]
     Disowned {
         /// Who says so.
@@ -142,6 +142,14 @@ impl<T: Transmit> Io for Outbox<'_, T> {
                 false
             }
         }
+    }
+
+    fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
+        let result = self.host.directory.keep_register(group, register);
+        if let Err(error) = &result {
+            self.host.error = Some(error.to_string());
+        }
+        result.is_ok()
     }
 
     fn read_snapshot(
@@ -564,6 +572,8 @@ impl<S: StateMachine> NodeService<S> {
             )
         });
         let reason = reason.or_else(|| self.fullness.reason(now_ns));
+        let configuration = replica.map(Replica::configuration);
+        let membership = configuration.map(|configuration| &configuration.membership);
         let mut report = serde_json::json!({
             "node": config.node.0,
             "address": self.host.address.to_string(),
@@ -581,7 +591,7 @@ impl<S: StateMachine> NodeService<S> {
             "wait": self.facts.wait,
             "durability": local.durability().name(),
             "incarnation": local.acceptor().incarnation.0,
-            "epoch": config.epoch.0,
+            "epoch": membership.map_or(0, |membership| membership.epoch.0),
             "formed": formation.is_formed(),
             "missing": missing,
             "conflict": self.node.conflict().map(|conflict| format!("{conflict:?}")),
@@ -629,6 +639,17 @@ impl<S: StateMachine> NodeService<S> {
             // The replicated group comes first.
             ("conformance_groups", (layout.groups() - 1).into()),
             ("reason", reason.into()),
+            (
+                "version",
+                configuration.map(|one| one.version.to_string()).into(),
+            ),
+            (
+                "member",
+                replica
+                    .and_then(Replica::member_role)
+                    .map(MemberRole::name)
+                    .into(),
+            ),
             (
                 "offload",
                 self.offload.as_ref().map(Supervision::describe).into(),

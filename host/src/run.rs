@@ -6,6 +6,7 @@ use crate::engine::Software;
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
+use crate::members::Operator;
 use crate::node::{
     Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
 };
@@ -28,14 +29,16 @@ use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError};
 use consensus::state_machine::RestoreError;
-use consensus::{Epoch, NodeId, Slot};
+use consensus::{Epoch, Incarnation, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
 use nix::sys::signal::Signal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// How long one attempt to become a member again may take.
+const PUT_BACK: Duration = Duration::from_secs(10);
 const MS: u64 = 1_000_000;
 /// How often a leader under load is heard of in the shortest silence that means something.
 const BEATS_IN_SUSPICION: u64 = 4;
@@ -110,9 +113,9 @@ pub enum Error {
     Rehearsal(String),
     /// This node's memory is gone, and it must not vote under its old identity.
     #[error(
-        "node {node} lost its memory ({why}); as it was it must not vote again. Leave it stopped: \
-         the others go on without it, and members cannot be replaced in this version. If the whole \
-         cluster is to begin anew, delete the data directories of all its nodes ({} here)",
+        "node {node} lost its memory ({why}); as it was it must not vote again. Move its data \
+         directory ({}) away, start it with --join, and have it take its former place: `nearwire \
+         member replace --lost {node}`; the others go on without it meanwhile",
         directory.display()
     )]
     LostMemory {
@@ -204,6 +207,66 @@ fn die_with(parent: &str) -> Result<(), Error> {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
+    match run_life(config, stop, false) {
+        Err(error) if config.rejoin && error.is_refused_identity() => {
+            let aside = set_aside(&config.data_directory)?;
+            tracing::warn!(%error, aside = %aside.display(), "begins a new life");
+            let config = Config {
+                join: true,
+                ..config.clone()
+            };
+            run_life(&config, stop, true)
+        }
+        ended => ended,
+    }
+}
+
+/// Moves a data directory out of the way, under a name that no other one has.
+fn set_aside(directory: &Path) -> Result<PathBuf, Error> {
+    let refused = |source| Error::System {
+        doing: "move the data directory aside",
+        source,
+    };
+    let mut name = directory.as_os_str().to_owned();
+    name.push(format!(".lost-{}", clock::unix_ms()));
+    let aside = PathBuf::from(name);
+    std::fs::rename(directory, &aside).map_err(refused)?;
+    Ok(aside)
+}
+
+/// Has the others take this node for what it was, in its new life. It gives up when the node stops.
+fn put_back(
+    config: &Config,
+    incarnation: Incarnation,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), Error> {
+    let others = config.peers.iter().filter(|peer| peer.node != config.node);
+    let seeds: Vec<_> = others.map(|peer| peer.address).collect();
+    let (node, stop) = (NodeId(config.node), Arc::clone(stop));
+    let keys = config.key_file.as_deref().map(read_keys).transpose()?;
+    let rejoin = move || {
+        while !stop.load(Ordering::Relaxed) {
+            let done = Operator::new(seeds.clone(), keys)
+                .and_then(|mut operator| operator.put_back(node, incarnation, PUT_BACK));
+            match done {
+                Ok(true) => return tracing::info!(%node, "is a member again"),
+                Ok(false) => return tracing::warn!(%node, "is no member any more: left alone"),
+                Err(error) => tracing::warn!(%node, %error, "is no member yet"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let spawned = std::thread::Builder::new()
+        .name("rejoin".into())
+        .spawn(rejoin);
+    spawned.map(drop).map_err(|source| Error::System {
+        doing: "start the thread that rejoins",
+        source,
+    })
+}
+
+/// One life of a node's memory, or a part of it. `rejoins` says that it lost the one before.
+fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<(), Error> {
     let node = NodeId(config.node);
     let own = config.peers.iter().find(|peer| peer.node == config.node);
     let Some(own) = own else {
@@ -260,7 +323,7 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         wal.reply_before_flush();
     }
     let mut node = Node::new(
-        node_config(config, key, &directory, used_round, now_ns),
+        node_config(config, key, &directory, used_round, now_ns)?,
         acceptor,
         opened.region,
         wal,
@@ -349,6 +412,9 @@ pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
         .placed(placement)
         .lingering(linger);
     tracing::info!(node = config.node, address = %own.address, "node runs");
+    if rejoins {
+        put_back(config, acceptor.incarnation, stop)?;
+    }
     let result = worker.run();
     stop.store(true, Ordering::Relaxed);
     let (_, mut service) = worker.into_parts();
@@ -433,9 +499,10 @@ fn node_config(
     directory: &DataDirectory,
     used_round: u64,
     seed: u64,
-) -> node::Config {
+) -> Result<node::Config, Error> {
     let identity = directory.identity();
-    node::Config {
+    let register = directory.register(GROUP)?;
+    Ok(node::Config {
         node: NodeId(config.node),
         peers: config
             .peers
@@ -446,6 +513,8 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
+        joins: config.join,
+        registers: register.map(|kept| (GROUP, kept)).into_iter().collect(),
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
@@ -461,7 +530,7 @@ fn node_config(
         used_round,
         pins: identity.pins.clone(),
         formed: identity.formed,
-    }
+    })
 }
 
 fn lost(directory: &DataDirectory, why: String) -> Error {

@@ -31,6 +31,8 @@ pub(crate) const ALONE: &[Alone] = &[
     alone("decided-record", Mutation::DecidedMixed, 20),
     alone("incarnation-fencing", Mutation::PinReplaced, 100),
     alone("quorum-intersection", Mutation::QuorumsDisjoint, 100),
+    alone("matchmaking", Mutation::GarbageEarly, 20),
+    alone("promotion", Mutation::LearnerPromotedEarly, 100),
     alone("state-machine-safety", Mutation::LessonSkipsSlot, 20),
     alone("exactly-once", Mutation::NewestReplyGiven, 20),
     alone("durability", Mutation::ReplyBeforeFlush, 40),

@@ -86,6 +86,10 @@ impl Io for Void {
         true
     }
 
+    fn keep_register(&mut self, _: GroupId, _: &[u8]) -> bool {
+        true
+    }
+
     fn read_snapshot(&mut self, _: GroupId, _: u64, _: &mut [u8]) -> Option<(Slot, u64, usize)> {
         None
     }
@@ -111,6 +115,8 @@ fn config() -> Config {
                 priority: 0,
             })
             .collect(),
+        joins: false,
+        registers: BTreeMap::new(),
         epoch: Epoch(1),
         quorums: None,
         key: None,

@@ -47,13 +47,29 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(durability: Durability, window_slots: u64, rehearse: &str) -> Self {
+        Self::with_settings(durability, window_slots, rehearse, "", 0)
+    }
+
+    /// Three replicas with these lines in each configuration, and more that are to join them.
+    pub(crate) fn with_settings(
+        durability: Durability,
+        window_slots: u64,
+        rehearse: &str,
+        settings: &str,
+        joining: usize,
+    ) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), scratch.path());
         options.durability = durability;
         options.resp = true;
+        options.joining = joining;
+        options
+            .addresses
+            .resize(ALL.len() + joining, options.addresses[0]);
         // A debug build on a busy machine may sleep for a while.
-        options.settings =
-            format!("\n[region]\nwindow_slots = {window_slots}\n\n[timing]\nelection_ms = 300\n");
+        options.settings = format!(
+            "{settings}\n[region]\nwindow_slots = {window_slots}\n\n[timing]\nelection_ms = 300\n"
+        );
         let cluster = LocalCluster::prepare(options).unwrap();
         let environment = vec![(rehearsal::VARIABLE.to_owned(), rehearse.to_owned())];
         Self {

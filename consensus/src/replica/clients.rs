@@ -146,7 +146,21 @@ impl<S: StateMachine> Replica<S> {
         to: SocketAddr,
         request: &Header,
     ) {
-        let leader = self.leader(turn.now_ns, turn.local);
+        let leader = match self.place {
+            Some(_) => self.leader(turn.now_ns, turn.local),
+            // Nobody tells this node any more who leads: some voter knows, and not always the same
+            // one is asked, which may be gone.
+            None => {
+                let members = &self.register.newest.membership.members;
+                let is_other = |member: &&Member| {
+                    member.role == MemberRole::Voter && member.node != self.config.node
+                };
+                let others = || members.iter().filter(is_other);
+                let turn = (request.nonce as usize).checked_rem(others().count());
+                turn.and_then(|turn| others().nth(turn))
+                    .map(|member| member.node)
+            }
+        };
         let route = Route {
             address: to,
             nonce: request.nonce,
@@ -167,7 +181,7 @@ impl<S: StateMachine> Replica<S> {
         session: SessionId,
         leader: NodeId,
     ) {
-        let member = self.config.membership.member(leader);
+        let member = self.register.newest.membership.member(leader);
         let address = member.map(|member| encode_address(member.address));
         let value = address.as_ref().map_or(&[][..], |address| address);
         let header = Header {

@@ -1,6 +1,7 @@
 //! How a replica comes to lead, and hands leadership on.
 
 use super::*;
+use crate::quorum::place_of;
 
 impl<S: StateMachine> Replica<S> {
     pub(super) fn asked_pre_vote<M: Memory, J: Journal, I: Io>(
@@ -12,7 +13,13 @@ impl<S: StateMachine> Replica<S> {
         let Some(view) = turn.local.view(self.config.group) else {
             return;
         };
-        if self.config.membership.place(request.sender).is_none() {
+        if self
+            .register
+            .newest
+            .membership
+            .place(request.sender)
+            .is_none()
+        {
             return;
         }
         // One heartbeat serves all groups: a node that leads another one is heard of although it
@@ -38,7 +45,7 @@ impl<S: StateMachine> Replica<S> {
             kind: Kind::PreVoteGranted,
             sender: self.config.node,
             incarnation: turn.local.acceptor().incarnation,
-            epoch: self.config.membership.epoch,
+            epoch: self.register.newest.membership.epoch,
             length: 0,
             ..*request
         };
@@ -50,7 +57,9 @@ impl<S: StateMachine> Replica<S> {
         turn: &mut Turn<'_, M, J, I>,
         reply: &Header,
     ) {
-        let Some(place) = self.config.membership.voter(reply) else {
+        let membership = &self.register.newest.membership;
+        // It promises nothing: which configuration the other one knows, the matchmakers find out.
+        let Some(place) = place_of(&membership.members, reply) else {
             return;
         };
         let Some(pre_vote) = &mut self.election.pre_vote else {
@@ -60,7 +69,7 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         pre_vote.voters.add(place);
-        if pre_vote.voters.count() >= self.config.membership.quorums.phase1() {
+        if membership.has_phase1(pre_vote.voters) {
             self.campaign(turn);
         }
     }
@@ -71,7 +80,9 @@ impl<S: StateMachine> Replica<S> {
     ) {
         let request = self.pre_vote_request(turn.local);
         let mut voters = Voters::default();
-        voters.add(self.place);
+        if let Some(place) = self.place {
+            voters.add(place);
+        }
         let until_ns = turn.now_ns + self.election.pre_vote_ns(self.leader_seen_ns(turn.local));
         self.election.pre_vote = Some(PreVote {
             ballot: request.ballot,
@@ -79,10 +90,10 @@ impl<S: StateMachine> Replica<S> {
             nonce: request.nonce,
             until_ns,
         });
-        if voters.count() >= self.config.membership.quorums.phase1() {
+        if self.register.newest.membership.has_phase1(voters) {
             return self.campaign(turn);
         }
-        for member in self.config.membership.others(self.config.node) {
+        for member in self.register.newest.membership.others(self.config.node) {
             turn.io.send(member.address, &request, &[]);
         }
     }
@@ -95,7 +106,7 @@ impl<S: StateMachine> Replica<S> {
         Header {
             ballot: Ballot::new(known + 1, self.config.node),
             nonce: self.election.nonce(),
-            epoch: self.config.membership.epoch,
+            epoch: self.register.newest.membership.epoch,
             ..Header::new(Kind::PreVote, self.config.group, self.config.node)
         }
     }
@@ -108,7 +119,7 @@ impl<S: StateMachine> Replica<S> {
         report: &Header,
     ) {
         let request = self.pre_vote_request(turn.local);
-        if let Some(member) = self.config.membership.member(report.sender) {
+        if let Some(member) = self.register.newest.membership.member(report.sender) {
             turn.io.send(member.address, &request, &[]);
         }
     }
@@ -127,8 +138,11 @@ impl<S: StateMachine> Replica<S> {
         }
         self.election.round = round;
         self.tally.campaigns += 1;
+        let ballot = Ballot::new(round, self.config.node);
+        let configuration = self.register.newest.clone();
+        let electorate = Electorate::of(configuration.membership.clone());
         let leader = Leader::new(
-            Ballot::new(round, self.config.node),
+            ballot,
             self.config.group,
             self.config.window,
             self.config.value_bytes,
@@ -138,6 +152,13 @@ impl<S: StateMachine> Replica<S> {
         );
         self.lead = Some(Lead {
             leader,
+            progress: vec![Progress::default(); configuration.membership.members.len()],
+            matching: Some(Matching::new(ballot, configuration, turn.now_ns)),
+            next: None,
+            electorate,
+            place: self.place,
+            collecting: None,
+            tell_ns: 0,
             since_ns: turn.now_ns,
             driven_ns: turn.now_ns,
             learned: (self.applied.slot(), 0),
@@ -145,7 +166,6 @@ impl<S: StateMachine> Replica<S> {
             routes: BTreeMap::new(),
             openers: BTreeMap::new(),
             reads: VecDeque::new(),
-            progress: vec![Progress::default(); self.config.membership.members.len()],
             clock_ms: 0,
             transfer: None,
         });
@@ -160,13 +180,14 @@ impl<S: StateMachine> Replica<S> {
         if header.flags.has(Flags::NOW) {
             // The leader that this node follows has stopped proposing and asks it to take over.
             let follows = self.leader(turn.now_ns, turn.local) == Some(header.sender);
-            if follows && self.lead.is_none() {
+            if follows && self.lead.is_none() && self.is_voter() {
                 self.campaign(turn);
             }
             return;
         }
         let target = NodeId(header.vote_ballot.0 as u16);
-        let known = self.config.membership.place(target).is_some();
+        let member = self.register.newest.membership.member(target);
+        let known = member.is_some_and(|member| member.role == MemberRole::Voter);
         match &mut self.lead {
             Some(lead) if lead.leader.leads() && known => {
                 if target != self.config.node {
@@ -203,14 +224,14 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         let target = transfer.target;
-        let place = self.config.membership.place(target);
+        let place = self.register.newest.membership.place(target);
         let there = place.and_then(|place| lead.progress.get(place));
         let caught_up = there.is_some_and(|there| there.applied >= lead.leader.decided());
         if !lead.leader.is_idle() || !caught_up || turn.now_ns < transfer.ask_ns {
             return;
         }
         transfer.ask_ns = turn.now_ns + self.config.leader.heartbeat_ns;
-        if let Some(member) = self.config.membership.member(target) {
+        if let Some(member) = self.register.newest.membership.member(target) {
             let header = Header {
                 ballot: lead.leader.ballot(),
                 vote_ballot: Ballot(u64::from(target.0)),
@@ -228,11 +249,17 @@ impl<S: StateMachine> Replica<S> {
             Some(_) => self.election.wait(turn.now_ns),
             None => {
                 let seen_ns = self.leader_seen_ns(turn.local);
-                if self.election.is_due(turn.now_ns, seen_ns) {
-                    self.ask_pre_vote(turn);
-                    if self.lead.is_some() {
-                        self.drive(turn);
-                    }
+                if !self.election.is_due(turn.now_ns, seen_ns) {
+                    return;
+                }
+                if !self.is_voter() {
+                    // Whoever made it a voter may have died before this node heard of it.
+                    self.election.wait(turn.now_ns);
+                    return self.ask_configuration(turn);
+                }
+                self.ask_pre_vote(turn);
+                if self.lead.is_some() {
+                    self.drive(turn);
                 }
             }
         }
@@ -262,7 +289,7 @@ impl<S: StateMachine> Replica<S> {
             return None;
         }
         let node = view.decided.ballot.node();
-        let member = self.config.membership.member(node)?;
+        let member = self.register.newest.membership.member(node)?;
         Some((
             member.address,
             self.election.probe_due_ns(local.seen_ns(node)),
@@ -359,7 +386,8 @@ impl<S: StateMachine> Replica<S> {
                 // The others took a stalled host for a dead one. They may be as wrong again.
                 let stalled_ns = turn.now_ns.saturating_sub(lead.driven_ns);
                 self.election.was_alive(turn.now_ns, stalled_ns);
-                self.stall = (stalled_ns, STALL_REPORTS);
+                let stalled_us = u32::try_from(stalled_ns / 1_000).unwrap_or(u32::MAX);
+                self.stall = (stalled_us, STALL_REPORTS);
             }
             self.step_down(turn);
         }
@@ -373,7 +401,7 @@ impl<S: StateMachine> Replica<S> {
             ballot: leader.ballot(),
             vote_ballot: Ballot(leader.from().0),
             watermark: leader.trim().0,
-            epoch: self.config.membership.epoch,
+            epoch: self.register.newest.membership.epoch,
             ..Header::new(Kind::Decide, self.config.group, self.config.node)
         })
     }

@@ -1,6 +1,7 @@
 //! What a replica does for the leader that it is: sends, counts, applies, trims.
 
 use super::*;
+use crate::quorum::place_of;
 
 impl<S: StateMachine> Replica<S> {
     /// A reply of the member at `place`, this node's own acceptor included.
@@ -11,11 +12,12 @@ impl<S: StateMachine> Replica<S> {
         reply: &Header,
         value: &[u8],
     ) {
-        let membership = &self.config.membership;
         let Some(lead) = &mut self.lead else { return };
-        let leader = &mut lead.leader;
+        let Lead {
+            leader, electorate, ..
+        } = lead;
         let heard = match reply.kind {
-            Kind::Promise => leader.promised(place, reply, membership),
+            Kind::Promise => leader.promised(place, reply, electorate),
             Kind::Vote | Kind::Empty => leader.fetched(place, reply, value),
             Kind::Outside if leader.leads() => {
                 let trim = Slot(reply.watermark);
@@ -31,7 +33,7 @@ impl<S: StateMachine> Replica<S> {
                 Heard::Fine
             }
             Kind::Ack => {
-                leader.acknowledged(place, reply, membership);
+                leader.acknowledged(place, reply, electorate);
                 Heard::Fine
             }
             Kind::Nack if mutated(Mutation::NackCounted) => {
@@ -66,7 +68,7 @@ impl<S: StateMachine> Replica<S> {
         turn: &mut Turn<'_, M, J, I>,
         header: &Header,
     ) {
-        let Some(place) = self.config.membership.voter(header) else {
+        let Some(place) = place_of(&self.register.newest.membership.members, header) else {
             return;
         };
         let Some(lead) = &mut self.lead else {
@@ -75,41 +77,54 @@ impl<S: StateMachine> Replica<S> {
         if let Some(progress) = lead.progress.get_mut(place) {
             *progress = Progress {
                 applied: Slot(header.watermark),
+                trim: header.slot,
+                version: header.vote_ballot,
                 heard_ns: turn.now_ns,
             };
         }
-        if header.slot != Slot::NONE {
-            self.election.was_alive(turn.now_ns, header.slot.0);
+        if header.nonce != 0 {
+            let stalled_ns = u64::from(header.nonce) * 1_000;
+            self.election.was_alive(turn.now_ns, stalled_ns);
         }
     }
 
     /// Raises the trim: past slots that f + 1 replicas could restore, and, while the window allows,
     /// that every replica heard of lately has applied.
     pub(super) fn trim<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let recoverable = self.recoverable;
-        let place = self.place;
+        let (recoverable, trimmed) = (self.recoverable, self.trimmed);
+        let version = self.register.newest.version;
         let Some(lead) = &mut self.lead else { return };
-        if let Some(own) = lead.progress.get_mut(place) {
+        if let Some(own) = lead.place.and_then(|place| lead.progress.get_mut(place)) {
             *own = Progress {
                 applied: recoverable,
+                trim: trimmed,
+                version,
                 heard_ns: turn.now_ns,
             };
         }
+        if lead.next.is_some() {
+            // Who is about to vote has what lies below the trim, and must not fall behind it.
+            return;
+        }
+        let voters = lead.electorate.membership.voters();
         let enough = if mutated(Mutation::TrimPastReplicas) {
             1
         } else {
-            lead.progress.len() / 2 + 1
+            voters.count() / 2 + 1
         };
-        let mut slots: Vec<u64> = lead.progress.iter().map(|other| other.applied.0).collect();
+        let places = || lead.progress.iter().enumerate();
+        let counted = places().filter(|(place, _)| voters.has(*place));
+        let mut slots: Vec<u64> = counted.map(|(_, other)| other.applied.0).collect();
         slots.sort_unstable();
         let Some(safe) = slots.len().checked_sub(enough).and_then(|at| slots.get(at)) else {
             return;
         };
-        let live = lead
-            .progress
-            .iter()
-            .filter(|other| turn.now_ns.saturating_sub(other.heard_ns) < LAGGARD_NS)
-            .map(|other| other.applied.0)
+        let trim = lead.leader.trim();
+        let live = places()
+            // Learners that have caught up shall not fall behind again.
+            .filter(|(place, other)| voters.has(*place) || other.applied.next() >= trim)
+            .filter(|(_, other)| turn.now_ns.saturating_sub(other.heard_ns) < LAGGARD_NS)
+            .map(|(_, other)| other.applied.0)
             .min();
         let used = lead.leader.decided().0.saturating_sub(lead.leader.trim().0);
         let limit = if used > self.config.window / 2 {
@@ -121,6 +136,8 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn drive<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        self.tell_configuration(turn);
+        self.ask_matchmakers(turn);
         self.stamp_for_machine(turn);
         // Own votes may complete a round at once (a single member, or the last vote missing), which
         // may give the next batch its turn: each pass decides something or is the last.
@@ -133,6 +150,8 @@ impl<S: StateMachine> Replica<S> {
         }
         self.serve_reads();
         self.trim(turn);
+        self.collect_garbage(turn);
+        self.leave(turn);
         self.hand_over(turn);
         if let Some(lead) = &mut self.lead {
             lead.driven_ns = turn.now_ns;
@@ -172,33 +191,44 @@ impl<S: StateMachine> Replica<S> {
             config,
             lead,
             own_replies,
-            place,
             ..
         } = self;
         let Some(lead) = lead else { return };
+        if lead.matching.is_some() {
+            // No acceptor hears of a ballot whose configuration is not written down.
+            return;
+        }
+        let Lead {
+            leader,
+            electorate,
+            place,
+            ..
+        } = lead;
         let Turn {
             now_ns, local, io, ..
         } = turn;
-        let membership = &config.membership;
-        what(&mut lead.leader, *now_ns, membership, &mut |order| {
+        let own_members = electorate.membership.members.len();
+        what(leader, *now_ns, electorate, &mut |order| {
             let mut own = false;
-            for (index, member) in membership.members.iter().enumerate() {
+            // The earlier configurations are asked what they chose; they choose no more.
+            let asks_all = matches!(order.header.kind, Kind::Prepare | Kind::Fetch);
+            for (index, member) in electorate.members().enumerate() {
                 let wanted = match order.to {
                     To::All => true,
                     To::AllBut(voters) => !voters.has(index),
                     To::Only(voters) => voters.has(index),
                 };
-                if !wanted {
+                if !wanted || index >= own_members && !asks_all {
                     continue;
                 }
-                if index == *place {
+                if Some(index) == *place {
                     own = true;
                     continue;
                 }
                 let header = Header {
                     sender: config.node,
                     incarnation: member.incarnation,
-                    epoch: membership.epoch,
+                    epoch: electorate.membership.epoch,
                     length: order.value.len() as u16,
                     ..order.header
                 };
@@ -207,7 +237,7 @@ impl<S: StateMachine> Replica<S> {
             if own {
                 let header = Header {
                     sender: config.node,
-                    epoch: membership.epoch,
+                    epoch: electorate.membership.epoch,
                     length: order.value.len() as u16,
                     ..order.header
                 };
@@ -219,7 +249,9 @@ impl<S: StateMachine> Replica<S> {
         });
         let mut replies = core::mem::take(&mut self.own_replies);
         for (reply, value) in replies.drain(..) {
-            self.answered(turn, self.place, &reply, &value);
+            if let Some(place) = self.lead.as_ref().and_then(|lead| lead.place) {
+                self.answered(turn, place, &reply, &value);
+            }
         }
         self.own_replies = replies;
     }
@@ -232,7 +264,7 @@ impl<S: StateMachine> Replica<S> {
         let mut any = false;
         while let Some(lead) = &mut self.lead {
             let ballot = lead.leader.ballot();
-            let decided = lead.leader.next_decided(&self.config.membership);
+            let decided = lead.leader.next_decided(&lead.electorate);
             let Some((value, voters)) = decided else {
                 break;
             };
@@ -241,7 +273,7 @@ impl<S: StateMachine> Replica<S> {
             debug_assert_eq!(slot, self.applied.slot().next());
             // The others may have chosen it without this node's acceptor.
             let missing = turn.local.durability() != Durability::Volatile
-                && !voters.has(self.place)
+                && lead.place.is_none_or(|place| !voters.has(place))
                 // Another engine's votes are in no record.
                 && (turn.local.is_shared()
                     || turn

@@ -5,7 +5,7 @@ use super::*;
 impl<S: StateMachine> Replica<S> {
     /// Applies what the region says is chosen and this node voted for.
     pub(super) fn learn<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        if self.lead.is_some() {
+        if self.lead.is_some() || self.member_role() == Some(MemberRole::Witness) {
             return;
         }
         let Some(view) = turn.local.view(self.config.group) else {
@@ -80,7 +80,7 @@ impl<S: StateMachine> Replica<S> {
         let slot = self.applied.slot();
         if let Some(lead) = &mut self.lead
             && !lead.leader.leads()
-            && let Heard::Behind(trim) = lead.leader.caught_up(slot, &self.config.membership)
+            && let Heard::Behind(trim) = lead.leader.caught_up(slot, &lead.electorate)
         {
             self.catch_up.want(turn.now_ns, trim.previous(), 0);
         }
@@ -97,11 +97,12 @@ impl<S: StateMachine> Replica<S> {
         let Some(leader) = self.leader(turn.now_ns, turn.local) else {
             return;
         };
-        let Some(member) = self.config.membership.member(leader) else {
+        let Some(member) = self.register.newest.membership.member(leader) else {
             return;
         };
         let address = member.address;
-        self.reported = self.recoverable;
+        let version = self.register.newest.version;
+        self.reported = (self.recoverable, self.trimmed, version);
         self.reported_ns = turn.now_ns;
         let report = self.progress_report(turn.local);
         self.stall.1 = self.stall.1.saturating_sub(1);
@@ -109,11 +110,13 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn progress_report<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Header {
-        let (stalled_ns, left) = self.stall;
+        let (stalled_us, left) = self.stall;
         Header {
             incarnation: local.acceptor().incarnation,
-            epoch: self.config.membership.epoch,
-            slot: Slot(if left > 0 { stalled_ns } else { 0 }),
+            epoch: self.register.newest.membership.epoch,
+            slot: self.trimmed,
+            vote_ballot: self.register.newest.version,
+            nonce: if left > 0 { stalled_us } else { 0 },
             watermark: self.recoverable.0,
             ..Header::new(Kind::Progress, self.config.group, self.config.node)
         }
@@ -121,12 +124,16 @@ impl<S: StateMachine> Replica<S> {
 
     pub(super) fn report_due_ns(&self) -> u64 {
         // The smallest windows have no sixteenth, and without news nothing is due at once.
-        if self.recoverable.0 >= self.reported.0 + (self.config.window / 16).max(1) {
+        let (recoverable, trimmed, version) = self.reported;
+        if self.recoverable.0 >= recoverable.0 + (self.config.window / 16).max(1) {
             return 0;
         }
         let heartbeat_ns = self.config.leader.heartbeat_ns;
         // A new leader knows nothing yet, and trims for those it has heard of lately.
-        let beats = if self.recoverable > self.reported {
+        let beats = if self.recoverable > recoverable
+            || self.trimmed > trimmed
+            || self.register.newest.version != version
+        {
             1
         } else {
             REPORT_BEATS
@@ -148,10 +155,7 @@ impl<S: StateMachine> Replica<S> {
         value: &[u8],
     ) {
         let next = self.applied.slot().next();
-        if !self.learns()
-            || header.slot < next
-            || self.config.membership.place(header.sender).is_none()
-        {
+        if !self.learns() || header.slot < next || !self.knows(header.sender) {
             return;
         }
         if header.slot > next && !mutated(Mutation::LessonSkipsSlot) {
@@ -189,7 +193,7 @@ impl<S: StateMachine> Replica<S> {
         header: &Header,
         value: &[u8],
     ) {
-        if !self.learns() || self.config.membership.place(header.sender).is_none() {
+        if !self.learns() || !self.knows(header.sender) {
             return;
         }
         let applied = self.applied.slot();
@@ -217,20 +221,55 @@ impl<S: StateMachine> Replica<S> {
             return;
         };
         let applied = self.restorable(local);
-        if let Some((number, slot)) = self.journalling
+        let trim = local
+            .view(self.config.group)
+            .map_or(Slot::NONE, |view| view.trim);
+        if let Some((number, slot, trim)) = self.journalling
             && number <= flushed
         {
-            if self.unsaved.is_none() {
-                self.recoverable = slot;
-            }
-            self.journalling = None;
+            self.flushed(slot, trim);
         }
-        if self.journalling.is_none() && self.recoverable < applied {
-            self.journalling = Some((appended, applied));
+        let has_news = self.recoverable < applied || self.trimmed < trim;
+        if self.journalling.is_none() && has_news {
+            self.journalling = Some((appended, applied, trim));
             if appended <= flushed && self.unsaved.is_none() {
-                self.recoverable = applied;
-                self.journalling = None;
+                self.flushed(applied, trim);
             }
+        }
+    }
+
+    fn flushed(&mut self, slot: Slot, trim: Slot) {
+        if self.unsaved.is_none() {
+            self.recoverable = slot;
+        }
+        self.trimmed = trim;
+        self.journalling = None;
+    }
+
+    /// Asks one of those that may know what this node has to learn.
+    pub(super) fn ask_to_be_taught<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) {
+        // A candidate may have to learn from those that its configuration replaces.
+        let electorate = self.lead.as_ref().map(|lead| lead.electorate.members());
+        let members: Vec<Member> = match electorate {
+            Some(members) => members.copied().collect(),
+            None => self.register.newest.membership.members.clone(),
+        };
+        let leader = self.leader(turn.now_ns, turn.local);
+        let request = self.catch_up.poll(
+            turn.now_ns,
+            self.config.group,
+            self.applied.slot(),
+            leader,
+            self.config.node,
+            &members,
+        );
+        if let Some((source, header)) = request
+            && let Some(member) = members.iter().find(|member| member.node == source)
+        {
+            turn.io.send(member.address, &header, &[]);
         }
     }
 

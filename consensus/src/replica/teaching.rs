@@ -6,7 +6,7 @@ impl<S: StateMachine> Replica<S> {
     /// Where a member that asks to be taught is reached. What it asks for is a thousand times as
     /// long as the question, so it goes to no address that a packet could name.
     pub(super) fn pupil(&self, request: &Header) -> Option<SocketAddr> {
-        let member = self.config.membership.member(request.sender)?;
+        let member = self.register.newest.membership.member(request.sender)?;
         (member.node != self.config.node).then_some(member.address)
     }
 

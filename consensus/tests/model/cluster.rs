@@ -8,7 +8,7 @@ use crate::memory::Words;
 use crate::packet::{EPOCH, GROUP, Packet, VALUE_LENGTH, ballot};
 use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::leader::{Heard, Leader, LeaderTiming, Order};
-use nearwire_consensus::quorum::{Member, Membership, Quorums};
+use nearwire_consensus::quorum::{Electorate, Member, MemberRole, Membership, Quorums};
 use nearwire_consensus::region::Layout;
 use nearwire_consensus::simulation::{Mutation, mutate};
 use nearwire_consensus::wire::{Header, Kind};
@@ -50,7 +50,7 @@ pub(crate) struct World {
     /// Each step is run with either body published.
     pub(crate) both_bodies: bool,
     /// Who votes.
-    pub(crate) membership: Membership,
+    pub(crate) electorate: Electorate,
     /// The defect under which everything happens.
     pub(crate) mutation: Option<Mutation>,
 }
@@ -140,7 +140,7 @@ fn acceptor(index: usize, reborn: bool, window: u64) -> Acceptor {
     }
 }
 
-pub(crate) fn membership() -> Membership {
+pub(crate) fn electorate() -> Electorate {
     let member = |index| {
         let acceptor = acceptor(index, false, 2);
         Member {
@@ -148,13 +148,14 @@ pub(crate) fn membership() -> Membership {
             incarnation: acceptor.incarnation,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             priority: 0,
+            role: MemberRole::Voter,
         }
     };
-    Membership {
+    Electorate::of(Membership {
         epoch: EPOCH,
         members: (0..ACCEPTORS).map(member).collect(),
         quorums: Quorums::majority(ACCEPTORS).expect("three members"),
-    }
+    })
 }
 
 const PERMUTATIONS: [[usize; ACCEPTORS]; 6] = [
@@ -313,7 +314,7 @@ impl World {
         let header = reply.header();
         let mut after = leader.clone();
         let heard = match reply.kind {
-            Kind::Promise => after.promised(place, &header, &self.membership),
+            Kind::Promise => after.promised(place, &header, &self.electorate),
             Kind::Outside if after.leads() => {
                 let trim = Slot(header.watermark);
                 if trim > after.decided().next() {
@@ -366,7 +367,7 @@ impl World {
 
     /// The place of an acceptor, if the membership counts what it says in this life.
     fn place(&self, acceptor: &Acceptor, reply: &Packet) -> Option<usize> {
-        self.membership.voter(&Header {
+        self.electorate.voter(&Header {
             sender: acceptor.node,
             incarnation: acceptor.incarnation,
             ..reply.header()
@@ -491,7 +492,7 @@ impl World {
             actions.extend(alone);
             return;
         }
-        let quorum = self.membership.quorums.phase1();
+        let quorum = self.electorate.membership.quorums.phase1();
         let promises = letters
             .iter()
             .filter(|letter| letter.reply.kind == Kind::Promise);
@@ -553,9 +554,9 @@ impl World {
             }
         };
         loop {
-            leader.send(1, &self.membership, &mut out);
+            leader.send(1, &self.electorate, &mut out);
             let mut again = false;
-            while let Some((value, _)) = leader.next_decided(&self.membership) {
+            while let Some((value, _)) = leader.next_decided(&self.electorate) {
                 applied.push(value.first().copied().unwrap_or(0));
                 again = true;
             }
@@ -622,7 +623,7 @@ impl World {
         if let Some(leader) = &mut proposer.leader {
             let leader = Arc::make_mut(leader);
             // What it still lacks it learns by and by.
-            leader.caught_up(Slot(slot as u64 + 1), &self.membership);
+            leader.caught_up(Slot(slot as u64 + 1), &self.electorate);
             leader.forget_times();
             if !self.one_by_one {
                 self.turn(&mut state, at);
@@ -724,7 +725,7 @@ impl Model for World {
                 if let Some(leader) = &mut state.proposers[at].leader {
                     let leader = Arc::make_mut(leader);
                     leader.raise_trim(leader.decided().next());
-                    leader.announce(1, &self.membership, &mut |order| {
+                    leader.announce(1, &self.electorate, &mut |order| {
                         Arc::make_mut(&mut state.requests).insert(Packet::new(&order.header, 0));
                     });
                 }

@@ -9,7 +9,7 @@ mod cluster;
 mod memory;
 mod packet;
 
-use cluster::{Action, State, World, membership};
+use cluster::{Action, State, World, electorate};
 use nearwire_consensus::simulation::Mutation;
 use stateright::{Checker, HasDiscoveries, Model, Path};
 use std::collections::{BTreeSet, HashSet};
@@ -32,7 +32,7 @@ fn smallest() -> World {
         promises_once: false,
         one_by_one: false,
         both_bodies: false,
-        membership: membership(),
+        electorate: electorate(),
         mutation: None,
     }
 }

@@ -211,6 +211,7 @@ fn directory_exit(error: &DataDirectoryError) -> Exit {
         | DataDirectoryError::ForeignNode { .. }
         | DataDirectoryError::Damaged { .. }
         | DataDirectoryError::NoIdentity { .. }
+        | DataDirectoryError::DamagedRegister { .. }
         | DataDirectoryError::Version { .. } => Exit::Unsupported,
         DataDirectoryError::InUse { .. }
         | DataDirectoryError::Io { .. }

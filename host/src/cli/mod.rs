@@ -9,6 +9,7 @@ mod doctor;
 mod failover;
 mod failure;
 mod leader;
+mod member;
 mod offload;
 mod output;
 mod peers;
@@ -69,6 +70,7 @@ Examples:
   nearwire put --config node1.toml greeting hi  write through the log
   nearwire get --config node1.toml greeting     read what was written
   nearwire status --config node1.toml           who leads, and how far everybody is
+  nearwire member list --config node1.toml      who votes, and who learns
   nearwire offload status                       what votes in this machine's kernel
   nearwire sim --seeds 1000                     a thousand clusters in virtual time
   nearwire conform --target HOST:PORT           whether an acceptor answers as it must
@@ -89,6 +91,8 @@ enum Command {
     Status(status::Args),
     #[command(subcommand)]
     Leader(leader::Command),
+    #[command(subcommand)]
+    Member(member::Command),
     #[command(subcommand)]
     Offload(offload::Command),
     Get(propose::GetArgs),
@@ -123,6 +127,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::main(args, output),
         Command::Status(args) => status::main(&args, output),
         Command::Leader(command) => leader::main(&command, output),
+        Command::Member(command) => member::main(&command, output),
         Command::Offload(command) => offload::main(&command, output),
         Command::Get(args) => propose::get(&args, output),
         Command::Put(args) => propose::put(&args, output),

@@ -104,7 +104,7 @@ impl Cluster {
     }
 }
 
-fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
+pub(super) fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
     let text = text.trim();
     let (node, address) = match text.split_once('=') {
         Some((node, address)) => {

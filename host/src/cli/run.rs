@@ -49,6 +49,9 @@ pub(super) struct OverrideArgs {
     /// The file with the cluster's key.
     #[arg(long, env = "NEARWIRE_KEY_FILE", value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// This node is to be made a member of a cluster that is there: see `nearwire member`.
+    #[arg(long, env = "NEARWIRE_JOIN")]
+    join: bool,
 }
 
 impl From<OverrideArgs> for Overrides {
@@ -60,6 +63,7 @@ impl From<OverrideArgs> for Overrides {
             resp: args.resp,
             wait: args.wait,
             key_file: args.key_file,
+            join: args.join,
         }
     }
 }

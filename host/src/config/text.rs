@@ -33,6 +33,10 @@ struct File {
     users: Vec<User>,
     #[serde(default, rename = "peer")]
     peers: Vec<Peer>,
+    #[serde(default)]
+    join: bool,
+    #[serde(default)]
+    rejoin: bool,
     quorum: Option<Quorum>,
     #[serde(default)]
     region: Region,
@@ -149,6 +153,8 @@ fn build(
         resp_tls: file.resp_tls,
         users: file.users,
         peers: file.peers,
+        join: overrides.join || file.join,
+        rejoin: file.rejoin,
         quorum: file.quorum,
         region: file.region,
         worker: Worker {

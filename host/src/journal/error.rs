@@ -22,7 +22,7 @@ pub enum JournalError {
         "journal file {} is damaged at byte {offset}: record {lsn} was flushed (byte \
          {proof_offset} of {} says so) but cannot be read. This node's votes cannot be trusted: \
          restore the file from the same disk if it can be recovered, otherwise leave this node \
-         stopped: the others go on without it, and members cannot be replaced in this version",
+         stopped and have it replaced: `nearwire member replace --lost`",
         file.display(), proof.display()
     )]
     Damaged {
@@ -41,8 +41,7 @@ pub enum JournalError {
     #[error(
         "journal file {}: its first block is damaged, yet later records depend on it. This node's \
          votes cannot be trusted: restore the file from the same disk if it can be recovered, \
-         otherwise leave this node stopped: the others go on without it, and members cannot be \
-         replaced in this version",
+         otherwise leave this node stopped and have it replaced: `nearwire member replace --lost`",
         file.display()
     )]
     DamagedStart {

@@ -54,6 +54,8 @@ pub enum FaultKind {
     ClientLoss,
     /// Fault points inside the code strike.
     FaultPoints,
+    /// An operator changes the members, some or all at once.
+    Reconfiguration,
 }
 
 impl FaultKind {
@@ -84,6 +86,7 @@ impl FaultKind {
         Self::Usurpation,
         Self::ClientLoss,
         Self::FaultPoints,
+        Self::Reconfiguration,
     ];
 
     /// Its name on command lines and in reports.
@@ -114,6 +117,7 @@ impl FaultKind {
             Self::Usurpation => "usurpation",
             Self::ClientLoss => "client-loss",
             Self::FaultPoints => "fault-points",
+            Self::Reconfiguration => "reconfiguration",
         }
     }
 

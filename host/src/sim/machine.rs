@@ -44,6 +44,27 @@ pub(super) struct Identity {
     pub(super) generation: u64,
     /// Whether they are in the kernel's maps, where a program may vote, or in a file.
     pub(super) in_maps: bool,
+    /// What it keeps of each group's configurations.
+    pub(super) registers: BTreeMap<GroupId, Vec<u8>>,
+    /// It is to become a member of the cluster that is there.
+    pub(super) joins: bool,
+}
+
+impl Identity {
+    /// That of a new data directory.
+    pub(super) const fn new(nonce: u64, joins: bool) -> Self {
+        Self {
+            nonce,
+            pins: BTreeMap::new(),
+            formed: false,
+            formed_boot: None,
+            reserved_round: 0,
+            generation: 0,
+            in_maps: false,
+            registers: BTreeMap::new(),
+            joins,
+        }
+    }
 }
 
 /// A snapshot on the disk.
@@ -165,6 +186,17 @@ impl<P: Post> Io for Outbox<'_, P> {
         true
     }
 
+    fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
+        if self.life.is_dead() {
+            return true;
+        }
+        if !self.log.borrow().takes_files() {
+            return false;
+        }
+        self.identity.registers.insert(group, register.to_vec());
+        true
+    }
+
     fn read_snapshot(
         &mut self,
         group: GroupId,
@@ -220,10 +252,7 @@ impl Machine {
             node_id: NodeId(place as u16 + 1),
             clock: Clock::new(scenario.drift_ppm[place], scenario.skew_ms[place]),
             boot: u128::from(random.next() | 1),
-            identity: Identity {
-                nonce: random.next(),
-                ..Identity::default()
-            },
+            identity: Identity::new(random.next(), place >= scenario.nodes),
             words: blank(0),
             log: Rc::default(),
             shelves: vec![Shelf::default(); usize::from(scenario.groups)],
@@ -498,7 +527,9 @@ impl Machine {
         used_round: u64,
         seed: u64,
     ) -> Config {
-        let peers = (0..scenario.nodes).map(|place| Peer {
+        let is_spare = self.place >= scenario.nodes;
+        let places = (0..scenario.nodes).chain(is_spare.then_some(self.place));
+        let peers = places.map(|place| Peer {
             node: NodeId(place as u16 + 1),
             address: address(place),
             priority: 0,
@@ -506,6 +537,8 @@ impl Machine {
         Config {
             node: self.node_id,
             peers: peers.collect(),
+            joins: self.identity.joins,
+            registers: self.identity.registers.clone(),
             epoch: EPOCH,
             quorums,
             key: scenario.key,

@@ -5,7 +5,10 @@ use super::fault::FaultKind;
 use super::machine::{Machine, Post, Standing, address};
 use super::network::exponential;
 use super::world::{World, place_name};
+use consensus::configuration::Configuration;
 use consensus::local::Durability;
+use consensus::matchmaker::Register;
+use consensus::quorum::{Member, MemberRole, Membership, Quorums};
 use consensus::session::SESSION_TTL_MS;
 use consensus::wire::{Flags, Header, Kind};
 use consensus::{Ballot, GroupId, NodeId};
@@ -16,6 +19,11 @@ const PAUSE_NS: (u64, u64) = (10 * MS, 2_000 * MS);
 
 /// Mean time between two followers that take over.
 const USURP_NS: u64 = MS / 2;
+
+/// The machine that a member is.
+fn at(member: &Member) -> usize {
+    usize::from(member.node.0) - 1
+}
 
 /// Something that is due later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -28,6 +36,8 @@ pub(super) enum Action {
     MendDisk(usize),
     /// A follower is made to take over a group.
     Usurp(usize, u16),
+    /// A node that lost its memory comes back as a new one under its old number.
+    Rejoin(usize),
 }
 
 /// A kind of fault, and how often it is drawn.
@@ -47,6 +57,7 @@ const WEIGHTS: &[(FaultKind, u64)] = &[
     (FaultKind::Transfer, 3),
     (FaultKind::Usurpation, 8),
     (FaultKind::ClientLoss, 1),
+    (FaultKind::Reconfiguration, 8),
 ];
 
 impl World {
@@ -120,26 +131,251 @@ impl World {
         });
     }
 
-    /// Whether `place` may lose its state and there are enough left that have theirs.
+    /// Whether `place` may lose its state and there are enough left that have theirs: of those that
+    /// reported a slot before it was trimmed one has to be left.
     fn may_lose_state(&self, place: usize) -> bool {
+        if self.scenario.durability != Durability::Volatile {
+            return true;
+        }
+        let needed = self.needed();
+        let matters = |place: usize| {
+            let node = self.machines[place].node_id;
+            needed.iter().any(|one| one.place(node).is_some())
+        };
         let lost = (0..self.machines.len())
-            .filter(|other| *other != place && !self.is_whole(*other))
+            .filter(|other| *other != place && matters(*other) && !self.is_whole(*other))
             .count();
-        self.scenario.durability != Durability::Volatile || lost < self.scenario.spare_states()
+        let spare = needed.iter().map(|one| one.voters().count() / 2).min();
+        !matters(place) || lost < spare.unwrap_or(0)
     }
 
     /// Whether `place` may go for good.
     fn may_lose_acceptor(&self, place: usize) -> bool {
-        let gone = |machine: &&Machine| machine.standing != Standing::Member;
-        let gone = self.machines.iter().filter(gone).count();
+        let former = &self.machines[..self.scenario.nodes];
         let is_member = self.machines[place].standing == Standing::Member;
-        // Whoever loses its memory while the cluster forms keeps it from ever forming.
-        let has_formed = self.machines.iter().all(|machine| machine.identity.formed);
+        // Whoever loses its memory while the cluster forms keeps it from ever forming. Those that
+        // formed it are its matchmakers for good.
+        let has_formed = former.iter().all(|machine| machine.identity.formed);
         is_member
+            && place < former.len()
             && has_formed
             && self.rotten.is_none()
-            && gone < self.scenario.spare_acceptors()
+            && self.lost < self.scenario.spare_acceptors()
+            && self
+                .needed()
+                .iter()
+                .all(|one| self.can_do_without(one, place))
             && self.may_lose_state(place)
+    }
+
+    /// Whether a configuration has its quorums, and enough to trim, if `place` is gone, too.
+    fn can_do_without(&self, membership: &Membership, place: usize) -> bool {
+        let has = |role: fn(MemberRole) -> bool| {
+            let members = membership.members.iter().filter(|member| role(member.role));
+            let mut left = 0;
+            let mut all = 0;
+            for member in members {
+                all += 1;
+                left += usize::from(self.is_alive(member) && at(member) != place);
+            }
+            (left, all)
+        };
+        let quorums = membership.quorums;
+        let (acceptors, _) = has(|role| role != MemberRole::Learner);
+        let (voters, all) = has(|role| role == MemberRole::Voter);
+        acceptors >= quorums.phase1().max(quorums.phase2()) && voters > all / 2
+    }
+
+    /// Whether the life of its memory that a configuration names is not over.
+    fn is_alive(&self, member: &Member) -> bool {
+        let machine = &self.machines[at(member)];
+        machine.standing == Standing::Member
+            && machine.incarnation(&self.scenario) == member.incarnation
+    }
+
+    /// The memberships that some matchmaker still tells candidates of.
+    fn needed(&self) -> Vec<Membership> {
+        let former = &self.machines[..self.scenario.nodes];
+        let registers = former
+            .iter()
+            .flat_map(|machine| &machine.identity.registers);
+        let registers = registers.filter_map(|(_, kept)| Register::read(kept));
+        let mut needed: Vec<Membership> = Vec::new();
+        for register in registers {
+            let known = register.matchmaker.configurations().iter();
+            for one in known.chain([&register.newest]) {
+                if !needed.contains(&one.membership) {
+                    needed.push(one.membership.clone());
+                }
+            }
+        }
+        if needed.is_empty() {
+            let members = (0..former.len()).map(|place| self.as_member(place, MemberRole::Voter));
+            let members: Vec<_> = members.collect();
+            let (phase1, phase2) = self.scenario.quorum_sizes();
+            if let Ok(quorums) = Quorums::flexible(members.len(), phase1, phase2) {
+                needed.push(Membership {
+                    epoch: super::machine::EPOCH,
+                    members,
+                    quorums,
+                });
+            }
+        }
+        needed
+    }
+
+    fn as_member(&self, place: usize, role: MemberRole) -> Member {
+        let machine = &self.machines[place];
+        Member {
+            node: machine.node_id,
+            incarnation: machine.incarnation(&self.scenario),
+            address: address(place),
+            priority: 0,
+            role,
+        }
+    }
+
+    /// An operator has other members vote from now on.
+    fn change_members(&mut self, group: u16) {
+        let Some(leader) = self.leader(usize::from(group)) else {
+            return;
+        };
+        let Some(node) = &self.machines[leader].process else {
+            return;
+        };
+        let current = node.replicas()[usize::from(group)].configuration().clone();
+        let alive = |member: &&Member| self.is_alive(member);
+        let mut members: Vec<Member> = current
+            .membership
+            .members
+            .iter()
+            .filter(alive)
+            .copied()
+            .collect();
+        let strangers: Vec<usize> = (0..self.machines.len())
+            .filter(|place| {
+                let machine = &self.machines[*place];
+                let is_there = |member: &Member| member.node == machine.node_id;
+                machine.standing == Standing::Member && !members.iter().any(is_there)
+            })
+            .collect();
+        let of = |members: &[Member], role: MemberRole| {
+            let places = members.iter().enumerate();
+            let places = places.filter(|(_, member)| member.role == role);
+            places.map(|(place, _)| place).collect::<Vec<_>>()
+        };
+        let learners = of(&members, MemberRole::Learner);
+        let draw = self.random.below(6);
+        let what = match draw {
+            // Learners come first.
+            0 | 1 => {
+                members.extend(
+                    strangers
+                        .iter()
+                        .map(|place| self.as_member(*place, MemberRole::Learner)),
+                );
+                "more learners"
+            }
+            // All that can be replaced are, or one is; now and then nobody leaves.
+            2..5 if !learners.is_empty() => {
+                let promoted = if draw == 2 { learners.len() } else { 1 };
+                for place in learners.into_iter().take(promoted) {
+                    members[place].role = MemberRole::Voter;
+                }
+                let mut leavers = of(&current.membership.members, MemberRole::Voter);
+                let count = leavers.len();
+                let first = self.random.below(count.max(1) as u64) as usize;
+                leavers.rotate_left(first.min(count));
+                for place in leavers {
+                    let node = current.membership.members[place].node;
+                    let voters = of(&members, MemberRole::Voter).len();
+                    if voters > self.scenario.nodes
+                        && draw != 4
+                        && let Some(at) = members.iter().position(|member| member.node == node)
+                    {
+                        members[at].role = MemberRole::Learner;
+                    }
+                }
+                "learners vote"
+            }
+            // Those that do not vote go.
+            5 => {
+                let leads = |member: &Member| at(member) == leader;
+                members.retain(|member| member.role == MemberRole::Voter || leads(member));
+                "no learners"
+            }
+            _ => {
+                let voters = of(&members, MemberRole::Voter);
+                if let Some(place) = voters
+                    .first()
+                    .filter(|_| voters.len() > self.scenario.nodes)
+                {
+                    members[*place].role = MemberRole::Learner;
+                }
+                "one voter less"
+            }
+        };
+        let voters = of(&members, MemberRole::Voter).len();
+        let quorums = match self.scenario.quorums {
+            Some((phase1, phase2)) if voters == self.scenario.nodes => {
+                Quorums::flexible(voters, phase1, phase2)
+            }
+            _ => Quorums::majority(voters),
+        };
+        let Ok(quorums) = quorums else { return };
+        if voters + 1 < self.scenario.nodes {
+            return;
+        }
+        self.say(FaultKind::Reconfiguration, leader, || {
+            let names = members
+                .iter()
+                .map(|one| format!("{} {}", one.node, one.role.name()));
+            format!(
+                "group {group}, {what}: {}",
+                names.collect::<Vec<_>>().join(", ")
+            )
+        });
+        let wish = Configuration {
+            version: current.version,
+            membership: Membership {
+                epoch: current.membership.epoch,
+                members,
+                quorums,
+            },
+            matchmakers: Vec::new(),
+        };
+        let value = wish.to_bytes();
+        let header = Header {
+            vote_ballot: current.version,
+            length: value.len() as u16,
+            ..Header::new(Kind::Reconfigure, GroupId(group), NodeId::NONE)
+        };
+        self.post_as_operator(leader, header, &value);
+    }
+
+    /// A node that lost its memory is a new one: with a new data directory, in another life.
+    fn rejoin(&mut self, place: usize) {
+        if self.machines[place].standing != Standing::Refused {
+            return;
+        }
+        self.lose_disk(place);
+        self.machines[place].identity.joins = true;
+        self.machines[place].standing = Standing::Member;
+        self.machines[place].reborn = None;
+        let life = self.machines[place].incarnation(&self.scenario);
+        self.ether.checker.reborn(place, life);
+        self.say(FaultKind::Reconfiguration, place, || {
+            format!("comes back as a new node, {life}")
+        });
+        self.start(place);
+    }
+
+    pub(super) fn plan_rejoining(&mut self, place: usize) {
+        if self.allows(FaultKind::Reconfiguration) {
+            let election_ns = self.scenario.election.timeout_ns;
+            let away_ns = exponential(&mut self.random, 4 * election_ns) + MS;
+            self.plan(self.now_ns() + away_ns, Action::Rejoin(place));
+        }
     }
 
     fn plan_start(&mut self, place: usize) {
@@ -183,12 +419,14 @@ impl World {
                     "the machine loses power and its votes".into()
                 });
                 self.machines[place].standing = Standing::Doomed;
+                self.lost += 1;
                 self.lose_power(place);
                 self.plan_start(place);
             }
             FaultKind::DiskLoss if self.may_lose_acceptor(place) => {
                 self.say(kind, place, || "the data directory is lost".into());
                 self.machines[place].standing = Standing::Doomed;
+                self.lost += 1;
                 self.lose_disk(place);
                 self.plan_start(place);
             }
@@ -233,6 +471,10 @@ impl World {
                     let usurper = self.random.below(self.machines.len() as u64) as usize;
                     self.plan(at_ns, Action::Usurp(usurper, group));
                 }
+            }
+            FaultKind::Reconfiguration => {
+                let group = self.random.below(u64::from(self.scenario.groups)) as u16;
+                self.change_members(group);
             }
             FaultKind::ClientLoss => {
                 let number = self.random.below(self.clients.len() as u64) as usize;
@@ -318,11 +560,9 @@ impl World {
         self.lose_power(place);
         let nonce = self.random.next();
         let machine = &mut self.machines[place];
-        machine.identity = super::machine::Identity {
-            nonce,
-            ..Default::default()
-        };
+        machine.identity = super::machine::Identity::new(nonce, false);
         *machine.log.borrow_mut() = super::disk::Log::default();
+        machine.below.fill(0);
         for shelf in &mut machine.shelves {
             shelf.kept.clear();
         }
@@ -382,7 +622,7 @@ impl World {
             vote_ballot: Ballot(place as u64 + 1),
             ..Header::new(Kind::Transfer, GroupId(group), NodeId::NONE)
         };
-        self.post_as_operator(leader, header);
+        self.post_as_operator(leader, header, &[]);
     }
 
     /// Makes a follower campaign as if its leader handed over to it.
@@ -405,15 +645,15 @@ impl World {
             flags: Flags::NOW,
             ..Header::new(Kind::Transfer, GroupId(group), leader)
         };
-        self.post_as_operator(place, header);
+        self.post_as_operator(place, header, &[]);
     }
 
-    fn post_as_operator(&mut self, to: usize, mut header: Header) {
+    fn post_as_operator(&mut self, to: usize, mut header: Header, value: &[u8]) {
         if let Some(key) = self.scenario.key {
-            header.tag = consensus::auth::tag(key, &header, &[]);
+            header.tag = consensus::auth::tag(key, &header, value);
         }
         let operator = self.machines.len() + self.clients.len();
-        self.ether.post(operator, address(to), &header, &[]);
+        self.ether.post(operator, address(to), &header, value);
     }
 
     /// The process died between two writes of a step.
@@ -446,6 +686,7 @@ impl World {
             Action::Resume(place) => self.resume(place),
             Action::MendDisk(place) => self.mend_disk(place),
             Action::Usurp(place, group) => self.usurp(place, group),
+            Action::Rejoin(place) => self.rejoin(place),
         }
     }
 

@@ -14,6 +14,9 @@ const MS: u64 = 1_000_000;
 /// Between two Decides of a leader that has news.
 const DECIDE_NS: u64 = MS;
 
+/// Most machines of a world.
+const MACHINES: usize = 6;
+
 /// A stretch of a world's time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Phase {
@@ -28,7 +31,10 @@ pub(super) struct Phase {
 /// A cluster, its clients, and the faults they meet.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
+    /// Those that form the cluster.
     pub(super) nodes: usize,
+    /// Those that may become members later.
+    pub(super) spares: usize,
     pub(super) groups: u16,
     /// Phase 1 and phase 2; majorities if `None`.
     pub(super) quorums: Option<(usize, usize)>,
@@ -106,13 +112,18 @@ impl Scenario {
                 kinds = kinds.with(*kind);
             }
         }
+        let spares = match kinds.has(FaultKind::Reconfiguration) {
+            true => one_of(r, &[0, 1, 2, MACHINES - nodes]).min(MACHINES - nodes),
+            false => 0,
+        };
+        let machines = nodes + spares;
         let drift = kinds.has(FaultKind::ClockDrift);
         let skewed = kinds.has(FaultKind::ClockStep);
         // A clock that is being set right runs up to a tenth too fast or too slow.
         let slewed = if seed.is_multiple_of(4) { 180 } else { 1 };
-        let drift_ppm = (0..nodes).map(|_| (r.below(1001) as i64 - 500) * slewed);
+        let drift_ppm = (0..machines).map(|_| (r.below(1001) as i64 - 500) * slewed);
         let drift_ppm = drift_ppm.map(|ppm| if drift { ppm } else { 0 }).collect();
-        let skew_ms = (0..nodes).map(|_| r.below(4001) as i64 - 2000);
+        let skew_ms = (0..machines).map(|_| r.below(4001) as i64 - 2000);
         let skew_ms = skew_ms.map(|ms| if skewed { ms } else { 0 }).collect();
         let count = 2 + r.below(4);
         let phases = (0..count)
@@ -120,6 +131,7 @@ impl Scenario {
             .collect();
         Self {
             nodes,
+            spares,
             groups,
             quorums: flexible.then_some((phase1, phase2)),
             unsound: asks_unsound.then_some((phase1, nodes - phase1)),
@@ -161,6 +173,11 @@ impl Scenario {
         }
     }
 
+    /// Everything that runs a process.
+    pub(super) const fn machines(&self) -> usize {
+        self.nodes + self.spares
+    }
+
     pub(super) fn layout(&self) -> Layout {
         match Layout::new(self.groups, self.window, self.value_bytes) {
             Ok(layout) => layout,
@@ -179,12 +196,6 @@ impl Scenario {
         let (phase1, phase2) = self.quorum_sizes();
         // A slot is trimmed when a majority could restore it, whatever the quorums are.
         (self.nodes - phase1.max(phase2)).min((self.nodes - 1) / 2)
-    }
-
-    /// How many nodes may be without their state at once: of those that reported a slot before it
-    /// was trimmed one has to be left.
-    pub(super) const fn spare_states(&self) -> usize {
-        self.nodes / 2
     }
 }
 

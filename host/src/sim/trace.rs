@@ -99,6 +99,18 @@ fn describe(header: &Header, bytes: usize) -> String {
                 ballot.0
             )
         }
+        Kind::Match | Kind::Matched | Kind::Unmatched => {
+            format!("{kind:?} g{group} ballot {ballot} after {vote_ballot}, {bytes} bytes")
+        }
+        Kind::Garbage | Kind::Collected => {
+            format!(
+                "{kind:?} g{group} below version {}",
+                consensus::Ballot(*watermark)
+            )
+        }
+        Kind::Configuration | Kind::Reconfigure | Kind::Reconfigured => {
+            format!("{kind:?} g{group} version {vote_ballot}, {watermark}, {bytes} bytes")
+        }
         Kind::Hello | Kind::Read | Kind::Inspect | Kind::Report => {
             format!("{kind:?} g{group}, {bytes} bytes")
         }

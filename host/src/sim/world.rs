@@ -16,6 +16,7 @@ use consensus::auth;
 use consensus::formation::Conflict;
 use consensus::local::Durability;
 use consensus::random::Random;
+use consensus::replica::{Replica, Role};
 use consensus::simulation::{self, Fault, Faults};
 use consensus::wire::{Header, Kind, Parsed, parse};
 use consensus::{GroupId, Slot};
@@ -129,6 +130,8 @@ pub(super) struct World {
     faults: Faults,
     /// The machine whose snapshots were damaged.
     pub(super) rotten: Option<usize>,
+    /// How many of those that formed the cluster have lost their memory.
+    pub(super) lost: usize,
     events: u64,
     deliveries: u64,
     /// Slots that a `volatile` node must have applied to count as whole again.
@@ -140,7 +143,7 @@ impl World {
         let mut scenario = Scenario::draw(seed);
         scenario.leave_out(options.without);
         let mut random = Random::new(seed ^ 0x776f_726c_6400_0000);
-        let nodes = scenario.nodes;
+        let nodes = scenario.machines();
         let machines: Vec<_> = (0..nodes)
             .map(|place| Machine::new(place, &scenario, &mut random))
             .collect();
@@ -180,6 +183,7 @@ impl World {
             has_fault_points: options.fault_points,
             faults: Faults::default(),
             rotten: None,
+            lost: 0,
             events: 0,
             deliveries: 0,
             wanted: vec![vec![Slot::NONE; groups]; nodes],
@@ -206,8 +210,7 @@ impl World {
             }
         }
         let sizes = self.quorums.unwrap_or_else(|| self.scenario.quorum_sizes());
-        let nodes = self.scenario.nodes;
-        self.ether.checker.configured(nodes, sizes);
+        self.ether.checker.configured(self.scenario.nodes, sizes);
         for place in 0..self.machines.len() {
             let incarnation = self.machines[place].incarnation(&self.scenario);
             self.ether.checker.chronicle.pinned[place] = incarnation;
@@ -223,15 +226,15 @@ impl World {
     // Timers.
 
     pub(super) const fn flush_timer(&self, place: usize) -> usize {
-        self.scenario.nodes + place
+        self.scenario.machines() + place
     }
 
     pub(super) const fn snapshot_timer(&self, place: usize) -> usize {
-        2 * self.scenario.nodes + place
+        2 * self.scenario.machines() + place
     }
 
     pub(super) const fn client_timer(&self, number: usize) -> usize {
-        3 * self.scenario.nodes + number
+        3 * self.scenario.machines() + number
     }
 
     pub(super) fn fault_timer(&self) -> usize {
@@ -322,7 +325,7 @@ impl World {
     }
 
     fn on_timer(&mut self, timer: usize) {
-        let nodes = self.scenario.nodes;
+        let nodes = self.scenario.machines();
         self.timers[timer] = u64::MAX;
         match timer {
             _ if timer < nodes => self.turn(timer),
@@ -481,9 +484,10 @@ impl World {
         self.ether.checker.event_over();
         let failed = {
             let mut log = machine.log.borrow_mut();
-            if self.timers[self.scenario.nodes + place] == u64::MAX && log.begin_flush() {
+            let timer = self.scenario.machines() + place;
+            if self.timers[timer] == u64::MAX && log.begin_flush() {
                 let flush_ns = exponential(&mut self.random, machine.flush_ns);
-                self.timers[self.scenario.nodes + place] = self.ether.now_ns + flush_ns;
+                self.timers[timer] = self.ether.now_ns + flush_ns;
             }
             log.has_failed()
         };
@@ -632,6 +636,7 @@ impl World {
             .trace
             .tell(now_ns, place_name(place), || format!("is refused: {why}"));
         self.give_birth(place);
+        self.plan_rejoining(place);
     }
 
     /// A flush is done.
@@ -846,12 +851,11 @@ impl World {
         }
         let mut level = Vec::new();
         for group in 0..usize::from(self.scenario.groups) {
-            let replicas = self.machines.iter().filter_map(|machine| {
-                machine
-                    .process
-                    .as_ref()
-                    .map(|node| node.replicas().get(group))
-            });
+            let Some(members) = self.members(group) else {
+                return;
+            };
+            let nodes = members.iter().map(|place| &self.machines[*place].process);
+            let replicas = nodes.map(|node| node.as_ref()?.replicas().get(group));
             let mut slots = replicas.map(|replica| replica.map(|replica| replica.applied().slot()));
             let first = slots.next().flatten();
             let Some(slot) = first.filter(|_| slots.all(|slot| slot == first)) else {
@@ -874,10 +878,30 @@ impl World {
         self.stage = Stage::Done;
     }
 
+    /// The machines of those that are members by the word of a leader and not lost for good.
+    fn members(&self, group: usize) -> Option<Vec<usize>> {
+        let nodes = self
+            .machines
+            .iter()
+            .filter_map(|machine| machine.process.as_ref());
+        let replicas = nodes.filter_map(|node| node.replicas().get(group));
+        let leaders = replicas.filter(|replica| replica.role() == Role::Leader);
+        let configuration = leaders
+            .map(Replica::configuration)
+            .max_by_key(|configuration| configuration.version)?;
+        let of = |machine: &&Machine| {
+            let life = machine.incarnation(&self.scenario);
+            machine.standing == Standing::Member
+                && configuration.member(machine.node_id, life).is_some()
+        };
+        let members = self.machines.iter().filter(of);
+        Some(members.map(|machine| machine.place).collect())
+    }
+
     fn compare_states(&mut self) {
         for group in 0..usize::from(self.scenario.groups) {
             let mut first: Option<(usize, Vec<u8>)> = None;
-            for place in 0..self.machines.len() {
+            for place in self.members(group).unwrap_or_default() {
                 let Some(node) = &self.machines[place].process else {
                     continue;
                 };
@@ -942,6 +966,6 @@ fn is_for_acceptor(datagram: &[u8]) -> bool {
 
 /// What stories call a machine.
 pub(super) fn place_name(place: usize) -> &'static str {
-    const NAMES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
+    const NAMES: [&str; 6] = ["n1", "n2", "n3", "n4", "n5", "n6"];
     NAMES.get(place).copied().unwrap_or("client")
 }

@@ -45,7 +45,7 @@ pub(crate) struct InstallArgs {
 ///
 /// With --orphan the pins of a region are removed and its votes are LOST. If a node's data directory
 /// still names it, that node has lost its memory: it is refused from then on, exit code 3, and
-/// cannot be replaced in this version. Only for what is left of a cluster that is gone.
+/// has to be replaced (`nearwire member replace --lost`).
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -12,8 +12,14 @@ use consensus::wire::Header;
 
 /// A vote was cast.
 pub(super) fn cast(chronicle: &mut Chronicle, place: usize, group: usize, vote: &Vote) -> Verdict {
-    let (_, quorum) = chronicle.quorums;
     let facts = &mut chronicle.groups[group];
+    // A learner's vote, or one of a life that the ballot's configuration does not name, is none.
+    let counting = facts.counting(vote.ballot);
+    let Some(counting) =
+        counting.filter(|_| facts.counts(vote.ballot, place, chronicle.pinned[place]))
+    else {
+        return Ok(());
+    };
     let slot = facts.slot_mut(vote.slot);
     let same = |one: &Voted| (one.ballot, one.digest) == (vote.ballot, vote.digest);
     let at = match slot.votes.iter().position(same) {
@@ -30,7 +36,7 @@ pub(super) fn cast(chronicle: &mut Chronicle, place: usize, group: usize, vote: 
     };
     let votes = &mut slot.votes[at];
     votes.voters |= 1 << place;
-    if (votes.voters.count_ones() as usize) < quorum {
+    if !counting.has_phase2(votes.voters) {
         return Ok(());
     }
     match slot.chosen {
@@ -75,18 +81,19 @@ pub(super) fn proposed(
 
 /// A leader says that slots are decided. Returns the first of them that it had not yet announced.
 pub(super) fn decided(chronicle: &mut Chronicle, group: usize, header: &Header) -> (u64, Verdict) {
-    let (_, quorum) = chronicle.quorums;
     let facts = &mut chronicle.groups[group];
+    let counting = facts.counting(header.ballot.0);
     let ballot = facts.ballot_mut(header.ballot.0);
     let first = header.vote_ballot.0.max(ballot.announced + 1);
     let is_first = !std::mem::replace(&mut ballot.led, true);
     ballot.announced = ballot.announced.max(header.slot.0);
+    ballot.trim = ballot.trim.max(header.watermark);
     if is_first {
         facts.note_leader(header.ballot.node());
     }
     for slot in first..=header.slot.0 {
         let known = facts.slot(slot);
-        if known.is_none_or(|slot| !slot.is_chosen_in(header.ballot.0, quorum)) {
+        if known.is_none_or(|slot| !slot.is_chosen_in(header.ballot.0, counting)) {
             let what = format!(
                 "slot {slot} of group {group}: ballot {} says that it is decided, but no quorum has \
                  voted for it in that ballot",

@@ -2,6 +2,8 @@
 
 use crate::sim::memory::Words;
 use crate::sim::scenario::Scenario;
+use consensus::configuration::Configuration;
+use consensus::quorum::MemberRole;
 use consensus::region::{Layout, entry, group};
 use consensus::sync::Ordering;
 use consensus::wire::{Header, Kind};
@@ -79,12 +81,43 @@ pub(in crate::sim) struct SlotFacts {
     pub(in crate::sim) chosen: Option<(u64, Digest)>,
 }
 
+/// How a configuration counts: acceptors by their places, one bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(in crate::sim) struct Counting {
+    /// What it is called.
+    pub(in crate::sim) version: u64,
+    pub(in crate::sim) acceptors: u32,
+    pub(in crate::sim) voters: u32,
+    pub(in crate::sim) phase1: usize,
+    pub(in crate::sim) phase2: usize,
+}
+
+impl Counting {
+    pub(in crate::sim) const fn has_phase1(&self, answered: u32) -> bool {
+        (answered & self.acceptors).count_ones() as usize >= self.phase1
+    }
+
+    pub(in crate::sim) const fn has_phase2(&self, answered: u32) -> bool {
+        (answered & self.acceptors).count_ones() as usize >= self.phase2
+    }
+}
+
 /// What is known of a ballot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::sim) struct BallotFacts {
     pub(in crate::sim) ballot: u64,
+    /// How it counts, from the first time that a matchmaker was asked.
+    pub(in crate::sim) counting: Option<Counting>,
+    /// It has proposed.
+    pub(in crate::sim) proposed: bool,
+    /// The ballot of the same node that it goes on from, without a phase 1 of its own.
+    pub(in crate::sim) continues: Option<u64>,
+    /// Who has promised that one.
+    pub(in crate::sim) met: u32,
     /// The newest slot announced as decided.
     pub(in crate::sim) announced: u64,
+    /// The highest trim announced.
+    pub(in crate::sim) trim: u64,
     /// Its leader has said that something is decided.
     pub(in crate::sim) led: bool,
     /// Who has promised it.
@@ -95,10 +128,11 @@ pub(in crate::sim) struct BallotFacts {
 
 impl SlotFacts {
     /// Whether a quorum has voted for one value in this very ballot.
-    pub(in crate::sim) fn is_chosen_in(&self, ballot: u64, quorum: usize) -> bool {
-        self.votes
-            .iter()
-            .any(|vote| vote.ballot == ballot && vote.voters.count_ones() as usize >= quorum)
+    pub(in crate::sim) fn is_chosen_in(&self, ballot: u64, counting: Option<Counting>) -> bool {
+        counting.is_some_and(|counting| {
+            let mut votes = self.votes.iter().filter(|vote| vote.ballot == ballot);
+            votes.any(|vote| counting.has_phase2(vote.voters))
+        })
     }
 
     pub(in crate::sim) fn value_in(&self, ballot: u64) -> Option<Digest> {
@@ -113,8 +147,12 @@ impl SlotFacts {
 #[derive(Clone, Debug, Default)]
 pub(in crate::sim) struct GroupFacts {
     slots: Vec<SlotFacts>,
+    /// Every configuration that a ballot was to use, and whose lives are its acceptors.
+    pub(in crate::sim) configurations: Vec<(Counting, Vec<(usize, Incarnation)>)>,
     pub(in crate::sim) ballots: Vec<BallotFacts>,
     pub(in crate::sim) chosen: u64,
+    /// Configurations below this version were called garbage, which was judged when it was said.
+    pub(in crate::sim) garbage: u64,
     /// Who was last seen to lead.
     leader: Option<NodeId>,
     /// Times that another node came to lead.
@@ -138,6 +176,62 @@ impl GroupFacts {
     pub(super) fn note_leader(&mut self, node: NodeId) {
         let before = self.leader.replace(node);
         self.leader_changes += u64::from(before.is_some_and(|before| before != node));
+    }
+
+    /// How many slots were ever voted in.
+    pub(in crate::sim) const fn last_slot(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    /// How a ballot counts.
+    pub(in crate::sim) fn counting(&self, ballot: u64) -> Option<Counting> {
+        let mut ballots = self.ballots.iter().rev();
+        ballots.find(|one| one.ballot == ballot)?.counting
+    }
+
+    /// Whether the acceptor at `place`, in this life, counts in a ballot.
+    pub(in crate::sim) fn counts(&self, ballot: u64, place: usize, life: Incarnation) -> bool {
+        let Some(counting) = self.counting(ballot) else {
+            return false;
+        };
+        let mut configurations = self.configurations.iter();
+        let found = configurations.find(|(one, _)| one.version == counting.version);
+        found.is_some_and(|(_, lives)| lives.contains(&(place, life)))
+    }
+
+    /// A candidate asks a matchmaker. False if it asked for another configuration before.
+    pub(in crate::sim) fn note_match(
+        &mut self,
+        ballot: u64,
+        configuration: &Configuration,
+    ) -> bool {
+        let membership = &configuration.membership;
+        let places = |wanted: &[MemberRole]| {
+            let members = membership.members.iter();
+            let wanted = members.filter(|member| wanted.contains(&member.role));
+            wanted
+                .map(|member| (usize::from(member.node.0) - 1, member.incarnation))
+                .collect::<Vec<_>>()
+        };
+        let bits =
+            |places: &[(usize, Incarnation)]| places.iter().fold(0, |bits, (at, _)| bits | 1 << at);
+        let lives = places(&[MemberRole::Voter, MemberRole::Witness]);
+        let counting = Counting {
+            version: configuration.version.0,
+            acceptors: bits(&lives),
+            voters: bits(&places(&[MemberRole::Voter])),
+            phase1: membership.quorums.phase1(),
+            phase2: membership.quorums.phase2(),
+        };
+        if self
+            .configurations
+            .iter()
+            .all(|(one, _)| one.version != counting.version)
+        {
+            self.configurations.push((counting, lives));
+        }
+        let known = self.ballot_mut(ballot).counting.get_or_insert(counting);
+        *known == counting
     }
 
     /// The facts about a ballot, the newest of which is usually asked for.
@@ -175,8 +269,6 @@ pub(in crate::sim) enum Touched {
 pub(in crate::sim) struct Chronicle {
     layout: Layout,
     window: usize,
-    /// Phase 1 and phase 2.
-    pub(in crate::sim) quorums: (usize, usize),
     /// Under `sync` a vote in memory may be forgotten until its record is on the disk.
     pub(in crate::sim) votes_count_when_flushed: bool,
     pub(in crate::sim) shadows: Vec<Shadow>,
@@ -199,12 +291,11 @@ impl Chronicle {
         Self {
             layout: scenario.layout(),
             window,
-            quorums: scenario.quorum_sizes(),
             votes_count_when_flushed: super::counts_when_flushed(scenario.durability),
-            shadows: vec![shadow; scenario.nodes],
+            shadows: vec![shadow; scenario.machines()],
             groups: vec![GroupFacts::default(); groups],
-            pinned: vec![Incarnation::ANY; scenario.nodes],
-            counts: vec![true; scenario.nodes],
+            pinned: vec![Incarnation::ANY; scenario.machines()],
+            counts: vec![true; scenario.machines()],
             last_proposal: None,
         }
     }
@@ -255,6 +346,12 @@ impl Chronicle {
             }
         }
         before
+    }
+
+    /// The node at `place` begins with blank memory, as another life that the others know.
+    pub(super) fn reborn(&mut self, place: usize, incarnation: Incarnation) {
+        self.pinned[place] = incarnation;
+        self.shadows[place].entries.fill(Vote::default());
     }
 
     /// A region that outlives its process has the votes that it had, wherever it is now.

@@ -32,10 +32,10 @@ pub(super) fn written(
         // What lies further back is in nobody's window.
         now.upto.saturating_sub(chronicle.window_slots())
     };
-    let (_, quorum) = chronicle.quorums;
+    let counting = chronicle.groups[group].counting(now.decided);
     for slot in now.from.max(known)..=now.upto {
         let facts = chronicle.groups[group].slot(slot);
-        let is_chosen = facts.is_some_and(|facts| facts.is_chosen_in(now.decided, quorum));
+        let is_chosen = facts.is_some_and(|facts| facts.is_chosen_in(now.decided, counting));
         if !is_chosen {
             return Err(format!(
                 "slot {slot} of group {group}: node {node} holds it decided in ballot {}, in which \

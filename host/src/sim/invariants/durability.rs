@@ -24,7 +24,7 @@ pub(super) struct Promised {
 impl Promised {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let groups = usize::from(scenario.groups);
-        let count = groups * scenario.nodes;
+        let count = groups * scenario.machines();
         Self {
             groups,
             durability: scenario.durability,
@@ -32,6 +32,14 @@ impl Promised {
             votes: vec![Vec::new(); count],
             restorable: vec![0; count],
         }
+    }
+
+    /// A new data directory holds nothing.
+    pub(super) fn reborn(&mut self, place: usize) {
+        let own = place * self.groups..(place + 1) * self.groups;
+        self.flushed[own.clone()].fill(0);
+        self.restorable[own.clone()].fill(0);
+        self.votes[own].fill(Vec::new());
     }
 
     /// A record is on the disk.

@@ -8,15 +8,18 @@ use consensus::wire::Header;
 
 /// A leader proposes: who has promised?
 pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header) -> Verdict {
-    let (quorum, _) = chronicle.quorums;
     let ballot = chronicle.groups[group].ballot_mut(header.ballot.0);
     let promised = ballot.promised.count_ones() as usize;
     let foreign = ballot.foreign_promises.count_ones() as usize;
-    if promised < quorum && foreign > 0 {
+    if let Some(counting) = ballot.counting
+        && ballot.continues.is_none()
+        && !counting.has_phase1(ballot.promised)
+        && foreign > 0
+    {
         return Err(format!(
             "group {group}: ballot {} proposes after {promised} promises and {foreign} of other \
-             lives of memory; phase 1 takes {quorum}",
-            header.ballot
+             lives of memory; phase 1 takes {}",
+            header.ballot, counting.phase1
         ));
     }
     Ok(())
@@ -24,7 +27,9 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
 
 /// A leader says that slots are decided: who has voted?
 pub(super) fn decided(chronicle: &Chronicle, group: usize, header: &Header, first: u64) -> Verdict {
-    let (_, quorum) = chronicle.quorums;
+    let Some(counting) = chronicle.groups[group].counting(header.ballot.0) else {
+        return Ok(());
+    };
     for slot in first..=header.slot.0 {
         let Some(facts) = chronicle.groups[group].slot(slot) else {
             continue;
@@ -36,11 +41,11 @@ pub(super) fn decided(chronicle: &Chronicle, group: usize, header: &Header, firs
         for vote in votes {
             let own = vote.voters.count_ones() as usize;
             let foreign = vote.foreign_voters.count_ones() as usize;
-            if own < quorum && foreign > 0 {
+            if !counting.has_phase2(vote.voters) && foreign > 0 {
                 return Err(format!(
                     "slot {slot} of group {group}: ballot {} decides with {own} votes and {foreign} \
-                     of other lives of memory; phase 2 takes {quorum}",
-                    header.ballot
+                     of other lives of memory; phase 2 takes {}",
+                    header.ballot, counting.phase2
                 ));
             }
         }

@@ -12,8 +12,10 @@ mod durability;
 mod exactly_once;
 mod incarnation_fencing;
 mod linearizability;
+mod matchmaking;
 mod one_value_per_ballot;
 mod promise_monotonicity;
+mod promotion;
 mod quorum_intersection;
 mod ring_overwrite;
 mod state_machine_safety;
@@ -27,6 +29,7 @@ use crate::history::Operation;
 use crate::kv::Kv;
 use chronicle::{Touched, Vote};
 use consensus::applied::Applied;
+use consensus::configuration::Configuration;
 use consensus::local::Durability;
 use consensus::wire::{Header, Kind, Parsed, parse};
 use consensus::{GroupId, Incarnation, Slot};
@@ -72,6 +75,10 @@ invariants! {
     IncarnationFencing = "incarnation-fencing",
     /// Phase-1 and phase-2 quorums meet.
     QuorumIntersection = "quorum-intersection",
+    /// Matchmakers forget no configuration that is needed, and none is called garbage that is.
+    Matchmaking = "matchmaking",
+    /// Whoever becomes a voter has what acceptors no longer keep.
+    Promotion = "promotion",
     /// Replicas apply the same values, and those that were chosen.
     StateMachineSafety = "state-machine-safety",
     /// A command takes effect once, and each repetition is answered alike.
@@ -106,6 +113,7 @@ pub(super) struct Checker {
     references: Vec<exactly_once::Reference>,
     answers: Vec<exactly_once::Answer>,
     disks: durability::Promised,
+    matchmakers: matchmaking::Matchmakers,
     violation: Option<Violation>,
 }
 
@@ -122,6 +130,7 @@ impl Checker {
                 .collect(),
             answers: Vec::new(),
             disks: durability::Promised::new(scenario),
+            matchmakers: matchmaking::Matchmakers::default(),
             violation: None,
         }
     }
@@ -142,7 +151,6 @@ impl Checker {
 
     /// The nodes count by these quorums.
     pub(super) fn configured(&mut self, members: usize, sizes: (usize, usize)) {
-        self.chronicle.quorums = sizes;
         let verdict = quorum_intersection::configured(members, sizes);
         self.judge(Invariant::QuorumIntersection, verdict);
     }
@@ -277,6 +285,36 @@ impl Checker {
                 self.judge(Invariant::Durability, verdict);
             }
             Kind::Accept => self.proposed(group, header, value),
+            Kind::Match => {
+                let Some((configuration, _)) = Configuration::read(value) else {
+                    return;
+                };
+                let facts = &mut self.chronicle.groups[group];
+                let is_first = facts.counting(header.ballot.0).is_none();
+                let verdict = match facts.note_match(header.ballot.0, &configuration) {
+                    true => Ok(()),
+                    false => Err(format!(
+                        "group {group}: ballot {} is to use two configurations",
+                        header.ballot
+                    )),
+                };
+                self.judge(Invariant::Matchmaking, verdict);
+                if is_first {
+                    let verdict =
+                        promotion::asked(&self.chronicle, &self.logs, group, header.ballot);
+                    self.judge(Invariant::Promotion, verdict);
+                }
+            }
+            Kind::Matched => {
+                let verdict = self.matchmakers.matched(place, group, header, value);
+                self.judge(Invariant::Matchmaking, verdict);
+            }
+            Kind::Garbage => {
+                let verdict = matchmaking::garbage(&self.chronicle, group, header);
+                let facts = &mut self.chronicle.groups[group];
+                facts.garbage = facts.garbage.max(header.watermark);
+                self.judge(Invariant::Matchmaking, verdict);
+            }
             Kind::Decide => {
                 let (first, verdict) = agreement::decided(&mut self.chronicle, group, header);
                 self.judge(Invariant::Agreement, verdict);
@@ -331,6 +369,14 @@ impl Checker {
             self.judge(Invariant::ExactlyOnce, verdict);
         }
         self.answers = answers;
+    }
+
+    /// A node comes back without anything, in another life, to become a member once more.
+    pub(super) fn reborn(&mut self, place: usize, incarnation: Incarnation) {
+        self.chronicle.reborn(place, incarnation);
+        self.promises.reborn(place);
+        self.disks.reborn(place);
+        self.logs.reborn(place);
     }
 
     /// The disk of the node at `place` has lost what no mode covers.

@@ -22,9 +22,16 @@ impl Promises {
         let groups = usize::from(scenario.groups);
         Self {
             groups,
-            held: vec![0; groups * scenario.nodes],
-            given: vec![0; groups * scenario.nodes],
+            held: vec![0; groups * scenario.machines()],
+            given: vec![0; groups * scenario.machines()],
         }
+    }
+
+    /// Another life of its memory has promised nothing.
+    pub(super) fn reborn(&mut self, place: usize) {
+        let own = place * self.groups..(place + 1) * self.groups;
+        self.held[own.clone()].fill(0);
+        self.given[own].fill(0);
     }
 
     /// A group's record was written.

@@ -2,7 +2,7 @@
 //! Paxos", section 3): by their sizes, and each set that was in fact used with each other.
 
 use super::Verdict;
-use super::chronicle::Chronicle;
+use super::chronicle::{BallotFacts, Chronicle, GroupFacts};
 use consensus::Ballot;
 use consensus::wire::Header;
 
@@ -19,24 +19,56 @@ pub(super) fn configured(members: usize, sizes: (usize, usize)) -> Verdict {
 }
 
 /// A ballot proposes in a slot for the first time: a quorum has promised it, which met every quorum
-/// that had chosen there in a lower ballot.
+/// that had chosen there in a lower ballot. Or it goes on from an earlier ballot of the same node,
+/// and nobody proposes in between.
 pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header) -> Verdict {
     let facts = &mut chronicle.groups[group];
-    let promised = facts.ballot_mut(header.ballot.0).promised;
-    let (phase1, quorum) = chronicle.quorums;
-    if (promised.count_ones() as usize) < phase1 {
+    let own = header.ballot.0;
+    let ballot = *facts.ballot_mut(own);
+    let Some(counting) = ballot.counting else {
         return Err(format!(
-            "group {group}: ballot {} proposes after {} promises, phase 1 takes {phase1}",
-            header.ballot,
-            promised.count_ones()
+            "group {group}: ballot {} proposes, and no matchmaker was asked",
+            header.ballot
         ));
+    };
+    if !ballot.proposed {
+        facts.ballot_mut(own).proposed = true;
+        let over = |one: &&BallotFacts| {
+            let is_other = Ballot(own).node() != Ballot(one.ballot).node();
+            is_other
+                && one
+                    .continues
+                    .is_some_and(|from| (from..one.ballot).contains(&own))
+        };
+        if let Some(over) = facts.ballots.iter().find(over) {
+            return Err(format!(
+                "group {group}: ballot {} proposes, and ballot {} has passed it over",
+                header.ballot,
+                Ballot(over.ballot)
+            ));
+        }
+        let of_others = ballot.promised & !(1 << (Ballot(own).node().0 - 1));
+        if of_others == 0 || !counting.has_phase1(ballot.promised) {
+            let verdict = go_on(facts, group, header.ballot, counting.phase1);
+            // Its own acceptor promises it by what it is sent, which may be as many as it takes.
+            if !counting.has_phase1(ballot.promised) {
+                verdict?;
+            }
+        }
     }
+    let ballot = *facts.ballot_mut(own);
+    let promised = ballot.promised | ballot.met;
     let Some(slot) = facts.slot(header.slot.0) else {
         return Ok(());
     };
     for vote in &slot.votes {
-        let is_quorum = vote.voters.count_ones() as usize >= quorum;
-        if is_quorum && vote.ballot < header.ballot.0 && vote.voters & promised == 0 {
+        let counting = facts.counting(vote.ballot);
+        let is_quorum = counting.is_some_and(|counting| {
+            counting.version >= facts.garbage && counting.has_phase2(vote.voters)
+        });
+        // What a leader chose itself it knows.
+        let limit = ballot.continues.unwrap_or(own);
+        if is_quorum && vote.ballot < limit && vote.voters & promised == 0 {
             return Err(format!(
                 "slot {} of group {group}: nobody who promised ballot {} is among those who chose \
                  in ballot {}",
@@ -46,5 +78,47 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
             ));
         }
     }
+    Ok(())
+}
+
+/// The ballot has no quorum of promises of its own: what it goes on from?
+fn go_on(facts: &mut GroupFacts, group: usize, ballot: Ballot, phase1: usize) -> Verdict {
+    let own = facts.ballot_mut(ballot.0).promised.count_ones();
+    let began = |one: &&BallotFacts| {
+        let is_own = one.ballot < ballot.0 && Ballot(one.ballot).node() == ballot.node();
+        let counting = one
+            .counting
+            .filter(|counting| counting.has_phase1(one.promised));
+        is_own && (counting.is_some() || one.continues.is_some())
+    };
+    let last = facts
+        .ballots
+        .iter()
+        .filter(began)
+        .max_by_key(|one| one.ballot);
+    let Some(last) = last.copied() else {
+        return Err(format!(
+            "group {group}: ballot {ballot} proposes after {own} promises, phase 1 takes {phase1}, \
+             and it goes on from no ballot of its node"
+        ));
+    };
+    let first = last.continues.unwrap_or(last.ballot);
+    let between = |one: &&BallotFacts| {
+        one.proposed
+            && one.ballot > first
+            && one.ballot < ballot.0
+            && Ballot(one.ballot).node() != ballot.node()
+    };
+    if let Some(between) = facts.ballots.iter().find(between) {
+        return Err(format!(
+            "group {group}: ballot {ballot} proposes after {own} promises, phase 1 takes {phase1}, \
+             and ballot {} has proposed since ballot {} of its node",
+            Ballot(between.ballot),
+            Ballot(first)
+        ));
+    }
+    let facts = facts.ballot_mut(ballot.0);
+    facts.continues = Some(first);
+    facts.met = last.met | last.promised;
     Ok(())
 }

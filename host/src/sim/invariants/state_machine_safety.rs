@@ -12,6 +12,8 @@ use consensus::applied::Applied;
 pub(super) struct Logs {
     groups: usize,
     applied: Vec<u64>,
+    /// As far as each life of a node ever came.
+    furthest: Vec<u64>,
     logs: Vec<Vec<Digest>>,
 }
 
@@ -25,7 +27,8 @@ impl Logs {
         let groups = usize::from(scenario.groups);
         Self {
             groups,
-            applied: vec![0; groups * scenario.nodes],
+            applied: vec![0; groups * scenario.machines()],
+            furthest: vec![0; groups * scenario.machines()],
             logs: vec![Vec::new(); groups],
         }
     }
@@ -37,6 +40,18 @@ impl Logs {
             let seen = slot.0.min(self.frontier(group));
             self.applied[place * self.groups + group] = seen;
         }
+    }
+
+    /// A node has lost everything.
+    pub(super) fn reborn(&mut self, place: usize) {
+        let own = place * self.groups..(place + 1) * self.groups;
+        self.furthest[own.clone()].fill(0);
+        self.applied[own].fill(0);
+    }
+
+    /// The last slot of `group` that the node at `place` ever applied in this life of its memory.
+    pub(super) fn furthest(&self, place: usize, group: usize) -> u64 {
+        self.furthest[place * self.groups + group]
     }
 
     /// The last slot of `group` that anybody applied.
@@ -53,8 +68,10 @@ impl Logs {
         chronicle: &Chronicle,
         mut news: impl FnMut(News<'_>),
     ) -> Verdict {
-        let before = &mut self.applied[place * self.groups + group];
         let now = applied.slot().0;
+        let furthest = &mut self.furthest[place * self.groups + group];
+        *furthest = now.max(*furthest);
+        let before = &mut self.applied[place * self.groups + group];
         if *before == now {
             return Ok(());
         }

@@ -1,0 +1,366 @@
+//! `nearwire member`.
+
+use super::Failure;
+use super::output::{self, Output};
+use super::peers::{Cluster, PeersArgs};
+use clap::Subcommand;
+use consensus::configuration::Configuration;
+use consensus::quorum::{Member, MemberRole};
+use consensus::{Incarnation, NodeId};
+use nearwire::members::{self, Now, Operator, Wish};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How long the members may take to become those wished for, if nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Show or change who votes, while writes go on.
+///
+/// Each change ends when it is in force and no earlier configuration is needed any more: a node
+/// that was removed may then be stopped, but for a majority of those that formed the cluster, which
+/// remember its configurations.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the members, their roles and the quorums.
+    #[command(after_long_help = "\
+Examples:
+  nearwire member list --config node1.toml
+  nearwire member list --peers 127.0.0.1:4747 --output json | jq '.members[].node'")]
+    List {
+        #[command(flatten)]
+        peers: PeersArgs,
+    },
+    /// Make nodes learners: they are sent everything and count for nothing.
+    ///
+    /// They run with `join = true` in their configuration.
+    #[command(after_long_help = "\
+Examples:
+  nearwire member add 4=10.0.0.4:4747 --config node1.toml")]
+    Add {
+        /// The nodes, as NODE=HOST:PORT.
+        #[arg(required = true, value_name = "NODE=HOST:PORT")]
+        nodes: Vec<String>,
+        #[command(flatten)]
+        peers: PeersArgs,
+    },
+    /// Have learners vote, as soon as they have caught up.
+    Promote {
+        /// The nodes' numbers.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<u16>,
+        /// They vote, and do nothing else.
+        #[arg(long, env = "NEARWIRE_WITNESS")]
+        witness: bool,
+        #[command(flatten)]
+        quorum: QuorumArgs,
+        #[command(flatten)]
+        peers: PeersArgs,
+    },
+    /// Have voters learn only.
+    Demote {
+        /// The nodes' numbers.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<u16>,
+        #[command(flatten)]
+        quorum: QuorumArgs,
+        #[command(flatten)]
+        peers: PeersArgs,
+    },
+    /// Make nodes members no more.
+    Remove {
+        /// The nodes' numbers.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<u16>,
+        #[command(flatten)]
+        quorum: QuorumArgs,
+        #[command(flatten)]
+        peers: PeersArgs,
+    },
+    /// Put new nodes in the place of others, at once.
+    ///
+    /// The new ones learn first; then they vote and the others do not. With --lost they are the same
+    /// nodes, which have lost their memory and came back with `join = true` and an empty data
+    /// directory.
+    #[command(after_long_help = "\
+Examples:
+  nearwire member replace 1 2 3 --with 4=10.0.0.4:4747,5=10.0.0.5:4747,6=10.0.0.6:4747 \\
+      --config node1.toml
+  nearwire member replace --lost 3 --config node1.toml")]
+    Replace {
+        /// The numbers of those that go.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<u16>,
+        /// Those that come, as NODE=HOST:PORT.
+        #[arg(
+            long,
+            env = "NEARWIRE_WITH",
+            value_name = "LIST",
+            value_delimiter = ',',
+            required_unless_present = "lost"
+        )]
+        with: Vec<String>,
+        /// They come back themselves, with nothing in their memory.
+        #[arg(long, env = "NEARWIRE_LOST", conflicts_with = "with")]
+        lost: bool,
+        #[command(flatten)]
+        peers: PeersArgs,
+    },
+}
+
+/// How many votes each phase takes from then on.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct QuorumArgs {
+    /// Votes that a new leader needs; as before if as many vote as before, or else a majority.
+    #[arg(
+        long,
+        env = "NEARWIRE_PHASE1",
+        value_name = "COUNT",
+        requires = "phase2"
+    )]
+    phase1: Option<usize>,
+    /// Votes that choose a value.
+    #[arg(
+        long,
+        env = "NEARWIRE_PHASE2",
+        value_name = "COUNT",
+        requires = "phase1"
+    )]
+    phase2: Option<usize>,
+}
+
+impl QuorumArgs {
+    fn sizes(&self) -> Option<(usize, usize)> {
+        self.phase1.zip(self.phase2)
+    }
+}
+
+pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
+    let peers = match command {
+        Command::List { peers }
+        | Command::Add { peers, .. }
+        | Command::Promote { peers, .. }
+        | Command::Demote { peers, .. }
+        | Command::Remove { peers, .. }
+        | Command::Replace { peers, .. } => peers,
+    };
+    let cluster = peers.cluster()?;
+    let mut desk = Desk {
+        operator: Operator::new(cluster.addresses(), cluster.keys)
+            .map_err(|error| failure(&error))?,
+        cluster,
+    };
+    let now = desk.operator.look(desk.cluster.changing());
+    let now = now.map_err(|error| failure(&error))?;
+    let mut members = now.configuration.membership.members.clone();
+    let mut quorums = None;
+    match command {
+        Command::List { .. } => return print(&now.configuration, now.leader, output),
+        Command::Add { nodes, .. } => {
+            for node in nodes {
+                let member = desk.stranger(node, MemberRole::Learner)?;
+                refuse_known(&members, &member)?;
+                members.push(member);
+            }
+        }
+        Command::Promote {
+            nodes,
+            witness,
+            quorum,
+            ..
+        } => {
+            let role = match witness {
+                true => MemberRole::Witness,
+                false => MemberRole::Voter,
+            };
+            give(&mut members, nodes, role)?;
+            quorums = quorum.sizes();
+        }
+        Command::Demote { nodes, quorum, .. } => {
+            give(&mut members, nodes, MemberRole::Learner)?;
+            quorums = quorum.sizes();
+        }
+        Command::Remove { nodes, quorum, .. } => {
+            give(&mut members, nodes, MemberRole::Learner)?;
+            members.retain(|member| !nodes.contains(&member.node.0));
+            quorums = quorum.sizes();
+        }
+        Command::Replace {
+            nodes, with, lost, ..
+        } => {
+            let mut gone = members.clone();
+            give(&mut members, nodes, MemberRole::Learner)?;
+            gone.retain(|member| nodes.contains(&member.node.0));
+            members.retain(|member| !nodes.contains(&member.node.0));
+            for former in gone.iter().filter(|_| *lost) {
+                members.push(desk.come_back(former)?);
+            }
+            for node in with {
+                let member = desk.stranger(node, MemberRole::Voter)?;
+                refuse_known(&members, &member)?;
+                members.push(member);
+            }
+        }
+    }
+    let now = desk.change(&Wish { members, quorums })?;
+    print(&now.configuration, now.leader, output)
+}
+
+/// Whoever changes the members, and how it finds new ones.
+struct Desk {
+    operator: Operator,
+    cluster: Cluster,
+}
+
+impl Desk {
+    /// A node that is no member yet, in the life that it says it has.
+    fn stranger(&mut self, text: &str, role: MemberRole) -> anyhow::Result<Member> {
+        let (node, address) = super::peers::member(text)?;
+        if node == NodeId::NONE {
+            return Err(Failure::usage(format!("{text}: which node is that?"))
+                .remedy("write NODE=HOST:PORT, such as 4=10.0.0.4:4747")
+                .into());
+        }
+        self.meet(node, address, 0, role)
+    }
+
+    fn meet(
+        &mut self,
+        node: NodeId,
+        address: SocketAddr,
+        priority: u8,
+        role: MemberRole,
+    ) -> anyhow::Result<Member> {
+        let reports =
+            self.operator
+                .inspector()
+                .inspect(&[address], self.cluster.changing(), |_| false)?;
+        let Some(report) = reports.into_iter().flatten().next() else {
+            return Err(
+                Failure::failed(format!("node {node} at {address} does not answer"))
+                    .remedy("start it with `join = true` in its configuration, then try again")
+                    .into(),
+            );
+        };
+        let incarnation = report
+            .0
+            .get("incarnation")
+            .and_then(serde_json::Value::as_u64);
+        let incarnation = incarnation.and_then(|number| u32::try_from(number).ok());
+        match (report.node("node"), incarnation) {
+            (Some(found), Some(incarnation)) if found == node => Ok(Member {
+                node,
+                incarnation: Incarnation(incarnation),
+                address,
+                priority,
+                role,
+            }),
+            (found, _) => Err(Failure::failed(format!(
+                "at {address} runs node {}, not node {node}",
+                found.map_or_else(|| "?".to_owned(), |found| found.to_string())
+            ))
+            .remedy("correct the number or the address")
+            .into()),
+        }
+    }
+
+    /// A member that lost its memory, in its new life.
+    fn come_back(&mut self, former: &Member) -> anyhow::Result<Member> {
+        let node = former.node;
+        let member = self.meet(node, former.address, former.priority, former.role)?;
+        if member.incarnation == former.incarnation {
+            return Err(Failure::failed(format!(
+                "node {node} has lost nothing: it is the one that is known"
+            ))
+            .remedy("leave out --lost, and name who comes in its place by --with")
+            .into());
+        }
+        Ok(member)
+    }
+
+    /// Has the members become those of the wish.
+    fn change(&mut self, wish: &Wish) -> anyhow::Result<Now> {
+        let patience = self.cluster.changing().max(PATIENCE);
+        self.operator
+            .change(wish, patience)
+            .map_err(|error| failure(&error))
+    }
+}
+
+fn failure(error: &members::Error) -> anyhow::Error {
+    let failure = Failure::failed(error.to_string());
+    match error.remedy() {
+        Some(remedy) => failure.remedy(remedy).into(),
+        None => failure.into(),
+    }
+}
+
+/// Gives members another role.
+fn give(members: &mut [Member], nodes: &[u16], role: MemberRole) -> anyhow::Result<()> {
+    for node in nodes {
+        let member = members.iter_mut().find(|member| member.node.0 == *node);
+        let Some(member) = member else {
+            return Err(Failure::failed(format!("node {node} is no member"))
+                .remedy("see `nearwire member list`")
+                .into());
+        };
+        member.role = role;
+    }
+    Ok(())
+}
+
+fn refuse_known(members: &[Member], stranger: &Member) -> anyhow::Result<()> {
+    match members.iter().any(|member| member.node == stranger.node) {
+        false => Ok(()),
+        true => Err(
+            Failure::failed(format!("node {} is a member already", stranger.node))
+                .remedy(
+                    "give the new node a number of its own, or, if it has lost its memory, use \
+                 `nearwire member replace --lost`",
+                )
+                .into(),
+        ),
+    }
+}
+
+fn print(configuration: &Configuration, leader: NodeId, output: Output) -> anyhow::Result<()> {
+    let membership = &configuration.membership;
+    let mut members = membership.members.clone();
+    members.sort_unstable_by_key(|member| member.node);
+    match output {
+        Output::Json => output::json(&json!({
+            "epoch": membership.epoch.0,
+            "version": configuration.version.to_string(),
+            "leader": leader.0,
+            "phase1": membership.quorums.phase1(),
+            "phase2": membership.quorums.phase2(),
+            "members": members.iter().map(|member| json!({
+                "node": member.node.0,
+                "role": member.role.name(),
+                "address": member.address,
+                "priority": member.priority,
+                "incarnation": member.incarnation.0,
+            })).collect::<Vec<_>>(),
+            "matchmakers": configuration.matchmakers.iter().map(|one| one.node.0).collect::<Vec<_>>(),
+        })),
+        Output::Table => {
+            let rows = members.iter().map(|member| {
+                let leads = if member.node == leader { "leads" } else { "" };
+                [
+                    member.node.to_string(),
+                    member.role.name().to_owned(),
+                    member.address.to_string(),
+                    member.incarnation.to_string(),
+                    leads.to_owned(),
+                ]
+            });
+            let head = ["node", "role", "address", "incarnation", ""];
+            output::line(&output::table(head, rows))?;
+            output::line(&format!(
+                "epoch {}, phase 1 takes {}, phase 2 takes {}",
+                membership.epoch,
+                membership.quorums.phase1(),
+                membership.quorums.phase2()
+            ))
+        }
+    }
+}
