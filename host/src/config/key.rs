@@ -83,7 +83,7 @@ impl KeyError {
 pub fn make_key(path: &Path) -> Result<(), KeyError> {
     let make = || {
         let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes)?;
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
         let digits = format!("{:032x}\n", u128::from_be_bytes(bytes));
         let mut file = OpenOptions::new()
             .write(true)
