@@ -17,8 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Groups for the whole corpus, small ones.
-const SETTINGS: &str =
-    "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n\
+const SETTINGS: &str = "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n\
      \n[timing]\nelection_ms = 500\nlease_us = 400000\n";
 /// Defects that show on the wire.
 const DEFECTS: [&str; 11] = [
