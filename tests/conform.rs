@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CALM, Cluster, Reply, eventually, spawn};
+use common::{Cluster, Reply, eventually, spawn};
 use consensus::conformance::{Device, Field, Outcome, Shape, Software};
 use consensus::wire::Kind;
 use nearwire::local_cluster::{LocalCluster, Options};
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Groups for the whole corpus, small ones.
-const SETTINGS: &str =
-    "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n";
+const SETTINGS: &str = "\n[region]\nwindow_slots = 16\nvalue_bytes = 256\nconformance_groups = 1024\n\
+     \n[timing]\nelection_ms = 500\nlease_us = 400000\n";
 /// Defects that show on the wire.
 const DEFECTS: [&str; 11] = [
     "promise-not-checked",
@@ -529,7 +529,7 @@ fn a_device_of_the_hardware_profile_passes_over_the_wire() {
 
 #[test]
 fn groups_for_conformance_are_no_business_of_the_cluster() {
-    let mut cluster = Cluster::prepare(CALM);
+    let mut cluster = Cluster::prepare("\n[timing]\nelection_ms = 500\nlease_us = 400000\n");
     cluster.edit(1, |text| {
         format!("{text}\n[region]\nconformance_groups = 8\n")
     });

@@ -234,14 +234,18 @@ impl<M: Memory> Call<'_, M> {
     /// promise away from it at once.
     #[inline(always)]
     fn prepare(&self, now_ns: u64) -> Step {
-        if mutated(Mutation::PrepareUnlocked) {
-            return self.promise(now_ns, self.load(group::LOCK) & !1);
-        }
-        let Some(sequence) = lock(self.memory, self.at, group::LOCK) else {
-            return Step::Dropped(Drop::Busy);
+        let sequence = match lock(self.memory, self.at, group::LOCK) {
+            Some(sequence) => sequence,
+            None if mutated(Mutation::PrepareUnlocked) => self.load(group::LOCK) & !1,
+            None => return Step::Dropped(Drop::Busy),
         };
+        if mutated(Mutation::PrepareUnlocked) {
+            release(self.memory, self.at, group::LOCK, sequence);
+        }
         let step = self.promise(now_ns, sequence);
-        release(self.memory, self.at, group::LOCK, sequence);
+        if !mutated(Mutation::PrepareUnlocked) {
+            release(self.memory, self.at, group::LOCK, sequence);
+        }
         step
     }
 

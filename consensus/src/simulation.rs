@@ -77,10 +77,6 @@ mutations! {
     PrepareUnlocked = "prepare-unlocked",
     /// Prepare promises although another's lease lasts.
     LeaseIgnored = "lease-ignored",
-    /// The leader answers by a lease that has run out.
-    LeaseOutlived = "lease-outlived",
-    /// After a restart from its journal an acceptor promises although a lease may run.
-    LeaseForgotten = "lease-forgotten",
     /// A Decide that renews no lease ends the one there is.
     LeaseDropped = "lease-dropped",
     /// Fetch reads the entry without its lock.
@@ -203,6 +199,10 @@ mutations! {
     StaleAckCounted = "stale-ack-counted",
     /// A query is answered without waiting for its barrier.
     ReadUnconfirmed = "read-unconfirmed",
+    /// The leader answers by a lease that has run out.
+    LeaseOutlived = "lease-outlived",
+    /// After a restart from its journal an acceptor promises although a lease may run.
+    LeaseForgotten = "lease-forgotten",
     /// A new leader serves before it applied what it inherited.
     ServesTooEarly = "serves-too-early",
     /// The trim follows the replica that is furthest.

@@ -44,9 +44,6 @@ const MS: u64 = 1_000_000;
 const BEATS_IN_SUSPICION: u64 = 4;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
-/// How long leases last in a region that has groups for `nearwire conform`: long enough to be told
-/// from the delays of a busy machine, short enough to be waited for.
-const CONFORMANCE_LEASE_NS: u64 = 400 * MS;
 /// Submissions of the client front that may be under way or queued.
 const FRONT_CAPACITY: usize = 8192;
 
@@ -606,10 +603,7 @@ fn open_state(
             })?;
     }
 
-    let lease_ns = match config.region.conformance_groups {
-        0 => config.timing.lease_us * 1_000,
-        _ => CONFORMANCE_LEASE_NS,
-    };
+    let lease_ns = config.timing.lease_us * 1_000;
     let terms = Terms {
         layout,
         birth,

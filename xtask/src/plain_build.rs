@@ -26,7 +26,7 @@ use crate::step::{Bench, Verdict};
 use crate::tree::{bring, copy, files_below, give, is_open_to_all};
 
 /// The system programs in the user's PATH, beside cargo and rustc.
-const LINKER_PROGRAMS: [&str; 3] = ["cc", "ld", "ar"];
+const LINKER_PROGRAMS: [&str; 4] = ["cc", "as", "ld", "ar"];
 /// What a machine behind a proxy needs to reach the registry.
 const NETWORK_VARIABLES: [&str; 6] = [
     "http_proxy",

@@ -178,7 +178,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "plain-build",
-        what: "an ordinary user with cargo, rustc, cc, ld and ar builds nearwire and runs the demo",
+        what: "an ordinary user with cargo, rustc, cc, as, ld and ar builds nearwire and runs the demo",
         packages: &[GIT],
         run: plain_build::prove,
         ..CHECK
