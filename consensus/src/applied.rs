@@ -2,10 +2,12 @@
 //! for those who lag.
 
 use crate::acceptor::MAX_SLOT;
+use crate::catch_up::LEARN_SLOTS;
 use crate::envelope::{EntryKind, Outcome, Status, entries};
 use crate::session::{Admission, Sessions};
 use crate::simulation::{Mutation, mutated};
 use crate::state_machine::{Frozen, RestoreError, StateMachine};
+use crate::wire::MAX_VALUE_BYTES;
 use crate::{Ballot, Sequence, SessionId, Slot};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -15,6 +17,8 @@ use alloc::vec::Vec;
 pub const KEPT_SLOTS: usize = 4096;
 /// Most bytes of values kept for replicas that lag.
 pub const KEPT_BYTES: usize = 8 << 20;
+/// So many groups keep as much each.
+pub const UNSHARED_GROUPS: usize = 8;
 /// First word of a snapshot.
 const SNAPSHOT_MAGIC: u64 = u64::from_be_bytes(*b"NWSNAP01");
 
@@ -36,6 +40,8 @@ pub struct Applied<S> {
     slot: Slot,
     kept: VecDeque<(Ballot, Vec<u8>)>,
     kept_bytes: usize,
+    /// Most slots and bytes that are kept.
+    most: (usize, usize),
     spare: Vec<Vec<u8>>,
     reply: Vec<u8>,
 }
@@ -50,9 +56,20 @@ impl<S: StateMachine> Applied<S> {
             slot: Slot::NONE,
             kept: VecDeque::new(),
             kept_bytes: 0,
+            most: (KEPT_SLOTS, KEPT_BYTES),
             spare: Vec::new(),
             reply: Vec::new(),
         }
+    }
+
+    /// It is the state of one of so many groups on this node: more of them than [`UNSHARED_GROUPS`]
+    /// keep less each, so that all of them together keep no more.
+    pub fn share_memory(&mut self, groups: usize) {
+        let parts = groups.div_ceil(UNSHARED_GROUPS).max(1);
+        self.most = (
+            (KEPT_SLOTS / parts).max(LEARN_SLOTS as usize),
+            (KEPT_BYTES / parts).max(MAX_VALUE_BYTES),
+        );
     }
 
     /// The last slot applied.
@@ -178,12 +195,13 @@ impl<S: StateMachine> Applied<S> {
     fn keep(&mut self, ballot: Ballot, value: Vec<u8>) {
         self.kept_bytes += value.len();
         self.kept.push_back((ballot, value));
-        while self.kept.len() > KEPT_SLOTS || self.kept_bytes > KEPT_BYTES {
+        let (slots, bytes) = self.most;
+        while self.kept.len() > slots || self.kept_bytes > bytes {
             let Some((_, oldest)) = self.kept.pop_front() else {
                 break;
             };
             self.kept_bytes -= oldest.len();
-            if self.spare.len() < 64 {
+            if self.spare.len() < slots.min(64) {
                 self.spare.push(oldest);
             }
         }

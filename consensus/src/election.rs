@@ -11,6 +11,8 @@ use crate::random::Random;
 
 /// How many intervals of a leader's heartbeats make a suspicion.
 const BEATS: u64 = 3;
+/// So many groups more make the first elections after a start take that much longer again.
+const GROUPS_IN_FIRST: u64 = 64;
 /// What was late once is remembered for one to two such spans, in nanoseconds.
 const LATE_SPAN_NS: u64 = 2_000_000_000;
 /// Questions and campaigns that come to nothing are repeated at intervals that double so often.
@@ -27,6 +29,11 @@ pub struct ElectionTiming {
     pub suspect_ns: u64,
     /// How long phase 1 may take before the candidate gives up.
     pub campaign_ns: u64,
+    /// How long each member that outranks another is waited for in the first election after a start.
+    pub first_ns: u64,
+    /// Where one heartbeat serves several groups, the time between two. Zero if the leader of the
+    /// one group is heard of in its own.
+    pub pulse_ns: u64,
 }
 
 impl ElectionTiming {
@@ -36,6 +43,28 @@ impl ElectionTiming {
             timeout_ns,
             suspect_ns,
             campaign_ns: timeout_ns * 2,
+            first_ns: timeout_ns / 8,
+            pulse_ns: 0,
+        }
+    }
+
+    /// The times in each of so many groups, whose leaders are heard of every `pulse_ns` together.
+    #[must_use]
+    pub const fn pulsed(self, pulse_ns: u64, groups: usize) -> Self {
+        // Whoever is preferred in many of them has its elections behind it by then.
+        let starts = 1 + groups as u64 / GROUPS_IN_FIRST;
+        Self {
+            first_ns: self.first_ns * starts,
+            pulse_ns,
+            ..self
+        }
+    }
+
+    /// The longest time between two heartbeats that means nothing.
+    const fn beat_ns(&self) -> u64 {
+        match self.pulse_ns {
+            0 => self.timeout_ns / BEATS,
+            pulse_ns => pulse_ns,
         }
     }
 }
@@ -62,7 +91,7 @@ impl Rhythm {
             timing,
             ballot: Ballot::NONE,
             seen_ns: 0,
-            interval_ns: timing.timeout_ns / BEATS,
+            interval_ns: timing.beat_ns(),
             late_ns: [0; 2],
             turned_ns: now_ns,
         }
@@ -75,9 +104,13 @@ impl Rhythm {
             return;
         }
         let interval_ns = seen_ns - before_ns;
-        self.late(seen_ns, interval_ns.saturating_sub(2 * self.interval_ns));
+        // Between two looks at one of many groups there may have been many heartbeats: the node
+        // itself tells when one was late.
+        if self.timing.pulse_ns == 0 {
+            self.late(seen_ns, interval_ns.saturating_sub(2 * self.interval_ns));
+        }
         self.interval_ns = if interval_ns > self.interval_ns {
-            interval_ns.min(self.timing.timeout_ns / BEATS)
+            interval_ns.min(self.timing.beat_ns())
         } else {
             self.interval_ns - (self.interval_ns - interval_ns) / 8
         };
@@ -267,12 +300,19 @@ impl Election {
             let silence_ns = self.silence_ns();
             (seen_ns, silence_ns, silence_ns / 8)
         };
-        let patience_ns = if self.is_first {
+        let patience_ns = if self.is_first && !self.is_gone(seen_ns) {
+            self.rhythm.timing.first_ns * self.rank
+        } else if self.is_first {
             rank_ns * self.rank
         } else {
             patience_ns + rank_ns * self.rank + rank_ns * self.jitter / 16
         };
         self.since_ns.max(start_ns).saturating_add(patience_ns)
+    }
+
+    /// This host is awake, though the member may not campaign now.
+    pub fn looked(&mut self, now_ns: u64) {
+        self.looked_ns = now_ns;
     }
 
     /// Whether this member campaigns now. A host that looks long after the patience has ended was

@@ -69,12 +69,17 @@ impl Terms {
             | layout.value_bytes() as u64;
         Self { packed, lease_ns }
     }
+
+    /// How many logs are replicated.
+    pub const fn groups(&self) -> u16 {
+        (self.packed >> 32) as u16
+    }
 }
 
 impl fmt::Display for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [phase1, phase2, groups @ .., _, _, _, _] = self.packed.to_be_bytes();
-        let groups = u16::from_be_bytes(groups);
+        let [phase1, phase2, ..] = self.packed.to_be_bytes();
+        let groups = self.groups();
         let window = 1u64 << (self.packed >> 24 & 0x3f);
         let value_bytes = self.packed & 0xff_ffff;
         let lease_us = self.lease_ns / 1_000;

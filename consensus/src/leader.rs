@@ -170,7 +170,10 @@ pub struct Leader {
     open: Vec<u8>,
     ready: VecDeque<Vec<u8>>,
     announced: Slot,
+    announced_trim: Slot,
     announced_ns: u64,
+    /// There are no heartbeats while there is no news.
+    rests: bool,
     /// From one Decide to the next if there is no news.
     beat_ns: u64,
     nonce: u32,
@@ -237,7 +240,9 @@ impl Leader {
             open: Vec::with_capacity(value_bytes),
             ready: VecDeque::new(),
             announced: Slot::NONE,
+            announced_trim: Slot::NONE,
             announced_ns: 0,
+            rests: false,
             beat_ns: 0,
             nonce: 0,
             barrier: Barrier::default(),
@@ -319,9 +324,28 @@ impl Leader {
         self.barrier.number = self.barrier.confirmed;
         // What the old configuration granted says nothing of those who vote from here on.
         self.lease_until_ns = 0;
-        self.announced = Slot::NONE;
+        (self.announced, self.announced_trim) = (Slot::NONE, Slot::NONE);
         self.hurry();
         self.resend_due_ns = 0;
+    }
+
+    /// Whether everything is decided, and was told.
+    pub fn is_told(&self) -> bool {
+        self.leads()
+            && self.is_idle()
+            && self.announced == self.decided()
+            && self.announced_trim == self.trim
+            && self.barrier.wanted <= self.barrier.confirmed
+    }
+
+    /// Tells no more than there is news from here on, or begins again at once.
+    pub const fn rest(&mut self, rests: bool) {
+        self.rests = rests;
+    }
+
+    /// Whether it tells no more than there is news.
+    pub const fn rests(&self) -> bool {
+        self.rests
     }
 
     /// Has the news leave at the next occasion.
@@ -823,6 +847,7 @@ impl Leader {
             };
         }
         self.announced = self.decided();
+        self.announced_trim = self.trim;
         self.announced_ns = now_ns;
         // Followers learn how long a silence means something from the last intervals.
         self.beat_ns = if news || !due {
@@ -841,6 +866,9 @@ impl Leader {
 
     /// When the next Decide is due that nobody waits for.
     fn announcement_due_ns(&self) -> u64 {
+        if self.rests && self.announced == self.decided() && self.announced_trim == self.trim {
+            return u64::MAX;
+        }
         let interval_ns = if self.announced < self.decided() {
             self.timing.decide_ns
         } else {

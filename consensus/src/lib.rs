@@ -15,6 +15,8 @@ extern crate std;
 
 pub mod acceptor;
 #[cfg(feature = "alloc")]
+mod agenda;
+#[cfg(feature = "alloc")]
 pub mod applied;
 pub mod auth;
 #[cfg(feature = "alloc")]
@@ -55,6 +57,8 @@ pub mod responses;
 #[cfg(feature = "alloc")]
 pub mod session;
 pub mod simulation;
+#[cfg(feature = "alloc")]
+mod standing;
 #[cfg(feature = "alloc")]
 pub mod state_machine;
 pub mod sync;

@@ -5,7 +5,7 @@
 //! step rebuilds it.
 
 use crate::acceptor::{Acceptor, Drop, Effect, Step};
-use crate::memory::{Buffers, Memory};
+use crate::memory::{Buffers, Memory, raise};
 use crate::region::{self, GroupView};
 use crate::simulation::{Fault, Mutation, mutated, strikes};
 use crate::wire::{Flags, HEADER_BYTES, Header, Kind};
@@ -436,6 +436,19 @@ impl<M: Memory, J: Journal> Local<M, J> {
                 let waits = self.decides.iter().any(|(header, _)| header.group == group);
                 (!waits).then(|| (self.appended, self.journal.flushed()))
             }
+        }
+    }
+
+    /// The number of the last record appended, and of the last one flushed.
+    pub fn appended_and_flushed(&self) -> (u64, u64) {
+        (self.appended, self.journal.flushed())
+    }
+
+    /// A node was heard of just now, in a packet that is no step.
+    pub fn heard(&self, now_ns: u64, node: crate::NodeId) {
+        if let Some(at) = self.memory.peer(node) {
+            // Contended, another packet of it has just been noted.
+            let _ = raise(&self.memory, at, 0, now_ns);
         }
     }
 

@@ -3,7 +3,10 @@
 //! It parses and authenticates packets, steps the acceptor for those that ask for votes, and hands
 //! the rest to the replica of their group. Sans-IO like everything below it.
 
+mod pulse;
+
 use crate::acceptor::Acceptor;
+use crate::agenda::Agenda;
 use crate::applied::Applied;
 use crate::auth::{self, Key, Keys};
 use crate::election::ElectionTiming;
@@ -14,6 +17,7 @@ use crate::matchmaker::Register;
 use crate::memory::Memory;
 use crate::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
 use crate::replica::{Config as ReplicaConfig, Io, Replica, Turn};
+use crate::standing::Standings;
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{self, Header, Kind, Malformed, Parsed};
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
@@ -21,10 +25,14 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
+use pulse::Pulse;
 
 /// Longest datagram that a node takes, as the value's length: answers on their way to a client
 /// front of this node may be as long.
 const MAX_DATAGRAM_VALUE: usize = u16::MAX as usize;
+
+/// What cannot campaign because too many others do tries again after so long, in nanoseconds.
+const CAMPAIGN_PAUSE_NS: u64 = 1_000_000;
 
 /// A peer as configured: its incarnation is found out while the cluster forms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,6 +68,11 @@ pub struct Config {
     pub leases: bool,
     /// How long followers wait.
     pub election: ElectionTiming,
+    /// Where there are several groups: between two packets by which this node tells each other one
+    /// that it lives and what it leads, in nanoseconds.
+    pub pulse_ns: u64,
+    /// In how many groups it campaigns at once at the most.
+    pub campaigns: usize,
     /// For back-off and nonces.
     pub seed: u64,
     /// Rounds up to this one may have been used by earlier lives.
@@ -195,6 +208,14 @@ pub struct Node<M, J, S> {
     /// The state of each group until the cluster has formed, then empty.
     waiting: Vec<Applied<S>>,
     replicas: Vec<Replica<S>>,
+    /// When each replica has its next turn.
+    agenda: Agenda,
+    standings: Standings,
+    /// The group that is looked at first, so that all have their chance to campaign.
+    first: usize,
+    /// What the journal had taken and flushed in the last turn.
+    journalled: Option<(u64, u64)>,
+    pulse: Pulse,
     refused: Refused,
     conflict: Option<Conflict>,
     /// Whose tags are taken beside those of the configured key.
@@ -268,6 +289,11 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             formation,
             waiting: states,
             replicas: Vec::new(),
+            agenda: Agenda::new(0),
+            standings: Standings::new(config.node, 0),
+            first: 0,
+            journalled: None,
+            pulse: Pulse::default(),
             refused: Refused::default(),
             conflict: None,
             also: None,
@@ -348,10 +374,10 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             io,
             key: self.config.key,
         };
-        let asks_acceptor = matches!(
-            header.kind,
-            Kind::Prepare | Kind::Fetch | Kind::Accept | Kind::Decide | Kind::Read
-        );
+        if header.kind == Kind::Pulse {
+            return self.felt(now_ns, header, &mut io);
+        }
+        let asks_acceptor = header.kind.is_for_acceptor();
         let replica = self.replicas.get_mut(usize::from(header.group.0));
         // A group that nobody replicates here is an acceptor and nothing else.
         let is_bare = replica.is_none() && header.group.0 < self.local.acceptor().layout.groups();
@@ -370,12 +396,14 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             unix_ms,
             local: &mut self.local,
             io: &mut io,
+            may_campaign: true,
         };
         if asks_acceptor {
             replica.stepped(&mut turn, header);
         } else {
             replica.handle(&mut turn, from, header, value);
         }
+        self.agenda.set(usize::from(header.group.0), 0);
     }
 
     fn greeted<I: NodeIo>(&mut self, from: SocketAddr, header: &Header, value: &[u8], io: &mut I) {
@@ -411,14 +439,16 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             io,
             key: self.config.key,
         };
-        for replica in &mut self.replicas {
+        for (group, replica) in self.replicas.iter_mut().enumerate() {
             let mut turn = Turn {
                 now_ns,
                 unix_ms,
                 local: &mut self.local,
                 io: &mut io,
+                may_campaign: true,
             };
             replica.refused(&mut turn, asked_ns, address);
+            self.agenda.set(group, 0);
         }
     }
 
@@ -461,23 +491,74 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                         unix_ms,
                         local: &mut self.local,
                         io: &mut io,
+                        may_campaign: true,
                     };
                     replica.answered_by_own(&mut turn, &reply);
+                    self.agenda.set(usize::from(reply.group.0), 0);
                 }
             }
         }
-        let mut due = self.formation.next_timer_ns();
-        for replica in &mut self.replicas {
-            let mut turn = Turn {
-                now_ns,
-                unix_ms,
-                local: &mut self.local,
-                io: &mut io,
-            };
-            replica.turn(&mut turn);
-            due = due.min(replica.next_timer_ns(now_ns, unix_ms, &self.local));
+        self.note_news();
+        let groups = self.replicas.len();
+        let first = self.first.checked_rem(groups).unwrap_or_default();
+        for (from, end) in [(first, groups), (0, first)] {
+            let mut next = from;
+            while let Some(at) = self.agenda.due(next, now_ns).filter(|at| *at < end) {
+                self.turn_of(at, now_ns, unix_ms, &mut io);
+                next = at + 1;
+            }
+        }
+        let mut due = self.formation.next_timer_ns().min(self.agenda.next_ns());
+        if groups > 1 {
+            self.beat(now_ns, &mut io);
+            due = due.min(self.pulse.due_ns);
         }
         due.min(self.local.flush_decides(now_ns))
+    }
+
+    /// Gives a turn to the groups that no packet tells of what they wait for.
+    fn note_news(&mut self) {
+        if self.local.is_shared() {
+            // Another engine has answered in any of them.
+            for at in 0..self.replicas.len() {
+                self.agenda.set(at, 0);
+            }
+        }
+        let journalled = self.local.appended_and_flushed();
+        if self.journalled != Some(journalled) {
+            self.journalled = Some(journalled);
+            while let Some(group) = self.standings.next_journalling() {
+                self.agenda.set(usize::from(group.0), 0);
+            }
+        }
+    }
+
+    /// One replica's turn, and when it has its next.
+    fn turn_of<I: Io>(&mut self, at: usize, now_ns: u64, unix_ms: u64, io: &mut I) {
+        let Some(replica) = self.replicas.get_mut(at) else {
+            return;
+        };
+        let group = GroupId(at as u16);
+        let may_campaign = self.standings.of(group).campaigns
+            || self.standings.campaigns() < self.config.campaigns;
+        let mut turn = Turn {
+            now_ns,
+            unix_ms,
+            local: &mut self.local,
+            io,
+            may_campaign,
+        };
+        replica.turn(&mut turn);
+        let mut due_ns = replica.next_timer_ns(now_ns, unix_ms, &self.local);
+        if due_ns <= now_ns && !may_campaign {
+            // Others campaign first; it is this one's turn soon.
+            due_ns = now_ns + CAMPAIGN_PAUSE_NS;
+            self.first = at;
+        }
+        self.agenda.set(at, due_ns);
+        if let Some(standing) = replica.standing(&self.local) {
+            self.standings.set(group, standing);
+        }
     }
 
     fn start<I: NodeIo>(&mut self, now_ns: u64, io: &mut I) {
@@ -509,7 +590,9 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             }),
         };
         let layout = self.local.acceptor().layout;
-        for (number, applied) in self.waiting.drain(..).enumerate() {
+        let groups = self.waiting.len();
+        for (number, mut applied) in self.waiting.drain(..).enumerate() {
+            applied.share_memory(groups);
             // A region that survived the process may know of decisions that no record tells of.
             if self.local.durability() != Durability::Volatile {
                 self.local.checkpoint(GroupId(number as u16));
@@ -537,13 +620,43 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                     true => self.local.lease_ns(GroupId(number as u16)),
                     false => 0,
                 },
-                election: self.config.election,
+                election: match groups {
+                    1 => self.config.election,
+                    _ => self.config.election.pulsed(self.config.pulse_ns, groups),
+                },
                 seed: self.config.seed.wrapping_add(number as u64),
                 used_round: self.config.used_round,
             };
             self.replicas
                 .push(Replica::new(config, register, applied, now_ns));
         }
+        self.agenda = Agenda::new(self.replicas.len());
+        self.standings = Standings::new(self.config.node, self.replicas.len());
+    }
+
+    /// A snapshot of a group's state up to `slot` is on disk.
+    pub fn snapshot_saved(&mut self, group: GroupId, slot: Slot) {
+        if let Some(replica) = self.replica_mut(group) {
+            replica.snapshot_saved(slot);
+            self.agenda.set(usize::from(group.0), 0);
+        }
+    }
+
+    /// A group whose leader is another than the host was told of so far, and who that is.
+    pub fn next_leader(&mut self) -> Option<(GroupId, Option<NodeId>)> {
+        let group = self.standings.next_changed()?;
+        let ballot = self.standings.of(group).led_by;
+        Some((group, (ballot != Ballot::NONE).then(|| ballot.node())))
+    }
+
+    /// How often it told the others that it lives.
+    pub const fn pulses(&self) -> u64 {
+        self.pulse.beats
+    }
+
+    /// Whether a group that this node leads waits for votes.
+    pub const fn awaits_votes(&self) -> bool {
+        self.standings.awaits_votes()
     }
 
     /// The replicas, once the cluster has formed.

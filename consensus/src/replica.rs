@@ -28,6 +28,7 @@ use crate::region::GroupView;
 use crate::responses::{Responses, Route};
 use crate::session::Sessions;
 use crate::simulation::{Fault, Mutation, mutated, strikes};
+use crate::standing::Standing;
 use crate::state_machine::{Frozen, StateMachine};
 use crate::wire::{Flags, Header, Kind};
 use crate::{Ballot, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
@@ -44,9 +45,11 @@ const GAP_PATIENCE_NS: u64 = 2_000_000;
 /// A leadership transfer that takes longer is called off, in nanoseconds.
 const TRANSFER_NS: u64 = 1_000_000_000;
 /// A member not heard of for so long does not hold the trim back, in nanoseconds.
-const LAGGARD_NS: u64 = 1_000_000_000;
+pub(crate) const LAGGARD_NS: u64 = 1_000_000_000;
 /// Closed sessions that a leader may still hold in mind.
 const FORGOTTEN_SESSIONS: usize = 1024;
+/// A leader leads for so many election times at least before it makes way for one that is preferred.
+const SETTLE_TIMEOUTS: u64 = 10;
 /// Heartbeats between two reports of progress when there was none.
 const REPORT_BEATS: u64 = 10;
 /// Whom a replica that does not lead tells at most who does, once it knows.
@@ -92,6 +95,8 @@ pub struct Turn<'a, M, J, I> {
     pub local: &'a mut Local<M, J>,
     /// The way out.
     pub io: &'a mut I,
+    /// Whether a follower may ask for votes; otherwise too many others do.
+    pub may_campaign: bool,
 }
 
 /// How a replica is set up.
@@ -135,7 +140,18 @@ struct Progress {
     trim: Slot,
     /// The newest configuration that it knows.
     version: Ballot,
+    /// Whose leader it follows.
+    follows: Ballot,
     heard_ns: u64,
+}
+
+/// What a follower told its leader last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reported {
+    recoverable: Slot,
+    trimmed: Slot,
+    version: Ballot,
+    follows: Ballot,
 }
 
 #[derive(Debug)]
@@ -153,6 +169,8 @@ struct Lead {
     /// Members and leavers are told the configuration again then.
     tell_ns: u64,
     since_ns: u64,
+    /// When it began, or last thought of handing over.
+    led_ns: u64,
     /// When it was last driven.
     driven_ns: u64,
     /// The last slot applied and the bytes of the snapshot under way, when that was last looked at.
@@ -266,6 +284,20 @@ pub struct Tally {
     pub deferred: u64,
 }
 
+impl<'a> core::iter::Sum<&'a Self> for Tally {
+    fn sum<I: Iterator<Item = &'a Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |sum, one| Self {
+            campaigns: sum.campaigns + one.campaigns,
+            elected: sum.elected + one.elected,
+            entries: sum.entries + one.entries,
+            queries: sum.queries + one.queries,
+            learned: sum.learned + one.learned,
+            snapshots: sum.snapshots + one.snapshots,
+            deferred: sum.deferred + one.deferred,
+        })
+    }
+}
+
 /// A replica.
 #[derive(Debug)]
 pub struct Replica<S> {
@@ -286,8 +318,13 @@ pub struct Replica<S> {
     trimmed: Slot,
     /// A snapshot that was taken over but is not on disk yet.
     unsaved: Option<Slot>,
-    reported: (Slot, Slot, Ballot),
+    reported: Reported,
     reported_ns: u64,
+    /// The leader has spoken in this very group since the last report.
+    is_spoken_to: bool,
+    /// When it last spoke in it, and of which node only that counts.
+    spoken_ns: u64,
+    doubted: NodeId,
     /// For how many microseconds this node was stalled when it was deposed, and in how many reports
     /// to tell it.
     stall: (u32, u8),
@@ -306,11 +343,21 @@ struct Observed {
     seen_ns: u64,
 }
 
+/// How early a member campaigns in a group: by priority, and among equals each group begins with
+/// another one, so that leaders are spread over the nodes.
+fn precedence(membership: &Membership, group: GroupId, member: &Member) -> (u8, usize) {
+    let lower = |other: &&Member| other.node < member.node;
+    let place = membership.members.iter().filter(lower).count();
+    let turned = place + usize::from(group.0);
+    (member.priority, turned % membership.members.len().max(1))
+}
+
 /// How many members campaign earlier than `node`.
-fn rank(membership: &Membership, node: NodeId) -> usize {
-    let own = membership.member(node).map_or(0, |member| member.priority);
+fn rank(membership: &Membership, group: GroupId, node: NodeId) -> usize {
+    let own = membership.member(node);
+    let own = own.map_or((0, 0), |own| precedence(membership, group, own));
     let outranks = |other: &&Member| {
-        other.role == MemberRole::Voter && (own, node) < (other.priority, other.node)
+        other.role == MemberRole::Voter && precedence(membership, group, other) > own
     };
     membership.others(node).filter(outranks).count()
 }
@@ -319,7 +366,7 @@ impl<S: StateMachine> Replica<S> {
     /// A replica whose state is `applied`, restored by the caller from snapshot and journal, and
     /// which knows of members what `register` says.
     pub fn new(config: Config, register: Register, applied: Applied<S>, now_ns: u64) -> Self {
-        let rank = rank(&register.newest.membership, config.node);
+        let rank = rank(&register.newest.membership, config.group, config.node);
         let mut election = Election::new(config.election, rank, config.seed, now_ns);
         election.round = config.used_round;
         let mut replica = Self {
@@ -334,8 +381,11 @@ impl<S: StateMachine> Replica<S> {
             own_replies: Vec::new(),
             journalling: None,
             unsaved: None,
-            reported: Default::default(),
+            reported: Reported::default(),
             reported_ns: 0,
+            is_spoken_to: false,
+            spoken_ns: 0,
+            doubted: NodeId::NONE,
             stall: (0, 0),
             inquirers: VecDeque::new(),
             snapshot_wanted: false,
@@ -355,7 +405,8 @@ impl<S: StateMachine> Replica<S> {
             (member.node, member.incarnation) == (self.config.node, self.config.incarnation)
         };
         self.place = membership.members.iter().position(is_own);
-        self.election.set_rank(rank(membership, self.config.node));
+        let rank = rank(membership, self.config.group, self.config.node);
+        self.election.set_rank(rank);
     }
 
     /// What it is for, if it is a member.
@@ -525,7 +576,8 @@ impl<S: StateMachine> Replica<S> {
             | Kind::Hello
             | Kind::Inspect
             | Kind::Report
-            | Kind::Reconfigured => {}
+            | Kind::Reconfigured
+            | Kind::Pulse => {}
         }
     }
 
@@ -563,6 +615,8 @@ impl<S: StateMachine> Replica<S> {
                     && view.decided.ballot == request.ballot
                     && self.may_be_led(&view)
                 {
+                    self.is_spoken_to = true;
+                    self.spoken_ns = turn.now_ns;
                     self.led(turn, view.decided.ballot);
                 }
                 self.learn(turn);
@@ -593,8 +647,35 @@ impl<S: StateMachine> Replica<S> {
         self.responses.flush(group, node, |to, header, value| {
             turn.io.send(to, header, value);
         });
+        let rests = self.may_rest(turn.now_ns, turn.local);
+        if let Some(lead) = &mut self.lead {
+            lead.leader.rest(rests);
+        }
         // Each packet costs the sender a wake-up, so the clients' go before the news.
         self.send_orders(turn, Leader::announce);
+    }
+
+    /// What others than this group's packets tell is taken from this.
+    /// Nothing while its record is being written.
+    pub(crate) fn standing<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Option<Standing> {
+        let view = local.view(self.config.group)?;
+        let led_by = match &self.lead {
+            Some(lead) if lead.leader.leads() => lead.leader.ballot(),
+            Some(_) => Ballot::NONE,
+            None if self.place.is_some() && self.may_be_led(&view) => view.decided.ballot,
+            None => Ballot::NONE,
+        };
+        let has_news = self.recoverable < self.applied.slot() || self.trimmed < view.trim;
+        Some(Standing {
+            led_by,
+            campaigns: match &self.lead {
+                Some(lead) => !lead.leader.leads(),
+                None => self.election.pre_vote.is_some(),
+            },
+            awaits_votes: self.awaits_votes(),
+            awaits_journal: has_news && local.durability() != Durability::Volatile,
+            version: self.register.newest.version,
+        })
     }
 
     /// When [`Replica::turn`] should be called at the latest, in nanoseconds of the monotonic
@@ -632,7 +713,7 @@ impl<S: StateMachine> Replica<S> {
                     due = due.min(probe_ns);
                 }
                 if self.leader(now_ns, local).is_some() {
-                    due = due.min(self.report_due_ns());
+                    due = due.min(self.report_due_ns(local));
                 }
             }
         }

@@ -203,6 +203,8 @@ mutations! {
     LeaseOutlived = "lease-outlived",
     /// After a restart from its journal an acceptor promises although a lease may run.
     LeaseForgotten = "lease-forgotten",
+    /// A node does not ask what another leads although its pulse tells of other groups.
+    DigestIgnored = "digest-ignored",
     /// A new leader serves before it applied what it inherited.
     ServesTooEarly = "serves-too-early",
     /// The trim follows the replica that is furthest.

@@ -52,7 +52,7 @@ const _: () = assert!(core::mem::offset_of!(RawHeader, tag) == TAG_OFFSET);
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
-        /// What a packet says. Codes 56 to 63 are reserved (lease, seal).
+        /// What a packet says. Codes 57 to 63 are reserved (lease, seal).
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[repr(u8)]
         pub enum Kind { $($(#[$doc])* $name = $code,)* }
@@ -145,6 +145,9 @@ kinds! {
     Reconfigure = 54,
     /// Leader to tool: watermark = what came of it, value = the configuration in force.
     Reconfigured = 55,
+    /// Node to node: the sender lives, and leads as many groups as slot says; watermark = a digest of
+    /// which in which ballots.
+    Pulse = 56,
 }
 
 impl Kind {
@@ -281,6 +284,13 @@ impl Header {
         self.write(&mut out);
         out
     }
+}
+
+/// The group that a packet is about, whatever else is wrong with it.
+pub fn group_of(packet: &[u8]) -> Option<GroupId> {
+    let at = core::mem::offset_of!(RawHeader, group);
+    let bytes = packet.get(at..)?.first_chunk()?;
+    Some(GroupId(u16::from_be_bytes(*bytes)))
 }
 
 /// Why a packet that carries our magic was refused. The discriminant indexes counters.

@@ -350,6 +350,8 @@ impl World {
             },
             leases: false,
             election: ElectionTiming::of(100 * MS, 20 * MS),
+            pulse_ns: 20 * MS,
+            campaigns: 16,
             seed: self.random.next(),
             used_round: host.stable.round,
             pins: host.stable.pins.clone(),

@@ -15,6 +15,8 @@ struct Probe {
     socket: UdpSocket,
     /// When it was first asked what is not answered yet.
     asked_ns: u64,
+    /// When it was last asked.
+    sent_ns: u64,
     until_ns: u64,
     is_refused: bool,
 }
@@ -43,6 +45,11 @@ impl Prober {
     pub fn send(&mut self, now_ns: u64, to: SocketAddr, datagram: &[u8]) {
         let until_ns = now_ns + PATIENCE_NS;
         if let Some(known) = self.probes.iter_mut().find(|probe| probe.to == to) {
+            if now_ns < known.sent_ns + LOOK_NS {
+                // Many groups of one leader ask at the same time.
+                return;
+            }
+            known.sent_ns = now_ns;
             known.until_ns = until_ns;
             // An error is the answer to an earlier question, and the kernel tells it once.
             known.is_refused |= is_refusal(known.socket.send(datagram));
@@ -54,6 +61,7 @@ impl Prober {
                 to,
                 socket,
                 asked_ns: now_ns,
+                sent_ns: now_ns,
                 until_ns,
                 is_refused: false,
             });

@@ -145,18 +145,19 @@ impl Config {
         }
     }
 
-    /// The layout of the region: the replicated group, then those for conformance.
+    /// The layout of the region: the replicated groups, then those for conformance.
     ///
     /// # Errors
     /// None for a configuration that was loaded.
     pub fn layout(&self) -> Result<Layout, LayoutError> {
         let Region {
+            groups,
             window_slots,
             value_bytes,
             conformance_groups,
         } = self.region;
         Layout::new(
-            conformance_groups.saturating_add(1),
+            conformance_groups.saturating_add(groups),
             window_slots,
             value_bytes,
         )
@@ -171,6 +172,16 @@ impl Config {
             Wait::Polling => 1_000,
         };
         self.timing.suspect_us.unwrap_or(by_watcher) * 1_000
+    }
+
+    /// Between two packets by which a node with several groups tells each other one that it lives, in
+    /// nanoseconds. A worker that polls does so as often as a leader of one group.
+    pub fn pulse_ns(&self) -> u64 {
+        let heartbeats = match self.worker.wait {
+            Wait::Blocking => 2,
+            Wait::Polling => 1,
+        };
+        heartbeats * self.timing.heartbeat_ms * 1_000_000
     }
 
     /// The cluster's keys, if there are any.
@@ -261,6 +272,10 @@ pub struct Peer {
     /// Higher ones are elected first.
     #[serde(default)]
     pub priority: u8,
+    /// Where Redis clients reach it: where there are many groups they are sent to whoever leads a
+    /// key's. Without it they are served by whom they ask.
+    #[serde(default, deserialize_with = "text::some_address")]
+    pub resp: Option<SocketAddr>,
 }
 
 /// Flexible quorums: phase 1 and phase 2 together must exceed the number of members.
@@ -273,25 +288,43 @@ pub struct Quorum {
     pub phase2: usize,
 }
 
+/// Most groups that a cluster replicates.
+pub const MAX_GROUPS: u16 = 1024;
+/// Slots of a group that has the memory to itself, unless more or fewer are asked for.
+const USUAL_SLOTS: u64 = 4096;
+/// Slots of all groups together, from which each has its part unless more or fewer are asked for.
+const SHARED_SLOTS: u64 = 65_536;
+
 /// The region's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(from = "text::Dimensions")]
 pub struct Region {
-    /// Slots that are kept at once, a power of two.
+    /// Groups that are replicated, each a log and a leader of its own: at most [`MAX_GROUPS`].
+    pub groups: u16,
+    /// Slots of each group that are kept at once, a power of two.
     pub window_slots: u64,
     /// Longest value in bytes, a multiple of eight.
     pub value_bytes: usize,
-    /// Groups beside the replicated one that are bare acceptors, for `nearwire conform`.
+    /// Groups behind the replicated ones that are bare acceptors, for `nearwire conform`.
     pub conformance_groups: u16,
+}
+
+impl Region {
+    /// The usual dimensions for so many groups. Their windows share what a few groups would have.
+    pub fn of(groups: u16) -> Self {
+        let share = SHARED_SLOTS / u64::from(groups.clamp(1, MAX_GROUPS));
+        Self {
+            groups,
+            window_slots: (1 << share.ilog2()).min(USUAL_SLOTS),
+            value_bytes: 1384,
+            conformance_groups: 0,
+        }
+    }
 }
 
 impl Default for Region {
     fn default() -> Self {
-        Self {
-            window_slots: 4096,
-            value_bytes: 1384,
-            conformance_groups: 0,
-        }
+        Self::of(1)
     }
 }
 

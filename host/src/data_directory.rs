@@ -301,7 +301,13 @@ impl DataDirectory {
     /// Where the snapshots of `group` go.
     #[must_use]
     pub fn snapshots_path(&self, group: GroupId) -> PathBuf {
-        self.path.join("snapshots").join(format!("group-{group}"))
+        self.snapshots_paths()(group)
+    }
+
+    /// The same, for another thread.
+    pub fn snapshots_paths(&self) -> impl Fn(GroupId) -> PathBuf + Send + 'static {
+        let snapshots = self.path.join("snapshots");
+        move |group| snapshots.join(format!("group-{group}"))
     }
 
     /// Whether [`DataDirectory::open`] made it: this node has no past.
@@ -340,10 +346,32 @@ impl DataDirectory {
         };
         match bytes.split_first_chunk() {
             Some((sum, register)) if u32::from_be_bytes(*sum) == crc32_iscsi(register) => {
-                Ok(Some(register.to_vec()))
+                Ok(Some(register.to_vec()).filter(|register| !register.is_empty()))
             }
             _ => Err(DataDirectoryError::DamagedRegister { path }),
         }
+    }
+
+    /// Makes a register for each of so many groups in which nothing is kept, where there is none: from
+    /// the first one that something is kept in on, a group without a register has lost it.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn begin_registers(&mut self, groups: u16) -> Result<(), DataDirectoryError> {
+        if self.identity.registered || groups == 1 {
+            return Ok(());
+        }
+        for group in (0..groups).map(GroupId) {
+            let name = format!("register-{group}");
+            if !self.path.join(&name).exists() {
+                let sum = crc32_iscsi(&[]).to_be_bytes();
+                replace(&self.path, &name, &[&sum], false)?;
+            }
+        }
+        // One flush for all of them.
+        File::open(&self.path)
+            .and_then(|directory| Ok(nix::unistd::syncfs(directory)?))
+            .map_err(refused("flush", &self.path))
     }
 
     /// Keeps this of the configurations of `group`, in place of what was there: until the machine

@@ -1,9 +1,10 @@
 //! What attaches a client front end (RESP, …) to the worker: two bounded rings and two wake-ups.
 //!
-//! The worker executes the commands of one front in exactly the order submitted, each exactly once:
-//! a front is one FIFO session. Queries are linearizable but not ordered against commands in
+//! The worker executes the commands of one front and group in exactly the order submitted, each
+//! exactly once: a front is one FIFO session of each group. Queries are linearizable but not ordered against commands in
 //! flight; a front that needs that order submits the query as a command.
 
+use consensus::GroupId;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub struct Submission {
     pub token: u64,
     /// How it is executed.
     pub access: Access,
+    /// Whose log or state it is for.
+    pub group: GroupId,
     /// What the state machine is given.
     pub body: Vec<u8>,
 }
@@ -240,6 +243,7 @@ mod tests {
         Submission {
             token,
             access: Access::Command,
+            group: GroupId(0),
             body: vec![],
         }
     }

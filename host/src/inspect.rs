@@ -81,6 +81,8 @@ pub enum Change {
 
 /// Asks nodes, from a port of its own.
 pub struct Inspector {
+    /// Whose members it asks for: each group has its own.
+    pub group: GroupId,
     socket: Udp,
     keys: Option<Keys>,
     nonce: u32,
@@ -99,6 +101,7 @@ impl Inspector {
         })?;
         Ok(Self {
             socket: Udp::bind(crate::client::any_port(nodes), Wait::Blocking)?,
+            group: GroupId(0),
             keys,
             nonce,
         })
@@ -174,7 +177,7 @@ impl Inspector {
         let question = Header {
             vote_ballot: wish.map_or(Ballot::NONE, |wish| wish.version),
             length: value.len() as u16,
-            ..Header::new(Kind::Reconfigure, GroupId(0), NodeId::NONE)
+            ..Header::new(Kind::Reconfigure, self.group, NodeId::NONE)
         };
         let mut answer = Change::Silent;
         self.ask(&[leader], &question, &value, timeout, |_, header, value| {

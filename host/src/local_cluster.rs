@@ -222,6 +222,9 @@ impl LocalCluster {
             text.push_str(&format!(
                 "\n[[peer]]\nnode = {node}\naddress = \"{address}\"\n"
             ));
+            if let Some(resp) = peer.resp {
+                text.push_str(&format!("resp = \"{resp}\"\n"));
+            }
         }
         text
     }

@@ -6,7 +6,7 @@ use consensus::auth::Keys;
 use consensus::configuration::Configuration;
 use consensus::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
 use consensus::replica::Reconfigured;
-use consensus::{Incarnation, NodeId};
+use consensus::{GroupId, Incarnation, NodeId};
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -243,11 +243,38 @@ impl Operator {
         Err(Error::NoLeader { asked })
     }
 
-    /// Has the members become those of the wish, and waits until no other configuration is needed.
+    /// How many groups the cluster has.
+    fn groups(&mut self, until: Instant) -> Result<u16, Error> {
+        while Instant::now() < until {
+            let asked: Vec<_> = self.target.iter().chain(&self.seeds).copied().collect();
+            let reports = self.inspector.inspect(&asked, ANSWER, |reports| {
+                reports.iter().any(Option::is_some)
+            })?;
+            if let Some(report) = reports.into_iter().flatten().next() {
+                let groups = report.0.get("groups").map(|groups| &groups["count"]);
+                let groups = groups.and_then(|count| u16::try_from(count.as_u64()?).ok());
+                return Ok(groups.unwrap_or(1));
+            }
+        }
+        let asked = self.seeds.clone();
+        Err(Error::NoLeader { asked })
+    }
+
+    /// Has the members of every group become those of the wish, one group after the other, and waits
+    /// until no other configuration is needed in it. Tells of the first group.
     ///
     /// # Errors
-    /// They did not in time, or cannot.
+    /// They did not in time, which each group has, or cannot.
     pub fn change(&mut self, wish: &Wish, patience: Duration) -> Result<Now, Error> {
+        for group in (1..self.groups(Instant::now() + patience)?).map(GroupId) {
+            self.inspector.group = group;
+            self.change_group(wish, patience)?;
+        }
+        self.inspector.group = GroupId(0);
+        self.change_group(wish, patience)
+    }
+
+    fn change_group(&mut self, wish: &Wish, patience: Duration) -> Result<Now, Error> {
         let until = Instant::now() + patience;
         loop {
             let now = self.ask(None, until)?;
@@ -286,12 +313,27 @@ impl Operator {
         }
     }
 
-    /// Puts a node that lost its memory back in its former place, in its new life. False if it was
-    /// taken out meanwhile.
+    /// Puts a node that lost its memory back in its former place in every group, in its new life.
+    /// False if it was taken out meanwhile.
     ///
     /// # Errors
     /// As for [`Operator::change`].
     pub fn put_back(
+        &mut self,
+        node: NodeId,
+        incarnation: Incarnation,
+        patience: Duration,
+    ) -> Result<bool, Error> {
+        let mut is_member = false;
+        for group in (0..self.groups(Instant::now() + patience)?).map(GroupId) {
+            self.inspector.group = group;
+            is_member |= self.put_back_in_group(node, incarnation, patience)?;
+        }
+        self.inspector.group = GroupId(0);
+        Ok(is_member)
+    }
+
+    fn put_back_in_group(
         &mut self,
         node: NodeId,
         incarnation: Incarnation,
@@ -311,7 +353,7 @@ impl Operator {
             members,
             quorums: None,
         };
-        self.change(&wish, patience).map(|_| true)
+        self.change_group(&wish, patience).map(|_| true)
     }
 }
 

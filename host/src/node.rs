@@ -5,6 +5,7 @@ use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
 use crate::fullness::Fullness;
+use crate::resp::cluster::Leaders;
 use crate::snapshots::Snapshots;
 use crate::supervision::Supervision;
 use crate::wal::Wal;
@@ -13,7 +14,7 @@ use consensus::client::{self, Client, SubmitError};
 use consensus::formation::{Conflict, Terms};
 use consensus::node::{Node, NodeIo};
 use consensus::quorum::MemberRole;
-use consensus::replica::{Io, Replica, Role};
+use consensus::replica::{Io, Replica, Role, Tally};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Flags, Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
@@ -24,15 +25,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The one group of this version.
+/// The first group.
 pub const GROUP: GroupId = GroupId(0);
+/// Groups that a turn looks after at the most: of a thousand each has its turn often enough.
+const GROUPS_PER_TURN: usize = 16;
 /// Rounds reserved ahead, so that an election waits for no disk.
 const ROUNDS_AHEAD: u64 = 1024;
 /// Slots applied between two snapshots of a journalled state.
 pub const SNAPSHOT_SLOTS: u64 = 50_000;
 /// After a snapshot that could not be written, the next one waits so long, in nanoseconds.
 const SNAPSHOT_PAUSE_NS: u64 = 1_000_000_000;
-/// Between two refreshes of the report for other threads, in nanoseconds.
+/// Between two refreshes of the report for other threads, in nanoseconds; ten times that if it is
+/// put together from many groups.
 const REPORT_NS: u64 = 100_000_000;
 /// A front's new commands are refused once nothing was answered for so long, in nanoseconds.
 const LEADERLESS_NS: u64 = 5_000_000_000;
@@ -79,14 +83,84 @@ pub struct Facts {
     pub replayed: u64,
 }
 
-/// A client front of this node: its submissions go through one FIFO session.
+/// A client front of this node: its submissions go through one FIFO session of each group.
 struct Front {
     end: WorkerEnd,
-    client: Client,
+    /// What the sessions are made with.
+    config: client::Config,
+    /// Begun with the first submission for the group.
+    sessions: Vec<Option<Box<Session>>>,
+    /// The groups whose session has something to do.
+    busy: Vec<GroupId>,
     /// Taken from the front, but the session's window is full.
     waiting: Option<Submission>,
+}
+
+/// A front's session of a group.
+struct Session {
+    client: Client,
     /// When something was last answered, or nothing waited for an answer.
     moved_ns: u64,
+    is_busy: bool,
+}
+
+impl Front {
+    /// The group's session, which has something to do from now on.
+    fn session(&mut self, now_ns: u64, group: GroupId) -> Option<&mut Session> {
+        let place = self.sessions.get_mut(usize::from(group.0))?;
+        if place.is_none() {
+            let config = client::Config {
+                group,
+                seed: self.config.seed.wrapping_add(u64::from(group.0)),
+                ..self.config.clone()
+            };
+            // What the first one took the others take.
+            let client = Client::new(config).ok()?;
+            *place = Some(Box::new(Session {
+                client,
+                moved_ns: now_ns,
+                is_busy: false,
+            }));
+        }
+        let session = place.as_mut()?;
+        if !std::mem::replace(&mut session.is_busy, true) {
+            session.moved_ns = now_ns;
+            self.busy.push(group);
+        }
+        Some(session)
+    }
+}
+
+impl Session {
+    /// Hands the front what was answered.
+    fn complete(&mut self, now_ns: u64, limit: usize, end: &mut WorkerEnd) {
+        if self.client.unanswered() == 0 {
+            self.moved_ns = now_ns;
+        }
+        while let Some(event) = self.client.poll_event() {
+            self.moved_ns = now_ns;
+            let result = event.result.map_err(|failure| match failure {
+                client::Failure::TooLarge => Failure::TooLarge { limit },
+                client::Failure::TooManySessions => Failure::Overloaded,
+                client::Failure::OutcomeUnknown | client::Failure::ReplyForgotten => {
+                    Failure::OutcomeUnknown
+                }
+            });
+            end.complete(Completion {
+                token: event.token,
+                result,
+            });
+        }
+    }
+}
+
+/// What is looked after for each group.
+struct Kept {
+    cutting: Cutting,
+    snapshot_due_ns: u64,
+    /// Whoever wanted the last one still does.
+    snapshot_failed: bool,
+    fullness: Fullness,
 }
 
 /// What the node needs of the host while it runs.
@@ -154,11 +228,11 @@ impl<T: Transmit> Io for Outbox<'_, T> {
 
     fn read_snapshot(
         &mut self,
-        _: GroupId,
+        group: GroupId,
         offset: u64,
         out: &mut [u8],
     ) -> Option<(Slot, u64, usize)> {
-        self.host.snapshots.read(offset, out)
+        self.host.snapshots.read(group, offset, out)
     }
 }
 
@@ -197,14 +271,13 @@ pub struct NodeService<S> {
     key: Option<Key>,
     new_keys: NewKeys,
     facts: Facts,
+    leaders: Leaders,
     offload: Option<Supervision>,
     unix: (u64, u64),
-    cutting: Cutting,
+    kept: Vec<Kept>,
+    /// The group that is looked after next.
+    next_kept: usize,
     snapshot_slots: u64,
-    snapshot_due_ns: u64,
-    /// Whoever wanted the last one still does.
-    snapshot_failed: bool,
-    fullness: Fullness,
     report: Arc<Mutex<String>>,
     report_due_ns: u64,
     stop: Arc<AtomicBool>,
@@ -237,6 +310,8 @@ pub struct Parts<S> {
     pub stop: Arc<AtomicBool>,
     /// Facts for reports.
     pub facts: Facts,
+    /// Who leads each group, for the threads of the front.
+    pub leaders: Leaders,
 }
 
 impl<S: StateMachine> NodeService<S> {
@@ -247,6 +322,7 @@ impl<S: StateMachine> NodeService<S> {
     pub fn new(parts: Parts<S>) -> Result<Self, client::ConfigError> {
         let config = parts.node.config();
         let key = config.key;
+        let groups = parts.node.formation().terms().groups();
         let layout = parts.node.local().acceptor().layout;
         let front = match parts.front {
             None => None,
@@ -258,24 +334,40 @@ impl<S: StateMachine> NodeService<S> {
                     .map(|peer| (peer.node, peer.address))
                     .collect();
                 members.sort_by_key(|(node, _)| *node != config.node);
-                let client = Client::new(client::Config {
+                let config = client::Config {
                     members,
                     group: GROUP,
                     epoch: config.epoch,
                     max_value: max_request_bytes(layout.value_bytes()),
                     max_in_flight: FRONT_WINDOW,
                     seed: config.seed ^ 0x6672_6f6e_7400_0000,
-                })?;
+                };
+                let first = Client::new(config.clone())?;
+                let mut sessions: Vec<_> = (0..groups).map(|_| None).collect();
+                if let Some(place) = sessions.first_mut() {
+                    *place = Some(Box::new(Session {
+                        client: first,
+                        moved_ns: 0,
+                        is_busy: false,
+                    }));
+                }
                 Some(Front {
                     end,
-                    client,
+                    config,
+                    sessions,
+                    busy: Vec::with_capacity(usize::from(groups)),
                     waiting: None,
-                    moved_ns: 0,
                 })
             }
         };
         let reserved_round = parts.directory.identity().reserved_round;
-        let cutting = Cutting::new(parts.snapshots.slot());
+        let kept = (0..groups).map(|group| Kept {
+            cutting: Cutting::new(parts.snapshots.slot(GroupId(group))),
+            snapshot_due_ns: 0,
+            snapshot_failed: false,
+            fullness: Fullness::default(),
+        });
+        let kept = kept.collect();
         Ok(Self {
             host: Host {
                 directory: parts.directory,
@@ -293,13 +385,12 @@ impl<S: StateMachine> NodeService<S> {
             key,
             new_keys: parts.new_keys,
             facts: parts.facts,
+            leaders: parts.leaders,
             offload: parts.offload,
             unix: (0, 0),
-            cutting,
+            kept,
+            next_kept: 0,
             snapshot_slots: parts.snapshot_slots,
-            snapshot_due_ns: 0,
-            snapshot_failed: false,
-            fullness: Fullness::default(),
             report: Arc::new(Mutex::new(String::new())),
             report_due_ns: 0,
             stop: parts.stop,
@@ -328,10 +419,12 @@ impl<S: StateMachine> NodeService<S> {
     /// # Errors
     /// The snapshot cannot be written.
     pub fn close(mut self) -> Result<(), crate::snapshot_file::SnapshotError> {
-        match self.node.freeze(GROUP) {
-            Some((slot, frozen)) => self.host.snapshots.finish(slot, frozen),
-            None => Ok(()),
-        }
+        let groups = (0..self.node.replicas().len() as u16).map(GroupId);
+        let states = groups.filter_map(|group| {
+            let (slot, frozen) = self.node.freeze(group)?;
+            Some((group, slot, frozen))
+        });
+        self.host.snapshots.finish(states)
     }
 
     fn unix_ms(&mut self, now_ns: u64) -> u64 {
@@ -347,9 +440,15 @@ impl<S: StateMachine> NodeService<S> {
         while let Some((header, value)) = self.host.to_self.pop_front() {
             match header.kind {
                 Kind::Response | Kind::Redirect => {
-                    if let Some(front) = &mut self.front {
+                    // An answer to a session that was never begun is a stranger's.
+                    if let Some(front) = &mut self.front
+                        && let Some(Some(_)) = front.sessions.get(usize::from(header.group.0))
+                        && let Some(session) = front.session(now_ns, header.group)
+                    {
                         let from = self.host.address;
-                        front.client.handle_datagram(now_ns, from, &header, &value);
+                        session
+                            .client
+                            .handle_datagram(now_ns, from, &header, &value);
                     }
                 }
                 _ => {
@@ -371,131 +470,156 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
-    /// Moves submissions into the session, requests out of it, and results back.
+    /// Moves submissions into the sessions, requests out of them, and results back.
     fn serve_front<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> u64 {
         let limit = max_command_bytes(self.node.local().acceptor().layout.value_bytes());
         let Self {
             front, host, key, ..
         } = self;
         let Some(front) = front else { return u64::MAX };
-        if front.client.poll_timeout().is_some_and(|due| due <= now_ns) {
-            front.client.handle_timeout(now_ns);
-        }
-        if front.client.unanswered() == 0 {
-            front.moved_ns = now_ns;
-        }
-        while let Some(event) = front.client.poll_event() {
-            front.moved_ns = now_ns;
-            let result = event.result.map_err(|failure| match failure {
-                client::Failure::TooLarge => Failure::TooLarge { limit },
-                client::Failure::TooManySessions => Failure::Overloaded,
-                client::Failure::OutcomeUnknown | client::Failure::ReplyForgotten => {
-                    Failure::OutcomeUnknown
+        for group in &front.busy {
+            if let Some(Some(session)) = front.sessions.get_mut(usize::from(group.0)) {
+                let due_ns = session.client.poll_timeout();
+                if due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+                    session.client.handle_timeout(now_ns);
                 }
-            });
-            front.end.complete(Completion {
-                token: event.token,
-                result,
-            });
-        }
-        let stuck = now_ns >= front.moved_ns.saturating_add(LEADERLESS_NS);
-        while let Some(submission) = front.waiting.take().or_else(|| front.end.poll_submission()) {
-            if stuck {
-                // What is under way cannot be taken back; what is not must not wait behind it.
-                let result = Err(Failure::NoLeader);
-                front.end.complete(Completion {
-                    token: submission.token,
-                    result,
-                });
-                continue;
+                session.complete(now_ns, limit, &mut front.end);
             }
-            let taken = match submission.access {
-                Access::Command => front
-                    .client
-                    .submit_command(submission.token, &submission.body),
-                Access::Query => front
-                    .client
-                    .submit_query(submission.token, &submission.body),
+        }
+        while let Some(submission) = front.waiting.take().or_else(|| front.end.poll_submission()) {
+            let token = submission.token;
+            let taken = match front.session(now_ns, submission.group) {
+                // What is under way cannot be taken back; what is not must not wait behind it.
+                Some(session) if now_ns >= session.moved_ns.saturating_add(LEADERLESS_NS) => {
+                    Err(Failure::NoLeader)
+                }
+                Some(session) => {
+                    let taken = match submission.access {
+                        Access::Command => session.client.submit_command(token, &submission.body),
+                        Access::Query => session.client.submit_query(token, &submission.body),
+                    };
+                    match taken {
+                        Ok(()) => Ok(()),
+                        Err(SubmitError::Full) => {
+                            front.waiting = Some(submission);
+                            break;
+                        }
+                        Err(SubmitError::TooLarge) => Err(Failure::TooLarge { limit }),
+                    }
+                }
+                None => Err(Failure::NoLeader),
             };
-            match taken {
-                Ok(()) => {}
-                Err(SubmitError::Full) => {
-                    front.waiting = Some(submission);
-                    break;
-                }
-                Err(SubmitError::TooLarge) => {
-                    let result = Err(Failure::TooLarge { limit });
-                    front.end.complete(Completion {
-                        token: submission.token,
-                        result,
-                    });
-                }
+            if let Err(failure) = taken {
+                front.end.complete(Completion {
+                    token,
+                    result: Err(failure),
+                });
             }
         }
         front.end.flush();
-        while let Some(datagram) = front.client.poll_transmit(now_ns) {
-            if datagram.to == host.address {
-                host.to_self
-                    .push_back((datagram.header, datagram.value.to_vec()));
-            } else {
-                let mut header = datagram.header;
-                if let Some(key) = *key {
-                    header.tag = auth::tag(key, &header, datagram.value);
+        let mut due = u64::MAX;
+        let Front { busy, sessions, .. } = front;
+        busy.retain(|group| {
+            let Some(Some(session)) = sessions.get_mut(usize::from(group.0)) else {
+                return false;
+            };
+            while let Some(datagram) = session.client.poll_transmit(now_ns) {
+                if datagram.to == host.address {
+                    host.to_self
+                        .push_back((datagram.header, datagram.value.to_vec()));
+                } else {
+                    let mut header = datagram.header;
+                    if let Some(key) = *key {
+                        header.tag = auth::tag(key, &header, datagram.value);
+                    }
+                    tx.send(datagram.to, &header.to_bytes(), datagram.value);
                 }
-                tx.send(datagram.to, &header.to_bytes(), datagram.value);
             }
-        }
-        front.client.poll_timeout().unwrap_or(u64::MAX)
+            due = due.min(session.client.poll_timeout().unwrap_or(u64::MAX));
+            session.is_busy =
+                session.client.unanswered() > 0 || session.client.poll_timeout().is_some();
+            session.is_busy
+        });
+        due
     }
 
     /// Takes snapshots when they are due and cuts the journal behind them.
     fn keep_state(&mut self, now_ns: u64) {
         match self.host.snapshots.poll() {
-            Some(Ok(slot)) => {
+            Some((group, Ok(slot))) => {
                 self.host.error = None;
-                self.saved(slot);
+                self.saved(group, slot);
             }
-            Some(Err(error)) => {
+            Some((group, Err(error))) => {
                 self.host.error = Some(error.to_string());
-                self.snapshot_failed = true;
-                self.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
+                if let Some(kept) = self.kept.get_mut(usize::from(group.0)) {
+                    kept.snapshot_failed = true;
+                    kept.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
+                }
             }
             None => {}
         }
-        let (appended, flushed) = self.node.local().journalled(GROUP).unwrap_or_default();
-        if let Some(below) = self.cutting.due(flushed) {
-            self.node.local_mut().journal_mut().cut(below);
+        let mut is_cut = false;
+        for _ in 0..self.kept.len().min(GROUPS_PER_TURN) {
+            is_cut |= self.keep_group(now_ns, self.next_kept);
+            self.next_kept = (self.next_kept + 1) % self.kept.len();
         }
-        let highest = self.node.highest_journalled(GROUP);
-        let Some(replica) = self.node.replica_mut(GROUP) else {
-            return;
-        };
-        self.cutting.mark(highest, appended, self.snapshot_slots);
-        let newest = self.host.snapshots.slot();
-        let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
-        let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
-        if !idle || !(due || self.snapshot_failed || replica.take_snapshot_wanted()) {
-            return;
-        }
-        self.snapshot_failed = false;
-        if replica.applied().slot() <= newest {
-            replica.snapshot_saved(newest);
-        } else if let Some((slot, frozen)) = self.node.freeze(GROUP) {
-            self.host.snapshots.write(slot, frozen);
+        // The groups share one journal.
+        if is_cut {
+            let below = self.kept.iter().map(|kept| kept.cutting.below()).min();
+            self.node.local_mut().journal_mut().cut(below.unwrap_or(0));
         }
     }
 
-    fn saved(&mut self, slot: Slot) {
-        let Some(replica) = self.node.replica_mut(GROUP) else {
-            return;
+    /// The same for one group. True if it needs less of the journal than before.
+    fn keep_group(&mut self, now_ns: u64, at: usize) -> bool {
+        let group = GroupId(at as u16);
+        let Some(kept) = self.kept.get_mut(at) else {
+            return false;
         };
-        replica.snapshot_saved(slot);
-        let Some(view) = self.node.local().view(GROUP) else {
+        let (appended, flushed) = self.node.local().journalled(group).unwrap_or_default();
+        let is_cut = kept.cutting.due(flushed).is_some();
+        let highest = self.node.highest_journalled(group);
+        let Some(replica) = self.node.replica_mut(group) else {
+            return is_cut;
+        };
+        kept.cutting.mark(highest, appended, self.snapshot_slots);
+        let newest = self.host.snapshots.slot(group);
+        let applied = replica.applied().slot();
+        let holds_back = kept.cutting.holds_back(appended, self.snapshot_slots);
+        let due = appended > 0
+            && (applied.0 >= newest.0 + self.snapshot_slots || holds_back && applied > newest);
+        if self.host.snapshots.is_busy() || now_ns < kept.snapshot_due_ns {
+            return is_cut;
+        }
+        if !due && !kept.snapshot_failed && !replica.take_snapshot_wanted() {
+            if holds_back && highest == applied && !kept.cutting.awaits_flush() {
+                let trim = self.node.local().view(group).map(|view| view.trim);
+                let local = self.node.local_mut();
+                let checkpoint = || local.checkpoint(group);
+                kept.cutting.rest(trim.unwrap_or(Slot::FIRST), checkpoint);
+            }
+            return is_cut;
+        }
+        kept.snapshot_failed = false;
+        if applied <= newest {
+            self.node.snapshot_saved(group, newest);
+        } else if let Some((slot, frozen)) = self.node.freeze(group) {
+            self.host.snapshots.write(group, slot, frozen);
+        }
+        is_cut
+    }
+
+    fn saved(&mut self, group: GroupId, slot: Slot) {
+        self.node.snapshot_saved(group, slot);
+        let Some(view) = self.node.local().view(group) else {
             return;
         };
         let local = self.node.local_mut();
-        self.cutting
-            .saved(slot, view.trim, || local.checkpoint(GROUP));
+        if let Some(kept) = self.kept.get_mut(usize::from(group.0)) {
+            kept.cutting
+                .saved(slot, view.trim, || local.checkpoint(group));
+        }
     }
 
     /// Looks after the offload. Returns when to look at what it made of the region: no packet tells.
@@ -531,14 +655,57 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
-    /// Looks at the window of a leader.
-    fn look_at_window(&mut self, now_ns: u64) {
+    /// Looks at the windows of leaders.
+    fn look_at_windows(&mut self, now_ns: u64) {
         let local = self.node.local();
-        let replica = self.node.replicas().first();
-        let leads = replica.is_some_and(|replica| replica.role() == Role::Leader);
-        let view = local.view(GROUP).filter(|_| leads);
         let window = local.acceptor().layout.window();
-        self.fullness.look(now_ns, view, window);
+        let replicas = self.node.replicas().iter();
+        for (group, (replica, kept)) in (0..).map(GroupId).zip(replicas.zip(&mut self.kept)) {
+            let view = match replica.role() {
+                Role::Leader => local.view(group),
+                Role::Candidate | Role::Follower => None,
+            };
+            kept.fullness.look(now_ns, view, window);
+        }
+    }
+
+    /// Why nothing is written or served, if so: of one group that this is so of.
+    fn reason(&self, now_ns: u64) -> Option<String> {
+        let local = self.node.local();
+        let mut replicas = self.node.replicas().iter().zip(&self.kept).enumerate();
+        replicas.find_map(|(group, (replica, kept))| {
+            let (wanted, applied) = (replica.catch_up().wanted(), replica.applied().slot());
+            let is_stuck = wanted > applied && replica.leader(now_ns, local).is_none();
+            let reason = is_stuck.then(|| {
+                let first = applied.next();
+                format!(
+                    "slots {first} to {wanted} were chosen, but no node that answers has their \
+                     values: start the nodes that have them; until then nothing is served"
+                )
+            });
+            let reason = reason.or_else(|| kept.fullness.reason(now_ns))?;
+            Some(match self.kept.len() {
+                1 => reason,
+                _ => format!("group {group}: {reason}"),
+            })
+        })
+    }
+
+    /// What is to be told of many groups, and what the others' numbers add up to.
+    fn describe_groups(&self, now_ns: u64) -> serde_json::Value {
+        let local = self.node.local();
+        let replicas = self.node.replicas();
+        let leader = |replica: &Replica<S>| replica.leader(now_ns, local).map_or(0, |node| node.0);
+        let leaders: Vec<u16> = replicas.iter().map(leader).collect();
+        let own = self.node.config().node.0;
+        let applied = |replica: &Replica<S>| replica.applied().slot().0;
+        serde_json::json!({
+            "count": self.kept.len(),
+            "led": leaders.iter().filter(|node| **node == own).count(),
+            "leaderless": leaders.iter().filter(|node| **node == 0).count(),
+            "leaders": leaders,
+            "applied": replicas.iter().map(applied).collect::<Vec<_>>(),
+        })
     }
 
     /// What this node is doing, as one JSON object.
@@ -560,18 +727,15 @@ impl<S: StateMachine> NodeService<S> {
         };
         let dropped_names = consensus::acceptor::Drop::ALL.map(consensus::acceptor::Drop::name);
         let malformed_names = consensus::wire::Malformed::ALL.map(consensus::wire::Malformed::name);
-        let tally = replica.map(|replica| *replica.tally()).unwrap_or_default();
-        let applied = replica.map_or(Slot::NONE, |replica| replica.applied().slot());
+        let replicas = || self.node.replicas().iter();
+        let tally = replicas().map(Replica::tally).sum::<Tally>();
+        let total = |slot: fn(&Replica<S>) -> Slot| replicas().map(|one| slot(one).0).sum::<u64>();
+        let applied = total(|replica| replica.applied().slot());
+        let views = || (0..self.kept.len() as u16).filter_map(|group| local.view(GroupId(group)));
+        let decided: u64 = views().map(|view| view.decided.upto.0).sum();
         let wanted = replica.map_or(Slot::NONE, |replica| replica.catch_up().wanted());
         let leader = replica.and_then(|replica| replica.leader(now_ns, local));
-        let reason = (wanted > applied && leader.is_none()).then(|| {
-            let first = applied.next();
-            format!(
-                "slots {first} to {wanted} were chosen, but no node that answers has their values: \
-                 start the nodes that have them; until then nothing is served"
-            )
-        });
-        let reason = reason.or_else(|| self.fullness.reason(now_ns));
+        let reason = self.reason(now_ns);
         let configuration = replica.map(Replica::configuration);
         let membership = configuration.map(|configuration| &configuration.membership);
         let mut report = serde_json::json!({
@@ -581,8 +745,8 @@ impl<S: StateMachine> NodeService<S> {
             "role": replica.map_or("forming", |replica| replica.role().name()),
             "leader": leader.map(|node| node.0),
             "ballot": view.map(|view| view.promised.to_string()),
-            "applied": applied.0,
-            "decided": view.map_or(0, |view| view.decided.upto.0),
+            "applied": applied,
+            "decided": decided,
             "trim": view.map_or(0, |view| view.trim.0),
             "highest": view.map_or(0, |view| view.highest.0),
             "wanted": wanted.0,
@@ -595,8 +759,8 @@ impl<S: StateMachine> NodeService<S> {
             "formed": formation.is_formed(),
             "missing": missing,
             "conflict": self.node.conflict().map(|conflict| format!("{conflict:?}")),
-            "sessions": replica.map_or(0, |replica| replica.applied().sessions().len()),
-            "snapshot": self.host.snapshots.slot().0,
+            "sessions": replicas().map(|one| one.applied().sessions().len()).sum::<usize>(),
+            "snapshot": self.host.snapshots.slot(GROUP).0,
             "restored": self.facts.restored,
             "replayed": self.facts.replayed,
             "elected": tally.elected,
@@ -625,10 +789,9 @@ impl<S: StateMachine> NodeService<S> {
             .map(|key| format!("{:08x}", key.fingerprint()))
             .collect();
         report["resp_tls"] = self.facts.resp_tls.map(|resp| resp.to_string()).into();
-        let recoverable = replica.map_or(Slot::NONE, Replica::recoverable);
         let layout = local.acceptor().layout;
         let mut more = vec![
-            ("recoverable", recoverable.0.into()),
+            ("recoverable", total(Replica::recoverable).into()),
             ("window_slots", layout.window().into()),
             ("value_bytes", layout.value_bytes().into()),
             (
@@ -636,8 +799,11 @@ impl<S: StateMachine> NodeService<S> {
                 replica.map(|replica| replica.suspect_ns() / 1_000).into(),
             ),
             ("lease_ns", local.lease_ns(GROUP).into()),
-            // The replicated group comes first.
-            ("conformance_groups", (layout.groups() - 1).into()),
+            // The replicated groups come first.
+            (
+                "conformance_groups",
+                (usize::from(layout.groups()) - self.kept.len()).into(),
+            ),
             ("reason", reason.into()),
             (
                 "version",
@@ -655,6 +821,10 @@ impl<S: StateMachine> NodeService<S> {
                 self.offload.as_ref().map(Supervision::describe).into(),
             ),
         ];
+        if self.kept.len() > 1 {
+            more.push(("groups", self.describe_groups(now_ns)));
+            more.push(("pulses", self.node.pulses().into()));
+        }
         if let Some((path, statistics)) = local.journal().report() {
             more.extend([
                 ("journal", path.into()),
@@ -674,8 +844,12 @@ impl<S: StateMachine> NodeService<S> {
 
     fn publish<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) {
         if now_ns >= self.report_due_ns {
-            self.report_due_ns = now_ns + REPORT_NS;
-            self.look_at_window(now_ns);
+            self.report_due_ns = now_ns
+                + match self.kept.len() {
+                    1 => REPORT_NS,
+                    _ => 10 * REPORT_NS,
+                };
+            self.look_at_windows(now_ns);
             if self.front.is_some() {
                 if let Some(offload) = &mut self.offload {
                     offload.count_at_times(now_ns);
@@ -748,6 +922,9 @@ impl<S: StateMachine> Service for NodeService<S> {
             self.node.refused_at(now_ns, unix_ms, refusal, &mut io);
         }
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
+        while let Some((group, leader)) = self.node.next_leader() {
+            self.leaders.set(group, leader);
+        }
         // Even without an answer: a redirect that came before gave the front a request to send.
         self.deliver(now_ns, tx);
         due = due.min(self.serve_front(now_ns, tx));
@@ -765,7 +942,7 @@ impl<S: StateMachine> Service for NodeService<S> {
     fn awaits(&self) -> Awaits {
         if self.node.local().holds_replies() {
             Awaits::Flush
-        } else if self.node.replicas().iter().any(Replica::awaits_votes) {
+        } else if self.node.awaits_votes() {
             Awaits::Answer
         } else {
             Awaits::Packets

@@ -1,20 +1,19 @@
 //! Runs one node: opens what it owns, restores its state, and drives it until it is stopped.
 
-use crate::config::{Config, Durability, KeyError, Reads, Wait, read_keys};
+use crate::config::{self, Config, Durability, KeyError, Reads, Wait, read_keys};
 use crate::data_directory::{self, DataDirectory, DataDirectoryError, Expectation};
 use crate::engine::Software;
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
 use crate::members::Operator;
-use crate::node::{
-    Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
-};
+use crate::node::{Facts, Fatal, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes};
 use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
-use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
-use crate::snapshots::Snapshots;
+use crate::resp::cluster::{Cluster, Leaders, Member};
+use crate::snapshot_file::{Newest, Snapshot, SnapshotError};
+use crate::snapshots::{self, Snapshots};
 use crate::supervision::{Supervision, Wish};
 use crate::wal::Wal;
 use crate::xdp::{self, Pinned};
@@ -29,9 +28,12 @@ use consensus::node::{self, Node, NodeError, Peer};
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError};
 use consensus::state_machine::RestoreError;
-use consensus::{Epoch, Incarnation, NodeId, Slot};
+use consensus::wire;
+use consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
 use datapath::{Datapath, Placement, Udp, Worker, clock};
 use nix::sys::signal::Signal;
+use nix::unistd::{SysconfVar, sysconf};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +44,9 @@ const PUT_BACK: Duration = Duration::from_secs(10);
 const MS: u64 = 1_000_000;
 /// How often a leader under load is heard of in the shortest silence that means something.
 const BEATS_IN_SUSPICION: u64 = 4;
+/// In how many groups a node campaigns at once: each takes some round trips, and a thousand at once
+/// would be late for each other.
+const CAMPAIGNS: usize = 16;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
 /// Submissions of the client front that may be under way or queued.
@@ -122,6 +127,22 @@ pub enum Error {
         why: String,
         /// Its data directory.
         directory: PathBuf,
+    },
+    /// The region is larger than the machine.
+    #[error(
+        "make a region of {wanted} bytes ({groups} groups of {window} slots): this machine has \
+         {found} bytes of memory. Lower `groups`, `window_slots` or `value_bytes` in [region], the \
+         same on every node"
+    )]
+    Memory {
+        /// What the region takes.
+        wanted: usize,
+        /// Its groups.
+        groups: u16,
+        /// The slots of each.
+        window: u64,
+        /// What the machine has.
+        found: usize,
     },
     /// The configuration's durability is not the directory's.
     #[error(
@@ -273,6 +294,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     let key = keys.map(|keys| keys.signs);
     let rehearsal = Rehearsal::from_environment().map_err(Error::Rehearsal)?;
     let layout = config.layout()?;
+    check_memory(layout)?;
     let expectation = Expectation {
         cluster: config.cluster.clone(),
         node,
@@ -296,7 +318,8 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     };
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
-    let server = bind_resp(config, layout)?;
+    let leaders = Leaders::new(config.region.groups);
+    let server = bind_resp(config, layout, &directory, &leaders)?;
 
     let now_ns = clock::monotonic_ns();
     let opened = open_state(config, &rehearsal, &mut directory, layout, keys, {
@@ -312,7 +335,8 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
     })?;
-    let applied = opened.applied.slot();
+    directory.begin_registers(config.region.groups)?;
+    let applied: Vec<Slot> = opened.states.iter().map(Applied::slot).collect();
     #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
     let mut wal = Wal::new(opened.journal);
     #[cfg(any(debug_assertions, feature = "kill-points"))]
@@ -325,7 +349,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         opened.region,
         wal,
         config.durability.of_core(),
-        vec![opened.applied],
+        opened.states,
     )?;
     if let Some(formed) = directory.identity().terms
         && formed != node.formation().terms()
@@ -346,9 +370,10 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         node.local_mut().share();
     }
     if config.durability == Durability::Async {
-        journal_again(node.local_mut(), applied)?;
+        journal_again(node.local_mut(), &applied)?;
     }
-    let snapshots = Snapshots::start(opened.directory, opened.newest, {
+    let path_of = directory.snapshots_paths();
+    let snapshots = Snapshots::start(path_of, opened.newest, {
         let waker = waker.clone();
         move || waker.wake()
     })
@@ -380,6 +405,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         offload,
         new_keys: new_keys(config)?,
         stop: Arc::clone(stop),
+        leaders,
         facts: Facts {
             wait: match config.worker.wait {
                 Wait::Blocking => "blocking",
@@ -395,7 +421,8 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     let report = service.report();
     let handle = match (server, front_end) {
         (Some(server), Some(front)) => {
-            let info = Arc::new(move || info_text(&report));
+            let is_sharded = config.region.groups > 1;
+            let info = Arc::new(move || info_text(&report, is_sharded));
             Some(server.spawn(front, info)?)
         }
         _ => None,
@@ -467,7 +494,12 @@ fn new_keys(config: &Config) -> Result<NewKeys, Error> {
 }
 
 /// The listeners for Redis clients, if there are any.
-fn bind_resp(config: &Config, layout: Layout) -> Result<Option<resp::Server>, Error> {
+fn bind_resp(
+    config: &Config,
+    layout: Layout,
+    directory: &DataDirectory,
+    leaders: &Leaders,
+) -> Result<Option<resp::Server>, Error> {
     let plain = config
         .resp
         .map(|address| resp::Listen { address, tls: None });
@@ -485,9 +517,27 @@ fn bind_resp(config: &Config, layout: Layout) -> Result<Option<resp::Server>, Er
     let server = resp::Server::bind(resp::Options {
         listen,
         users: config.users.clone().into(),
+        cluster: cluster(config, directory, leaders),
         ..usual
     })?;
     Ok(Some(server))
+}
+
+/// What Redis clients are told of the nodes. Where this one is reached by them goes without saying if
+/// it listens at one address.
+fn cluster(config: &Config, directory: &DataDirectory, leaders: &Leaders) -> Cluster {
+    let own = config.resp.filter(|resp| !resp.ip().is_unspecified());
+    let member = |peer: &config::Peer| Member {
+        node: peer.node,
+        address: peer.address,
+        resp: peer.resp.or(own.filter(|_| peer.node == config.node)),
+    };
+    Cluster {
+        name: directory.fingerprint() >> 32,
+        own: config.node,
+        members: config.peers.iter().map(member).collect(),
+        leaders: leaders.clone(),
+    }
 }
 
 fn node_config(
@@ -498,7 +548,12 @@ fn node_config(
     seed: u64,
 ) -> Result<node::Config, Error> {
     let identity = directory.identity();
-    let register = directory.register(GROUP)?;
+    let mut registers = BTreeMap::new();
+    for group in (0..config.region.groups).map(GroupId) {
+        if let Some(kept) = directory.register(group)? {
+            registers.insert(group, kept);
+        }
+    }
     Ok(node::Config {
         node: NodeId(config.node),
         peers: config
@@ -511,7 +566,7 @@ fn node_config(
             })
             .collect(),
         joins: config.join,
-        registers: register.map(|kept| (GROUP, kept)).into_iter().collect(),
+        registers,
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
@@ -523,6 +578,8 @@ fn node_config(
         // A cluster that formed before leases were among its terms has not agreed on their length.
         leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
         election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
+        pulse_ns: config.pulse_ns(),
+        campaigns: CAMPAIGNS,
         seed: seed ^ identity.region_nonce,
         used_round,
         pins: identity.pins.clone(),
@@ -544,9 +601,9 @@ struct Opened {
     pinned: Option<Pinned>,
     acceptor: Acceptor,
     journal: Option<Journal>,
-    applied: Applied<Kv>,
-    directory: SnapshotDirectory,
-    newest: Option<crate::snapshot_file::Snapshot>,
+    /// The state of each group.
+    states: Vec<Applied<Kv>>,
+    newest: BTreeMap<GroupId, Snapshot>,
     highest_round: u64,
     restored: u64,
     replayed: u64,
@@ -588,20 +645,26 @@ fn open_state(
         layout,
     };
 
-    let mut snapshots = SnapshotDirectory::open(directory.snapshots_path(GROUP), GROUP)?;
-    let found = snapshots.newest()?;
-    for damaged in &found.damaged {
-        tracing::warn!(?damaged, "a snapshot is damaged and ignored");
-    }
-    let mut applied = Applied::new(Kv::new());
-    if let Some(snapshot) = &found.snapshot {
-        applied
-            .restore(&snapshot.body()?)
-            .map_err(|source| Error::Restore {
+    let groups = config.region.groups;
+    let mut states: Vec<_> = (0..groups).map(|_| Applied::new(Kv::new())).collect();
+    let mut newest = BTreeMap::new();
+    let take = |group: GroupId, found: Newest| {
+        for damaged in &found.damaged {
+            tracing::warn!(%group, ?damaged, "a snapshot is damaged and ignored");
+        }
+        if let (Some(snapshot), Some(applied)) =
+            (found.snapshot, states.get_mut(usize::from(group.0)))
+        {
+            let restored = applied.restore(&snapshot.body()?);
+            restored.map_err(|source| Error::Restore {
                 path: snapshot.path().to_owned(),
                 source,
             })?;
-    }
+            newest.insert(group, snapshot);
+        }
+        Ok::<_, Error>(())
+    };
+    snapshots::look(&directory.snapshots_paths(), groups, take)?;
 
     let lease_ns = config.timing.lease_us * 1_000;
     let terms = Terms {
@@ -677,18 +740,31 @@ fn open_state(
         if let Some(torn) = recovery.torn() {
             tracing::info!(?torn, "the journal's tail was torn and is cut off");
         }
-        let mut replay = Recovery::new(acceptor, applied);
+        let replays = states.into_iter();
+        let mut replays: Vec<_> = replays
+            .map(|applied| Recovery::new(acceptor, applied))
+            .collect();
         let mut bad = None;
         let memory = sync.then_some(&region);
         recovery.replay(|_, record| {
-            if let Err(error) = replay.record(memory, clock::monotonic_ns(), record) {
+            // A record of no group of this node is a bad one for the first.
+            let group = wire::group_of(record).map_or(0, |group| usize::from(group.0));
+            let at = if group < replays.len() { group } else { 0 };
+            let replayed = replays[at].record(memory, clock::monotonic_ns(), record);
+            if let Err(error) = replayed {
                 bad.get_or_insert(error);
             }
         })?;
         if let Some(error) = bad {
             return Err(error.into());
         }
-        (applied, highest_round, replayed) = replay.finish();
+        states = Vec::with_capacity(replays.len());
+        for replay in replays {
+            let (applied, round, records) = replay.finish();
+            states.push(applied);
+            highest_round = round.max(highest_round);
+            replayed += records;
+        }
         Some(journal)
     };
     Ok(Opened {
@@ -696,9 +772,8 @@ fn open_state(
         pinned: opened.pinned,
         acceptor,
         journal,
-        applied,
-        directory: snapshots,
-        newest: found.snapshot,
+        states,
+        newest,
         highest_round,
         restored,
         replayed,
@@ -706,16 +781,36 @@ fn open_state(
 }
 
 /// Waits for room until the journal has what the region holds.
-fn journal_again(local: &mut Local<Software, Wal>, applied: Slot) -> Result<(), Error> {
-    let mut from = applied;
-    while let Err(reached) = local.journal_again(GROUP, from) {
-        if let Some(error) = local.journal_mut().failed() {
-            return Err(Fatal::Journal(error.to_string()).into());
+fn journal_again(local: &mut Local<Software, Wal>, applied: &[Slot]) -> Result<(), Error> {
+    for (group, applied) in (0..).map(GroupId).zip(applied) {
+        let mut from = *applied;
+        while let Err(reached) = local.journal_again(group, from) {
+            if let Some(error) = local.journal_mut().failed() {
+                return Err(Fatal::Journal(error.to_string()).into());
+            }
+            from = reached;
+            std::thread::sleep(Duration::from_millis(1));
         }
-        from = reached;
-        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// A region lives in memory, whatever file it has a name in.
+fn check_memory(layout: Layout) -> Result<(), Error> {
+    let found = sysconf(SysconfVar::_PHYS_PAGES)
+        .ok()
+        .flatten()
+        .zip(sysconf(SysconfVar::PAGE_SIZE).ok().flatten())
+        .and_then(|(pages, bytes)| usize::try_from(pages.checked_mul(bytes)?).ok());
+    match found {
+        Some(found) if layout.bytes() > found => Err(Error::Memory {
+            wanted: layout.bytes(),
+            groups: layout.groups(),
+            window: layout.window(),
+            found,
+        }),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The number that regions carry for a boot id.
@@ -727,19 +822,22 @@ pub fn parse_boot_id(text: &str) -> u128 {
         .max(1)
 }
 
-fn info_text(report: &std::sync::Mutex<String>) -> String {
+fn info_text(report: &std::sync::Mutex<String>, is_sharded: bool) -> String {
     let text = report
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clone();
     let fields: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&text).unwrap_or_default();
-    let mut info = String::from("# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\n");
-    info.push_str(concat!(
-        "nearwire_version:",
-        env!("CARGO_PKG_VERSION"),
-        "\r\n\r\n# Nearwire\r\n"
-    ));
+    let (mode, enabled) = match is_sharded {
+        true => ("cluster", 1),
+        false => ("standalone", 0),
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let mut info = format!(
+        "# Server\r\nredis_version:7.0.0\r\nredis_mode:{mode}\r\nnearwire_version:{version}\r\n\r\n\
+         # Cluster\r\ncluster_enabled:{enabled}\r\n\r\n# Nearwire\r\n"
+    );
     for (name, value) in fields {
         let value = match value {
             serde_json::Value::String(text) => text,

@@ -122,6 +122,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Opens one again that was checked when it was written, or found.
+    ///
+    /// # Errors
+    /// It cannot be opened: a newer one may have taken its place.
+    pub fn reopen(id: SnapshotId, path: PathBuf) -> Result<Self, SnapshotError> {
+        let file = File::open(&path).map_err(refused("open snapshot", &path))?;
+        Ok(Self { id, path, file })
+    }
+
     /// Its place in the log and the length of its body.
     #[must_use]
     pub fn id(&self) -> SnapshotId {

@@ -127,6 +127,8 @@ fn config() -> Config {
         },
         leases: false,
         election: ElectionTiming::of(100 * MS, 20 * MS),
+        pulse_ns: 20 * MS,
+        campaigns: 16,
         seed: 1,
         used_round: 0,
         pins: (1..=3)

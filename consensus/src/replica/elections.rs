@@ -35,6 +35,12 @@ impl<S: StateMachine> Replica<S> {
             // to, would go on for ever. Whoever asks may have promised more than this leader's
             // ballot.
             lead.leader.ask_barrier();
+            // It may have begun anew, with less than it had.
+            let place = self.register.newest.membership.place(request.sender);
+            if let Some(there) = place.and_then(|place| lead.progress.get_mut(place)) {
+                *there = Progress::default();
+                lead.tell_ns = lead.tell_ns.min(turn.now_ns);
+            }
             return;
         }
         let heard_ns = self.leader_seen_ns(turn.local);
@@ -160,6 +166,7 @@ impl<S: StateMachine> Replica<S> {
             collecting: None,
             tell_ns: 0,
             since_ns: turn.now_ns,
+            led_ns: turn.now_ns,
             driven_ns: turn.now_ns,
             learned: (self.applied.slot(), 0),
             admitted: BTreeMap::new(),
@@ -212,6 +219,81 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    /// Hands over to a member that comes before this node in this group and has all that this leader
+    /// has. True if it does so from here on.
+    pub(crate) fn make_way<M: Memory, J: Journal>(
+        &mut self,
+        now_ns: u64,
+        local: &Local<M, J>,
+    ) -> bool {
+        let (group, node) = (self.config.group, self.config.node);
+        let settle_ns = SETTLE_TIMEOUTS * self.config.election.timeout_ns;
+        let Some(lead) = &mut self.lead else {
+            return false;
+        };
+        let is_busy = lead.matching.is_some() || lead.next.is_some() || lead.collecting.is_some();
+        if !lead.leader.leads()
+            || is_busy
+            || lead.transfer.is_some()
+            || now_ns.saturating_sub(lead.led_ns) < settle_ns
+        {
+            return false;
+        }
+        let membership = &lead.electorate.membership;
+        let Some(own) = membership.member(node) else {
+            return false;
+        };
+        let own = precedence(membership, group, own);
+        let ready = |(place, member): (usize, &Member)| {
+            let there = lead.progress.get(place)?;
+            let heard_ns = local.seen_ns(member.node);
+            let is_ready = member.role == MemberRole::Voter
+                && there.follows == lead.leader.ballot()
+                && there.applied.0 + self.config.window / 4 >= lead.leader.decided().0
+                && now_ns.saturating_sub(heard_ns) < self.config.election.timeout_ns;
+            is_ready.then(|| (precedence(membership, group, member), member.node))
+        };
+        let best = membership
+            .members
+            .iter()
+            .enumerate()
+            .filter_map(ready)
+            .max();
+        let Some((_, target)) = best.filter(|(claim, _)| *claim > own) else {
+            return false;
+        };
+        // If it fails, the others have their turns first.
+        lead.led_ns = now_ns;
+        lead.transfer = Some(Transfer {
+            target,
+            until_ns: now_ns + TRANSFER_NS + self.config.lease_ns,
+            ask_ns: 0,
+        });
+        true
+    }
+
+    /// The leader is `node`, which has to speak in this very group from now on to be heard of.
+    pub(crate) fn doubt(&mut self, now_ns: u64, node: NodeId) {
+        if self.doubted != node && self.lead.is_none() {
+            self.election.wait(now_ns);
+        }
+        self.doubted = node;
+    }
+
+    /// It is enough again to hear of `node` at all.
+    pub(crate) fn trust(&mut self, node: NodeId) {
+        if self.doubted == node {
+            self.doubted = NodeId::NONE;
+        }
+    }
+
+    /// Nothing was heard of the leader's node for so long, and then it was.
+    pub(crate) fn leader_was_late(&mut self, now_ns: u64, late_ns: u64) {
+        if self.lead.is_none() {
+            self.election.was_alive(now_ns, late_ns);
+        }
+    }
+
     /// Goes on with a leadership transfer: once the successor has applied everything, it is told
     /// to campaign.
     pub(super) fn hand_over<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
@@ -247,6 +329,8 @@ impl<S: StateMachine> Replica<S> {
         match &self.election.pre_vote {
             Some(pre_vote) if turn.now_ns < pre_vote.until_ns => {}
             Some(_) => self.election.wait(turn.now_ns),
+            // Others campaign first.
+            None if !turn.may_campaign => self.election.looked(turn.now_ns),
             None => {
                 let seen_ns = self.leader_seen_ns(turn.local);
                 if !self.election.is_due(turn.now_ns, seen_ns) {
@@ -333,10 +417,12 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn seen_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>, view: &GroupView) -> u64 {
-        if self.may_be_led(view) {
-            local.seen_ns(view.decided.ballot.node())
-        } else {
+        if !self.may_be_led(view) {
             0
+        } else if self.doubted == view.decided.ballot.node() {
+            self.spoken_ns
+        } else {
+            local.seen_ns(view.decided.ballot.node())
         }
     }
 
@@ -384,7 +470,11 @@ impl<S: StateMachine> Replica<S> {
         if promised.is_some_and(|promised| promised > lead.leader.ballot()) {
             if lead.leader.leads() {
                 // The others took a stalled host for a dead one. They may be as wrong again.
-                let stalled_ns = turn.now_ns.saturating_sub(lead.driven_ns);
+                // One that rested had no reason to be driven.
+                let stalled_ns = match lead.leader.rests() {
+                    true => 0,
+                    false => turn.now_ns.saturating_sub(lead.driven_ns),
+                };
                 self.election.was_alive(turn.now_ns, stalled_ns);
                 let stalled_us = u32::try_from(stalled_ns / 1_000).unwrap_or(u32::MAX);
                 self.stall = (stalled_us, STALL_REPORTS);

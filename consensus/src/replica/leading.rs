@@ -75,10 +75,16 @@ impl<S: StateMachine> Replica<S> {
             return self.disclaim(turn, header);
         };
         if let Some(progress) = lead.progress.get_mut(place) {
+            if header.vote_ballot < self.register.newest.version {
+                lead.tell_ns = lead
+                    .tell_ns
+                    .min(turn.now_ns + self.config.leader.heartbeat_ns);
+            }
             *progress = Progress {
                 applied: Slot(header.watermark),
                 trim: header.slot,
                 version: header.vote_ballot,
+                follows: header.ballot,
                 heard_ns: turn.now_ns,
             };
         }
@@ -99,6 +105,7 @@ impl<S: StateMachine> Replica<S> {
                 applied: recoverable,
                 trim: trimmed,
                 version,
+                follows: lead.leader.ballot(),
                 heard_ns: turn.now_ns,
             };
         }
@@ -133,6 +140,37 @@ impl<S: StateMachine> Replica<S> {
             live.unwrap_or(*safe)
         };
         lead.leader.raise_trim(Slot(limit.min(*safe)).next());
+    }
+
+    /// Whether nothing is to be said in this group: everybody who lives follows this leader, has
+    /// what it decided and keeps no more than it has to. The node's own pulse tells that it lives.
+    pub(super) fn may_rest<M: Memory, J: Journal>(&self, now_ns: u64, local: &Local<M, J>) -> bool {
+        let Some(lead) = &self.lead else { return false };
+        let leader = &lead.leader;
+        let is_busy = lead.matching.is_some()
+            || lead.next.is_some()
+            || lead.collecting.is_some()
+            || lead.transfer.is_some()
+            || !lead.reads.is_empty()
+            || !self.is_voter();
+        if self.config.election.pulse_ns == 0 || is_busy || !leader.is_told() {
+            return false;
+        }
+        let version = self.register.newest.version;
+        let rests = |(place, member): (usize, &Member)| {
+            if member.node == self.config.node {
+                return true;
+            }
+            let there = lead.progress.get(place).copied().unwrap_or_default();
+            let heard_ns = there.heard_ns.max(local.seen_ns(member.node));
+            let has_all = there.applied >= leader.decided() || member.role == MemberRole::Witness;
+            now_ns.saturating_sub(heard_ns) >= LAGGARD_NS
+                || has_all
+                    && there.follows == leader.ballot()
+                    && there.version == version
+                    && there.trim >= leader.trim()
+        };
+        lead.electorate.members().enumerate().all(rests)
     }
 
     pub(super) fn drive<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {

@@ -91,7 +91,7 @@ impl<S: StateMachine> Replica<S> {
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
     ) {
-        if self.lead.is_some() || turn.now_ns < self.report_due_ns() {
+        if self.lead.is_some() || turn.now_ns < self.report_due_ns(turn.local) {
             return;
         }
         let Some(leader) = self.leader(turn.now_ns, turn.local) else {
@@ -101,9 +101,9 @@ impl<S: StateMachine> Replica<S> {
             return;
         };
         let address = member.address;
-        let version = self.register.newest.version;
-        self.reported = (self.recoverable, self.trimmed, version);
+        self.reported = self.to_report(turn.local);
         self.reported_ns = turn.now_ns;
+        self.is_spoken_to = false;
         let report = self.progress_report(turn.local);
         self.stall.1 = self.stall.1.saturating_sub(1);
         turn.io.send(address, &report, &[]);
@@ -111,34 +111,66 @@ impl<S: StateMachine> Replica<S> {
 
     pub(super) fn progress_report<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Header {
         let (stalled_us, left) = self.stall;
+        let Reported {
+            recoverable,
+            trimmed,
+            version,
+            follows,
+        } = self.to_report(local);
         Header {
             incarnation: local.acceptor().incarnation,
             epoch: self.register.newest.membership.epoch,
-            slot: self.trimmed,
-            vote_ballot: self.register.newest.version,
+            slot: trimmed,
+            ballot: follows,
+            vote_ballot: version,
             nonce: if left > 0 { stalled_us } else { 0 },
-            watermark: self.recoverable.0,
+            watermark: recoverable.0,
             ..Header::new(Kind::Progress, self.config.group, self.config.node)
         }
     }
 
-    pub(super) fn report_due_ns(&self) -> u64 {
+    fn to_report<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Reported {
+        let view = local.view(self.config.group);
+        Reported {
+            recoverable: self.recoverable,
+            trimmed: self.trimmed,
+            version: self.register.newest.version,
+            follows: view.map_or(Ballot::NONE, |view| view.decided.ballot),
+        }
+    }
+
+    pub(super) fn report_due_ns<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> u64 {
+        let (before, now) = (self.reported, self.to_report(local));
         // The smallest windows have no sixteenth, and without news nothing is due at once.
-        let (recoverable, trimmed, version) = self.reported;
-        if self.recoverable.0 >= recoverable.0 + (self.config.window / 16).max(1) {
+        if now.recoverable.0 >= before.recoverable.0 + (self.config.window / 16).max(1) {
             return 0;
         }
         let heartbeat_ns = self.config.leader.heartbeat_ns;
         // A new leader knows nothing yet, and trims for those it has heard of lately.
-        let beats = if self.recoverable > recoverable
-            || self.trimmed > trimmed
-            || self.register.newest.version != version
-        {
-            1
-        } else {
-            REPORT_BEATS
-        };
-        self.reported_ns + beats * heartbeat_ns
+        let has_news = now.recoverable > before.recoverable
+            || now.trimmed > before.trimmed
+            || now.version != before.version
+            || now.follows != before.follows;
+        // A leader that rests has what it wants to know. Of one in the kernel's hands no packet
+        // tells.
+        let is_awaited = self.is_spoken_to || local.is_shared();
+        match (has_news, is_awaited) {
+            (true, _) => self.reported_ns + heartbeat_ns,
+            (false, true) => self.reported_ns + REPORT_BEATS * heartbeat_ns,
+            (false, false) => u64::MAX,
+        }
+    }
+
+    /// Reports to `node` whatever was reported before.
+    pub(crate) fn report_to<M: Memory, J: Journal, I: Io>(
+        &self,
+        node: NodeId,
+        local: &Local<M, J>,
+        io: &mut I,
+    ) {
+        if let Some(member) = self.register.newest.membership.member(node) {
+            io.send(member.address, &self.progress_report(local), &[]);
+        }
     }
 
     /// Whether state may be taken over from others. A ballot that has its promises proposes from

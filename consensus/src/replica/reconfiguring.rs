@@ -140,7 +140,8 @@ impl<S: StateMachine> Replica<S> {
             let place = newest.membership.members.iter().position(same)?;
             let before = newest.membership.members.get(place)?;
             let there = lead.progress.get(place)?;
-            let is_here = turn.now_ns.saturating_sub(there.heard_ns) < LAGGARD_NS;
+            let heard_ns = there.heard_ns.max(turn.local.seen_ns(member.node));
+            let is_here = turn.now_ns.saturating_sub(heard_ns) < LAGGARD_NS;
             // What lies above the trim is in the acceptors' rings: whoever has the rest can lead.
             let has_caught_up = is_here && there.applied.next() >= trim;
             let may = before.role == member.role
@@ -240,12 +241,13 @@ impl<S: StateMachine> Replica<S> {
         if turn.now_ns < lead.tell_ns {
             return;
         }
-        lead.tell_ns = turn.now_ns + self.config.leader.heartbeat_ns;
+        lead.tell_ns = u64::MAX;
         let (header, bytes) = describe(&self.config, newest);
         for (place, member) in lead.electorate.members().enumerate() {
             let told = lead.progress.get(place);
             let knows = told.is_some_and(|told| told.version == newest.version);
             if !knows && member.node != self.config.node {
+                lead.tell_ns = turn.now_ns + self.config.leader.heartbeat_ns;
                 turn.io.send(member.address, &header, &bytes);
             }
         }

@@ -1,6 +1,6 @@
 //! What may be wrong with a configuration.
 
-use super::{KeyError, MAX_LINGER_US, MIN_SUSPECT_US, Place};
+use super::{KeyError, MAX_GROUPS, MAX_LINGER_US, MIN_SUSPECT_US, Place};
 use crate::resp::tls::TlsError;
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
@@ -106,7 +106,10 @@ pub enum Problem {
     /// A region that cannot be.
     #[error(transparent)]
     Region(#[from] LayoutError),
-    /// The journal is the replicated group's.
+    /// Too few or too many logs.
+    #[error("{0} groups, but a cluster replicates 1 to {MAX_GROUPS}")]
+    Groups(u16),
+    /// The journal is the replicated groups'.
     #[error("`conformance_groups` are not journalled: they go with durability \"volatile\" only")]
     Journalled,
     /// The kernel's program answers at once.
@@ -277,6 +280,7 @@ impl Problem {
             }
             // The texts say what is taken.
             Self::Text(_)
+            | Self::Groups(_)
             | Self::Quorums(_)
             | Self::Region(_)
             | Self::FifoPriority(_)

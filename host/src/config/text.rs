@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer, Problem,
-    Quorum, Reads, Region, RespTls, Timing, Worker,
+    Config, Durability, Error, MAX_GROUPS, MAX_LINGER_US, MIN_SUSPECT_US, Offload, Overrides, Peer,
+    Problem, Quorum, Reads, Region, RespTls, Timing, Worker,
 };
 use crate::resp::User;
 use crate::xdp::{Attach, OnHostDeath};
@@ -50,6 +50,30 @@ struct File {
     insecure: bool,
 }
 
+/// The region's dimensions as they are written: what is missing goes with the number of groups.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dimensions {
+    groups: Option<u16>,
+    window_slots: Option<u64>,
+    value_bytes: Option<usize>,
+    conformance_groups: Option<u16>,
+}
+
+impl From<Dimensions> for Region {
+    fn from(written: Dimensions) -> Self {
+        let usual = Self::of(written.groups.unwrap_or(1));
+        Self {
+            groups: usual.groups,
+            window_slots: written.window_slots.unwrap_or(usual.window_slots),
+            value_bytes: written.value_bytes.unwrap_or(usual.value_bytes),
+            conformance_groups: written
+                .conformance_groups
+                .unwrap_or(usual.conformance_groups),
+        }
+    }
+}
+
 /// Takes 1 to [`NodeId::MAX`].
 pub(super) fn node_number<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
     let number = i64::deserialize(from)?;
@@ -79,7 +103,9 @@ fn some_node_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D
     node_number(from).map(Some)
 }
 
-fn some_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+pub(super) fn some_address<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<SocketAddr>, D::Error> {
     address(from).map(Some)
 }
 
@@ -229,6 +255,10 @@ fn check(config: &Config) -> Result<(), Found> {
             "peer"
         };
         return Err((vec![Step::Key(key)], error.into()));
+    }
+    if !(1..=MAX_GROUPS).contains(&config.region.groups) {
+        let way = vec![Step::Key("region"), Step::Key("groups")];
+        return Err((way, Problem::Groups(config.region.groups)));
     }
     if let Err(error) = config.layout() {
         let key = match error {

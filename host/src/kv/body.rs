@@ -83,6 +83,31 @@ impl Op {
         Self::Type,
     ];
 
+    /// The keys among the words of a command.
+    pub fn keys<'a>(self, words: &'a [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let (first, count, step) = match self {
+            Self::Scan | Self::Dbsize => (1, 0, 1),
+            Self::Mset => (1, usize::MAX, 2),
+            Self::Mget | Self::Del | Self::Exists => (1, usize::MAX, 1),
+            Self::Get
+            | Self::Set
+            | Self::Incr
+            | Self::Decr
+            | Self::Incrby
+            | Self::Decrby
+            | Self::Append
+            | Self::Strlen
+            | Self::Getdel
+            | Self::Expire
+            | Self::Pexpire
+            | Self::Ttl
+            | Self::Pttl
+            | Self::Persist
+            | Self::Type => (1, 1, 1),
+        };
+        words.iter().skip(first).step_by(step).take(count).copied()
+    }
+
     fn from_code(code: u8) -> Option<Self> {
         let op = *Self::ALL.get(usize::from(code).checked_sub(1)?)?;
         debug_assert_eq!(op as u8, code, "the table is in the order of the numbers");

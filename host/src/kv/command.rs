@@ -51,12 +51,21 @@ pub enum Local {
     CommandDocs,
     CommandInfo,
     CommandList,
+    Asking,
+    ClusterInfo,
+    ClusterKeyslot,
+    ClusterMyid,
+    ClusterNodes,
+    ClusterShards,
+    ClusterSlots,
     ConfigGet,
     Echo,
     Hello,
     Info,
     Ping,
     Quit,
+    Readonly,
+    Readwrite,
     Reset,
     Select,
     Unwatch,
@@ -357,8 +366,10 @@ const fn container(
 static COMMANDS: &[Command] = &[
     container("acl", -2, ACL, "6.0.0", "Commands about users."),
     machine("append", 3, ONE_KEY, Op::Append, "2.0.0", "Appends to a value."),
+    local("asking", 1, Local::Asking, "3.0.0", "Does nothing: no slot is on its way to another node."),
     local("auth", -2, Local::Auth, "1.0.0", "Says who the client is, by a password."),
     container("client", -2, CLIENT, "2.4.0", "Commands about connections."),
+    container("cluster", -2, CLUSTER, "3.0.0", "Commands about hash slots and who serves them."),
     container("command", -1, COMMAND, "2.8.13", "Describes the commands."),
     container("config", -2, CONFIG, "2.0.0", "Commands about the configuration."),
     machine("dbsize", 1, NO_KEYS, Op::Dbsize, "1.0.0", "Counts the keys."),
@@ -384,6 +395,8 @@ static COMMANDS: &[Command] = &[
     local("ping", -1, Local::Ping, "1.0.0", "Answers."),
     machine("pttl", 2, ONE_KEY, Op::Pttl, "2.6.0", "The time to live in milliseconds."),
     local("quit", -1, Local::Quit, "1.0.0", "Closes the connection."),
+    local("readonly", 1, Local::Readonly, "3.0.0", "Does nothing: only leaders serve."),
+    local("readwrite", 1, Local::Readwrite, "3.0.0", "Does nothing: only leaders serve."),
     local("reset", 1, Local::Reset, "6.2.0", "Makes the connection as new."),
     machine("scan", -2, NO_KEYS, Op::Scan, "2.8.0", "Walks the keys."),
     local("select", 2, Local::Select, "1.0.0", "There is one database, 0."),
@@ -416,6 +429,16 @@ static CLIENT: &[Command] = &[
 ];
 
 #[rustfmt::skip]
+static CLUSTER: &[Command] = &[
+    local("cluster|info", 2, Local::ClusterInfo, "3.0.0", "Whether every slot is served."),
+    local("cluster|keyslot", 3, Local::ClusterKeyslot, "3.0.0", "The slot of a key."),
+    local("cluster|myid", 2, Local::ClusterMyid, "3.0.0", "This node's name."),
+    local("cluster|nodes", 2, Local::ClusterNodes, "3.0.0", "The nodes and their slots."),
+    local("cluster|shards", 2, Local::ClusterShards, "7.0.0", "The nodes and their slots."),
+    local("cluster|slots", 2, Local::ClusterSlots, "3.0.0", "The slots and their nodes."),
+];
+
+#[rustfmt::skip]
 static COMMAND: &[Command] = &[
     local("command|count", 2, Local::CommandCount, "2.8.13", "Counts the commands."),
     local("command|docs", -2, Local::CommandDocs, "7.0.0", "Documents commands."),
@@ -441,7 +464,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_sorted_and_every_command_is_found() {
-        for table in [COMMANDS, ACL, CLIENT, COMMAND, CONFIG] {
+        for table in [COMMANDS, ACL, CLIENT, CLUSTER, COMMAND, CONFIG] {
             assert!(table.is_sorted_by(|a, b| a.name < b.name));
             for command in table {
                 let upper = command.name.to_ascii_uppercase();

@@ -237,6 +237,7 @@ impl Connection {
         match front.submit(Submission {
             token,
             access,
+            group: waiting.group,
             body,
         }) {
             Ok(()) => {

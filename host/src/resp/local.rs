@@ -1,5 +1,6 @@
 //! What the front answers without the machine.
 
+use super::cluster::{self, Cluster};
 use super::reply::{self, Protocol, RespError};
 use super::session::{Context, Session};
 use super::users;
@@ -75,7 +76,15 @@ pub(super) fn answer(
                 ));
             }
         },
-        Local::Quit | Local::Unwatch => reply::simple(out, "OK"),
+        Local::Quit | Local::Unwatch | Local::Asking | Local::Readonly | Local::Readwrite => {
+            reply::simple(out, "OK");
+        }
+        Local::ClusterKeyslot => reply::integer(out, cluster::slot_of(words[2]).into()),
+        Local::ClusterInfo
+        | Local::ClusterMyid
+        | Local::ClusterNodes
+        | Local::ClusterShards
+        | Local::ClusterSlots => about_cluster(local, context.cluster, out)?,
         Local::Reset => {
             session.reset();
             reply::simple(out, "RESET");
@@ -117,6 +126,23 @@ pub(super) fn answer(
             _ => return Err(SYNTAX),
         },
         Local::ConfigGet => config_get(&words[2..], out),
+    }
+    Ok(())
+}
+
+/// As Redis does where there are no slots, one group refuses.
+fn about_cluster(local: Local, cluster: &Cluster, out: &mut Vec<u8>) -> Result<(), RespError> {
+    if !cluster.is_sharded() {
+        return Err(RespError::fixed(
+            "ERR This instance has cluster support disabled",
+        ));
+    }
+    match local {
+        Local::ClusterInfo => reply::verbatim(out, &cluster.info()),
+        Local::ClusterMyid => reply::bulk(out, cluster.my_id().as_bytes()),
+        Local::ClusterNodes => reply::verbatim(out, &cluster.nodes()),
+        Local::ClusterShards => cluster.shards(out),
+        _ => cluster.slots(out),
     }
     Ok(())
 }
@@ -200,7 +226,11 @@ fn hello(
     reply::bulk(out, b"id");
     reply::integer(out, session.id as i64);
     reply::bulk(out, b"mode");
-    reply::bulk(out, b"standalone");
+    let mode = match context.cluster.is_sharded() {
+        true => "cluster",
+        false => "standalone",
+    };
+    reply::bulk(out, mode.as_bytes());
     reply::bulk(out, b"role");
     reply::bulk(out, b"master");
     reply::bulk(out, b"modules");

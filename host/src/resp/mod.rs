@@ -1,5 +1,6 @@
 //! The Redis protocol: what clients of the key-value machine speak.
 
+pub mod cluster;
 mod connection;
 mod local;
 mod parser;

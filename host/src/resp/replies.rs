@@ -3,12 +3,14 @@
 use super::reply::Protocol;
 use super::transaction::Part;
 use crate::front::Access;
+use consensus::GroupId;
 use std::collections::VecDeque;
 
 /// A request that the worker has.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) access: Access,
+    pub(super) group: GroupId,
     /// What the client spoke when it asked.
     pub(super) protocol: Protocol,
     /// The parts of a transaction that the front answers itself, and the places of the others.

@@ -1,5 +1,6 @@
 //! The thread that speaks to all clients.
 
+use super::cluster::{Cluster, Leaders};
 use super::connection::{Connection, Turn};
 use super::parser::Limits;
 use super::session::Context;
@@ -50,6 +51,8 @@ pub struct Options {
     pub grace: Duration,
     /// Who may do what.
     pub users: Users,
+    /// What it is a part of.
+    pub cluster: Cluster,
 }
 
 impl Options {
@@ -62,6 +65,12 @@ impl Options {
             max_command_bytes,
             grace,
             users: Users::default(),
+            cluster: Cluster {
+                name: 0,
+                own: 1,
+                members: Vec::new(),
+                leaders: Leaders::new(1),
+            },
         }
     }
 }
@@ -429,6 +438,7 @@ impl Loop {
             info: &*info,
             max_command_bytes: self.options.max_command_bytes,
             users: &self.options.users,
+            cluster: &self.options.cluster,
         };
         let mut any = false;
         while let Some(completion) = self.front.poll_completion() {
@@ -467,6 +477,7 @@ impl Loop {
             info: &*self.info,
             max_command_bytes: self.options.max_command_bytes,
             users: &self.options.users,
+            cluster: &self.options.cluster,
         };
         match connection.turn(place, &mut self.front, &context) {
             Turn::Idle => {}

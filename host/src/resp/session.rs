@@ -1,5 +1,6 @@
 //! A client's side of the conversation: what its requests ask for, without any socket.
 
+use super::cluster::{CROSS_SLOT, Cluster};
 use super::local;
 use super::replies::Waiting;
 use super::reply::{self, Protocol, RespError};
@@ -7,6 +8,7 @@ use super::transaction::{Part, Transaction, merge};
 use super::users::{Known, Users};
 use crate::front::{Access, Failure};
 use crate::kv::{Call, Command, Local, Parsed, Step};
+use consensus::GroupId;
 use std::net::SocketAddr;
 
 /// What all connections share.
@@ -15,6 +17,7 @@ pub(super) struct Context<'a> {
     pub(super) info: &'a (dyn Fn() -> String + Send + Sync),
     pub(super) max_command_bytes: usize,
     pub(super) users: &'a Users,
+    pub(super) cluster: &'a Cluster,
 }
 
 /// The state of one connection as the client knows it.
@@ -92,7 +95,10 @@ impl Session {
     ) -> Verdict {
         let decided = match Command::parse(words) {
             Ok(parsed) => match context.users.permit(self.user, &parsed, words) {
-                Ok(()) => self.decide(parsed, words, context, out),
+                Ok(()) => match self.place(&parsed, words, context) {
+                    Ok(group) => self.decide(parsed, group, words, context, out),
+                    Err(error) => Err(self.spoil(words, error)),
+                },
                 Err(error) => Err(self.spoil(words, error)),
             },
             Err(error) => Err(self.spoil(words, error)),
@@ -101,6 +107,21 @@ impl Session {
             reply::error(out, &error);
             Verdict::Answered
         })
+    }
+
+    /// The group that a request is for: within a transaction, that of its other parts.
+    fn place(
+        &self,
+        parsed: &Parsed<'_>,
+        words: &[&[u8]],
+        context: &Context<'_>,
+    ) -> Result<GroupId, RespError> {
+        let group = context.cluster.route(parsed, words)?;
+        let is_call = matches!(parsed, Parsed::Query(_) | Parsed::Command(_));
+        match self.transaction.as_ref().and_then(|one| one.group) {
+            Some(before) if is_call && before != group => Err(CROSS_SLOT),
+            Some(_) | None => Ok(group),
+        }
     }
 
     /// A request that is no command spoils the transaction it stands in.
@@ -123,6 +144,7 @@ impl Session {
     fn decide(
         &mut self,
         parsed: Parsed<'_>,
+        group: GroupId,
         words: &[&[u8]],
         context: &Context<'_>,
         out: &mut Vec<u8>,
@@ -152,17 +174,19 @@ impl Session {
             (Parsed::Query(call) | Parsed::Command(call), Some(transaction)) => {
                 transaction.admit(call.encoded_bytes(), context.max_command_bytes)?;
                 transaction.push_call(&call);
+                transaction.group = Some(group);
                 reply::simple(out, "QUEUED");
                 Ok(Verdict::Answered)
             }
-            (Parsed::Query(call), None) => self.submit(Access::Query, &call, context),
-            (Parsed::Command(call), None) => self.submit(Access::Command, &call, context),
+            (Parsed::Query(call), None) => self.submit(Access::Query, group, &call, context),
+            (Parsed::Command(call), None) => self.submit(Access::Command, group, &call, context),
         }
     }
 
     fn submit(
         &self,
         access: Access,
+        group: GroupId,
         call: &Call<'_>,
         context: &Context<'_>,
     ) -> Result<Verdict, RespError> {
@@ -173,6 +197,7 @@ impl Session {
         call.check()?;
         let waiting = Waiting {
             access,
+            group,
             protocol: self.protocol,
             parts: None,
         };
@@ -217,6 +242,7 @@ impl Session {
                 "EXECABORT Transaction discarded because of previous errors.",
             ));
         }
+        let group = transaction.group.unwrap_or(GroupId(0));
         let execution = transaction.into_execution();
         let Some(body) = execution.body else {
             let merged = self.merge(&execution.parts, b"*0\r\n", context);
@@ -228,6 +254,7 @@ impl Session {
             body,
             Waiting {
                 access: Access::Command,
+                group,
                 protocol,
                 parts,
             },

@@ -2,6 +2,7 @@
 
 use super::reply;
 use crate::kv::{Call, Local, TRANSACTION, append_part};
+use consensus::GroupId;
 
 /// One command of a transaction.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(super) struct Transaction {
     body: Vec<u8>,
     local_bytes: usize,
     machine_parts: usize,
+    /// Where all of its keys lie, once there are some.
+    pub(super) group: Option<GroupId>,
     /// A command was refused, so EXEC must refuse the rest.
     pub(super) spoiled: bool,
 }
@@ -38,6 +41,7 @@ impl Transaction {
             body: vec![TRANSACTION],
             local_bytes: 0,
             machine_parts: 0,
+            group: None,
             spoiled: false,
         }
     }

@@ -141,10 +141,8 @@ pub(super) struct Machine {
     pub(super) writing: Vec<(usize, Snapshot)>,
     /// Groups whose last snapshot could not be written.
     pub(super) unwritten: Vec<bool>,
-    /// Where each group would have the journal cut.
+    /// Where each group would have the journal cut, which they share.
     pub(super) cuttings: Vec<Cutting>,
-    /// What each group no longer needs. The groups share one journal.
-    pub(super) below: Vec<u64>,
 }
 
 /// A packet that a process sends: written straight into a buffer.
@@ -269,7 +267,6 @@ impl Machine {
             writing: Vec::new(),
             unwritten: vec![false; usize::from(scenario.groups)],
             cuttings: Vec::new(),
-            below: vec![0; usize::from(scenario.groups)],
         }
     }
 
@@ -545,6 +542,8 @@ impl Machine {
             leader: scenario.leader,
             leases: scenario.leases,
             election: scenario.election,
+            pulse_ns: scenario.pulse_ns,
+            campaigns: scenario.campaigns,
             seed,
             used_round,
             pins: self.identity.pins.clone(),

@@ -562,7 +562,6 @@ impl World {
         let machine = &mut self.machines[place];
         machine.identity = super::machine::Identity::new(nonce, false);
         *machine.log.borrow_mut() = super::disk::Log::default();
-        machine.below.fill(0);
         for shelf in &mut machine.shelves {
             shelf.kept.clear();
         }

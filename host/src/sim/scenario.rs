@@ -46,6 +46,10 @@ pub(super) struct Scenario {
     pub(super) key: Option<Key>,
     pub(super) leader: LeaderTiming,
     pub(super) election: ElectionTiming,
+    /// Between two pulses of a node, where there are several groups, and in how many it campaigns at
+    /// once.
+    pub(super) pulse_ns: u64,
+    pub(super) campaigns: usize,
     /// How long acceptors grant leases for, and whether leaders ask for them.
     pub(super) lease_ns: u64,
     pub(super) leases: bool,
@@ -141,6 +145,8 @@ impl Scenario {
             key: keyed.then_some(key),
             leader: LeaderTiming::of(heartbeat_ns, DECIDE_NS, durability),
             election: ElectionTiming::of(election_ns, election_ns / 4),
+            pulse_ns: election_ns / 5,
+            campaigns: [1, 16][seed as usize / 4 % 2],
             lease_ns: election_ns / [2, 8][seed as usize / 2 % 2],
             leases: seed.is_multiple_of(2),
             rounds_ahead: one_of(r, &[1, 4, 1024]),

@@ -3,6 +3,7 @@
 use super::machine::{Machine, Snapshot};
 use super::network::exponential;
 use super::world::World;
+use crate::cutting::Cutting;
 use consensus::{GroupId, Slot};
 
 /// Snapshots that stay when a newer one has been written, as on a real disk.
@@ -36,7 +37,7 @@ impl World {
                 continue;
             }
             if replica.applied().slot() <= newest {
-                replica.snapshot_saved(newest);
+                node.snapshot_saved(GroupId(group as u16), newest);
                 continue;
             }
             let Some((slot, mut frozen)) = node.freeze(GroupId(group as u16)) else {
@@ -72,9 +73,7 @@ impl World {
                 shelf.kept.pop_front();
             }
             let id = GroupId(group as u16);
-            if let Some(replica) = node.replica_mut(id) {
-                replica.snapshot_saved(slot);
-            }
+            node.snapshot_saved(id, slot);
             let Some(view) = node.local().view(id) else {
                 continue;
             };
@@ -95,12 +94,10 @@ impl Machine {
             let id = GroupId(group as u16);
             let (appended, flushed) = node.local().journalled(id).unwrap_or_default();
             let cutting = &mut self.cuttings[group];
-            if let Some(below) = cutting.due(flushed) {
-                self.below[group] = below;
-            }
+            let _ = cutting.due(flushed);
             cutting.mark(node.highest_journalled(id), appended, snapshot_slots);
         }
-        let below = self.below.iter().copied().min().unwrap_or(0);
+        let below = self.cuttings.iter().map(Cutting::below).min().unwrap_or(0);
         if below > 0 {
             self.log.borrow_mut().cut(below);
         }

@@ -111,6 +111,7 @@ fn describe(header: &Header, bytes: usize) -> String {
         Kind::Configuration | Kind::Reconfigure | Kind::Reconfigured => {
             format!("{kind:?} g{group} version {vote_ballot}, {watermark}, {bytes} bytes")
         }
+        Kind::Pulse => format!("Pulse: leads {slot} groups, digest {watermark:016x}"),
         Kind::Hello | Kind::Read | Kind::Inspect | Kind::Report => {
             format!("{kind:?} g{group}, {bytes} bytes")
         }
