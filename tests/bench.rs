@@ -72,6 +72,34 @@ fn files_are_written_and_an_open_loop_says_its_rate() {
 }
 
 #[test]
+fn many_groups_are_compared_with_one_of_the_same_run() {
+    let output = nearwire(&["bench", "groups", "--groups", "1,6", "--written", "3"]);
+    assert!(output.status.success(), "{output:?}");
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = rows.as_array().expect("an array");
+    let groups: Vec<_> = rows.iter().map(|row| row["groups"].as_u64()).collect();
+    assert_eq!(groups, [Some(1), Some(6)]);
+    for row in rows {
+        assert_eq!(row["schema"], "nearwire.bench.groups/1");
+        for key in [
+            "ops_per_s",
+            "ratio",
+            "p50_us",
+            "p99_us",
+            "elect_ms",
+            "idle_packets_per_s",
+        ] {
+            let number = row[key].as_f64();
+            assert!(number.is_some_and(|number| number > 0.0), "{key}: {row}");
+        }
+        assert_eq!(row["lost"], 0, "{row}");
+        assert!(row["machine"]["kernel"].is_string(), "{row}");
+    }
+    assert_eq!(rows[0]["ratio"], 1.0);
+    assert_eq!(rows[1]["written"], 3);
+}
+
+#[test]
 fn what_is_not_understood_is_a_usage_error() {
     for wrong in [
         &["bench", "lat", "--value-bytes", "1400"][..],

@@ -17,6 +17,7 @@ pub mod rounds;
 pub mod row;
 pub mod run;
 pub mod site;
+pub mod spread;
 pub mod step;
 
 /// A run cannot be carried out.

@@ -25,7 +25,7 @@ pub mod region_place;
 pub mod rehearsal;
 pub mod resp;
 pub mod run;
-mod run_directory;
+pub mod run_directory;
 pub mod sim;
 pub mod snapshot_file;
 pub mod snapshots;

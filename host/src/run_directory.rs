@@ -23,7 +23,7 @@ const MAX_LEFTOVERS: usize = 64;
 
 /// A locked directory that only this user reads.
 #[derive(Debug)]
-pub(crate) struct RunDirectory {
+pub struct RunDirectory {
     path: PathBuf,
     kept: bool,
     removed: Arc<AtomicBool>,
@@ -33,7 +33,10 @@ pub(crate) struct RunDirectory {
 impl RunDirectory {
     /// Makes a directory in `parent` whose name begins with `prefix`, after removing the leftovers
     /// of that prefix there. One that is to be `kept` has another name and stays, whatever happens.
-    pub(crate) fn create(parent: &Path, prefix: &str, kept: bool) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn create(parent: &Path, prefix: &str, kept: bool) -> io::Result<Self> {
         remove_leftovers(parent, prefix);
         let prefix = if kept { KEPT } else { prefix };
         let process = std::process::id();
@@ -62,12 +65,16 @@ impl RunDirectory {
         ))
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Removes the directory and says what went wrong.
-    pub(crate) fn remove(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn remove(self) -> io::Result<()> {
         remove(&self.path)
     }
 

@@ -1,7 +1,7 @@
 //! `nearwire bench`.
 
 use super::output::Output;
-use super::{Failure, failover, output, step};
+use super::{Failure, failover, groups, output, step};
 use anyhow::Context;
 use bench::hgrm;
 use bench::load::Load;
@@ -25,7 +25,7 @@ use std::time::Duration;
 ///
 /// For `lat` and `rate` three replicas and a client are started here, each on a CPU of its own as
 /// far as there are enough. In every round the cluster and a UDP echo in the leader's place take
-/// turns. `failover` kills their leader again and again. `step` times a single acceptor, without a
+/// turns. `failover` kills their leader again and again, `groups` compares one log with many. `step` times a single acceptor, without a
 /// network.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -54,6 +54,7 @@ enum What {
     /// 32 writes at a time: how many commits there are in a second, and what each costs.
     Rate(LoadArgs),
     Failover(failover::Args),
+    Groups(groups::Args),
     Step(step::Args),
 }
 
@@ -238,6 +239,7 @@ pub(crate) fn main(args: Args, output: Output) -> anyhow::Result<()> {
         What::Lat(args) => (args, 1),
         What::Rate(args) => (args, 32),
         What::Failover(args) => return failover::main(&args, output),
+        What::Groups(args) => return groups::main(&args, output),
         What::Step(args) => return step::main(&args, output),
     };
     let latency = outstanding == 1;

@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod failover;
 mod failure;
+mod groups;
 mod leader;
 mod member;
 mod offload;
