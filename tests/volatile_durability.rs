@@ -16,8 +16,8 @@ const WRITERS: usize = 4;
 const MANY: usize = 4500;
 
 /// Writes values of which each takes a slot of its own.
-fn fill(scene: &Scene, key: &str) {
-    let address = scene.addresses()[0];
+fn fill(scene: &Scene, node: u16, key: &str) {
+    let address = scene.addresses()[usize::from(node) - 1];
     let value = "x".repeat(1200);
     wait_for("a leader", || {
         let reply = Redis::connect(address).ok()?.ask(&["SET", key, "0"]).ok()?;
@@ -59,7 +59,7 @@ fn a_follower_that_was_killed_learns_a_long_gap_from_a_snapshot() {
     let leader = scene.leader();
     let follower = leader % 3 + 1;
     scene.cluster.kill(follower);
-    fill(&scene, "long");
+    fill(&scene, leader, "long");
     scene.start(follower);
     scene.wait_until_caught_up(follower);
     assert_eq!(scene.number(follower, "snapshots_taken_over"), 1);

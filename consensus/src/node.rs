@@ -158,16 +158,6 @@ impl<I: Io> Io for Signing<'_, I> {
         }
     }
 
-    fn probe(&mut self, to: SocketAddr, header: &Header) {
-        match self.key {
-            Some(key) => {
-                let tag = auth::tag(key, header, &[]);
-                self.io.probe(to, &Header { tag, ..*header });
-            }
-            None => self.io.probe(to, header),
-        }
-    }
-
     fn reserve_rounds(&mut self, round: u64) -> bool {
         self.io.reserve_rounds(round)
     }
@@ -399,7 +389,8 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         }
     }
 
-    /// The network says that no process listens at `address`, where a probe went at `asked_ns`.
+    /// The host of a member, asked at `asked_ns`, says that no process listens at `address` any more:
+    /// the one that did has died. Who is wrong in that causes a campaign, and nothing else.
     pub fn refused_at<I: NodeIo>(
         &mut self,
         now_ns: u64,

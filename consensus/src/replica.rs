@@ -60,12 +60,6 @@ const STALL_REPORTS: u8 = 3;
 pub trait Io {
     /// Sends a packet to whoever is reached at `to`. The tag is filled in here.
     fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]);
-    /// Sends a packet to a node that may have died. Where the network tells that nobody listens
-    /// there, the host passes that on to
-    /// [`Node::refused_at`](crate::node::Node::refused_at).
-    fn probe(&mut self, to: SocketAddr, header: &Header) {
-        self.send(to, header, &[]);
-    }
     /// Makes sure, durably, that no later life of this node uses a round up to `round`. False if
     /// that cannot be done now.
     fn reserve_rounds(&mut self, round: u64) -> bool;
@@ -421,11 +415,6 @@ impl<S: StateMachine> Replica<S> {
         self.election.silence_ns()
     }
 
-    /// The silence after which it asks the leader's host whether it still runs, in nanoseconds.
-    pub fn suspect_ns(&self) -> u64 {
-        self.election.suspect_ns()
-    }
-
     /// Numbers for reports.
     pub const fn tally(&self) -> &Tally {
         &self.tally
@@ -628,9 +617,6 @@ impl<S: StateMachine> Replica<S> {
                     Some(pre_vote) => pre_vote.until_ns,
                     None => self.election_due_ns(local),
                 });
-                if let Some((_, probe_ns)) = self.probe_due(local) {
-                    due = due.min(probe_ns);
-                }
                 if self.leader(now_ns, local).is_some() {
                     due = due.min(self.report_due_ns());
                 }

@@ -166,7 +166,7 @@ impl World {
                 resend_ns: 5 * MS,
             },
             leases: false,
-            election: ElectionTiming::of(100 * MS, 20 * MS),
+            election: ElectionTiming::of(100 * MS),
             seed: 1,
             used_round: 0,
             pins: BTreeMap::from([

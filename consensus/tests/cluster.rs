@@ -349,7 +349,7 @@ impl World {
                 resend_ns: 5 * MS,
             },
             leases: false,
-            election: ElectionTiming::of(100 * MS, 20 * MS),
+            election: ElectionTiming::of(100 * MS),
             seed: self.random.next(),
             used_round: host.stable.round,
             pins: host.stable.pins.clone(),

@@ -72,6 +72,8 @@ pub struct LocalTarget {
     /// The journal's code path, once it is known.
     journal: Option<String>,
     unsupported: Option<String>,
+    /// Nodes beside the replicas that wait to be made members.
+    strangers: usize,
 }
 
 struct Programs {
@@ -166,7 +168,22 @@ impl LocalTarget {
             programs: None,
             journal: None,
             unsupported: None,
+            strangers: 0,
         }
+    }
+
+    /// Runs so many nodes for so many members that are none.
+    #[must_use]
+    pub fn with_strangers(self, strangers: impl FnOnce(usize) -> usize) -> Self {
+        Self {
+            strangers: strangers(REPLICAS),
+            ..self
+        }
+    }
+
+    /// How many nodes run.
+    pub const fn nodes(&self) -> usize {
+        REPLICAS + self.strangers
     }
 
     /// Is not to be measured, and why: its row will say so.
@@ -199,6 +216,7 @@ impl LocalTarget {
             let below = below.ok_or("replicas that poll need a --priority of 2 or more")?;
             options.worker += &format!("fifo_priority = {below}\n");
         }
+        options.joining = self.strangers;
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
         let mut running = Running {
             cluster: LocalCluster::prepare(options)?,

@@ -162,15 +162,12 @@ impl Config {
         )
     }
 
-    /// Shortest silence of a leader before a follower asks the leader's host whether it still runs,
-    /// in nanoseconds: what followers come down to under load, when a leader is heard of four times
-    /// in that time. A worker that polls watches more closely.
-    pub fn suspect_ns(&self) -> u64 {
-        let by_watcher = match self.worker.wait {
-            Wait::Blocking => 4_000,
-            Wait::Polling => 1_000,
-        };
-        self.timing.suspect_us.unwrap_or(by_watcher) * 1_000
+    /// How long a leader that has news waits for more before it tells, in nanoseconds.
+    pub const fn decide_ns(&self) -> u64 {
+        match self.worker.wait {
+            Wait::Blocking => 1_000_000,
+            Wait::Polling => 250_000,
+        }
     }
 
     /// The cluster's keys, if there are any.
@@ -381,9 +378,6 @@ pub enum Engine {
     Xdp,
 }
 
-/// Shortest [`Timing::suspect_us`]: below it a leader would do little else but tell that it lives.
-pub const MIN_SUSPECT_US: u64 = 500;
-
 /// How long things take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -392,9 +386,6 @@ pub struct Timing {
     pub heartbeat_ms: u64,
     /// Silence of the leader before a follower campaigns.
     pub election_ms: u64,
-    /// Silence of a leader under load before a follower asks its host whether it still runs, in
-    /// microseconds: see [`Config::suspect_ns`].
-    pub suspect_us: Option<u64>,
     /// How long a lease lasts that acceptors grant a leader, in microseconds: fixed once the region
     /// exists. See [`Reads::Lease`].
     pub lease_us: u64,
@@ -405,7 +396,6 @@ impl Default for Timing {
         Self {
             heartbeat_ms: 10,
             election_ms: 150,
-            suspect_us: None,
             lease_us: 4_000,
         }
     }

@@ -17,7 +17,7 @@ use consensus::replica::{Io, Replica, Role};
 use consensus::state_machine::StateMachine;
 use consensus::wire::{Flags, Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
-use datapath::{Awaits, Prober, Service, Stats, Transmit, clock};
+use datapath::{Awaits, Lifelines, Service, Stats, Transmit, clock};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,7 +96,9 @@ struct Host {
     terms: Terms,
     reserved_round: u64,
     snapshots: Snapshots,
-    prober: Prober,
+    lifelines: Lifelines,
+    /// Whose ends they tell.
+    watched: Vec<SocketAddr>,
     /// Packets to this very node: a front's requests and the answers to them.
     to_self: VecDeque<(Header, Vec<u8>)>,
     inspections: Vec<(SocketAddr, Header)>,
@@ -116,11 +118,6 @@ impl<T: Transmit> Io for Outbox<'_, T> {
         } else {
             self.tx.send(to, &header.to_bytes(), value);
         }
-    }
-
-    fn probe(&mut self, to: SocketAddr, header: &Header) {
-        let now_ns = clock::monotonic_ns();
-        self.host.prober.send(now_ns, to, &header.to_bytes());
     }
 
     fn reserve_rounds(&mut self, round: u64) -> bool {
@@ -223,6 +220,8 @@ pub struct Parts<S> {
     pub directory: DataDirectory,
     /// Where its datagrams go.
     pub address: SocketAddr,
+    /// What tells of others that died.
+    pub lifelines: Lifelines,
     /// Its snapshots.
     pub snapshots: Snapshots,
     /// Slots applied between two of them.
@@ -283,7 +282,8 @@ impl<S: StateMachine> NodeService<S> {
                 terms: parts.node.formation().terms(),
                 reserved_round,
                 snapshots: parts.snapshots,
-                prober: Prober::new(parts.address.ip()),
+                lifelines: parts.lifelines,
+                watched: Vec::new(),
                 to_self: VecDeque::new(),
                 inspections: Vec::new(),
                 error: None,
@@ -449,6 +449,18 @@ impl<S: StateMachine> NodeService<S> {
     }
 
     /// Takes snapshots when they are due and cuts the journal behind them.
+    /// Watches whoever is a member now.
+    fn watch_members(&mut self) {
+        let own = self.node.config().node;
+        let members = self.node.replicas().iter();
+        let members = members.flat_map(|replica| replica.configuration().membership.others(own));
+        let peers: Vec<_> = members.map(|member| member.address).collect();
+        if self.host.watched != peers {
+            self.host.watched.clone_from(&peers);
+            self.host.lifelines.watch(peers);
+        }
+    }
+
     fn keep_state(&mut self, now_ns: u64) {
         match self.host.snapshots.poll() {
             Some(Ok(slot)) => {
@@ -631,10 +643,6 @@ impl<S: StateMachine> NodeService<S> {
             ("recoverable", recoverable.0.into()),
             ("window_slots", layout.window().into()),
             ("value_bytes", layout.value_bytes().into()),
-            (
-                "suspect_us",
-                replica.map(|replica| replica.suspect_ns() / 1_000).into(),
-            ),
             ("lease_ns", local.lease_ns(GROUP).into()),
             // The replicated group comes first.
             ("conformance_groups", (layout.groups() - 1).into()),
@@ -739,12 +747,11 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.deliver(now_ns, tx);
         self.serve_front(now_ns, tx);
         self.deliver(now_ns, tx);
-        let refused = self.host.prober.refused(now_ns);
         let mut io = Outbox {
             host: &mut self.host,
             tx,
         };
-        if let Some(refusal) = refused {
+        while let Some(refusal) = io.host.lifelines.refused() {
             self.node.refused_at(now_ns, unix_ms, refusal, &mut io);
         }
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
@@ -756,7 +763,6 @@ impl<S: StateMachine> Service for NodeService<S> {
         }
         self.keep_state(now_ns);
         due = due.min(self.supervise(now_ns));
-        due = due.min(self.host.prober.next_timer_ns(now_ns));
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
@@ -774,6 +780,7 @@ impl<S: StateMachine> Service for NodeService<S> {
 
     fn observe(&mut self, stats: &Stats) {
         self.stats = *stats;
+        self.watch_members();
     }
 
     fn stopping(&self) -> bool {

@@ -30,7 +30,7 @@ use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, LayoutError};
 use consensus::state_machine::RestoreError;
 use consensus::{Epoch, Incarnation, NodeId, Slot};
-use datapath::{Datapath, Placement, Udp, Worker, clock};
+use datapath::{Datapath, Lifelines, Placement, Udp, Worker, clock};
 use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,8 +40,6 @@ use std::time::Duration;
 /// How long one attempt to become a member again may take.
 const PUT_BACK: Duration = Duration::from_secs(10);
 const MS: u64 = 1_000_000;
-/// How often a leader under load is heard of in the shortest silence that means something.
-const BEATS_IN_SUSPICION: u64 = 4;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
 /// Submissions of the client front that may be under way or queued.
@@ -296,6 +294,10 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     };
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
+    let lifelines = Lifelines::start(own.address, {
+        let waker = waker.clone();
+        move || waker.wake()
+    })?;
     let server = bind_resp(config, layout)?;
 
     let now_ns = clock::monotonic_ns();
@@ -374,6 +376,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         node,
         directory,
         address: own.address,
+        lifelines,
         snapshots,
         snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
@@ -517,12 +520,12 @@ fn node_config(
         key,
         leader: LeaderTiming::of(
             config.timing.heartbeat_ms * MS,
-            config.suspect_ns() / BEATS_IN_SUSPICION,
+            config.decide_ns(),
             config.durability.of_core(),
         ),
         // A cluster that formed before leases were among its terms has not agreed on their length.
         leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
-        election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
+        election: ElectionTiming::of(config.timing.election_ms * MS),
         seed: seed ^ identity.region_nonce,
         used_round,
         pins: identity.pins.clone(),

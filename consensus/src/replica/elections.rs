@@ -243,7 +243,6 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn watch<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        self.probe(turn);
         match &self.election.pre_vote {
             Some(pre_vote) if turn.now_ns < pre_vote.until_ns => {}
             Some(_) => self.election.wait(turn.now_ns),
@@ -265,48 +264,16 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// Asks the host of a leader that has fallen silent whether it still runs. The kernel of one
-    /// whose process has died says so at once; one that was stopped, and a host that has gone, say
-    /// nothing.
-    fn probe<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let Some((address, due_ns)) = self.probe_due(turn.local) else {
-            return;
-        };
-        if turn.now_ns >= due_ns {
-            self.election.probed(turn.now_ns);
-            let report = self.progress_report(turn.local);
-            turn.io.probe(address, &report);
-        }
-    }
-
-    /// Whose host is asked whether it still runs, and when.
-    pub(super) fn probe_due<M: Memory, J: Journal>(
-        &self,
-        local: &Local<M, J>,
-    ) -> Option<(SocketAddr, u64)> {
-        let view = local.view(self.config.group)?;
-        if !self.may_be_led(&view) {
-            return None;
-        }
-        let node = view.decided.ballot.node();
-        let member = self.register.newest.membership.member(node)?;
-        Some((
-            member.address,
-            self.election.probe_due_ns(local.seen_ns(node)),
-        ))
-    }
-
-    /// A host, asked at `asked_ns`, says that no process listens at `address`.
+    /// A host, asked at `asked_ns`, says that no process listens at `address` any more.
     pub fn refused<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
         asked_ns: u64,
         address: SocketAddr,
     ) {
-        if self.lead.is_none()
-            && let Some((leader, _)) = self.probe_due(turn.local)
-            && leader == address
-        {
+        let leader = self.followed(turn.local);
+        let leader = leader.and_then(|node| self.register.newest.membership.member(node));
+        if self.lead.is_none() && leader.is_some_and(|leader| leader.address == address) {
             self.election.gone(asked_ns);
         }
     }
@@ -324,6 +291,12 @@ impl<S: StateMachine> Replica<S> {
         ballot >= view.promised
             && ballot != self.election.ceased
             && ballot.node() != self.config.node
+    }
+
+    /// Who may lead this group, by what this node's acceptor has seen.
+    fn followed<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Option<NodeId> {
+        let view = local.view(self.config.group)?;
+        self.may_be_led(&view).then(|| view.decided.ballot.node())
     }
 
     /// When the leader of this group was last heard of, if it may still lead.

@@ -38,6 +38,8 @@ pub(super) enum Action {
     Usurp(usize, u16),
     /// A node that lost its memory comes back as a new one under its old number.
     Rejoin(usize),
+    /// A process asks one that has died for a connection, and again after so many nanoseconds.
+    Reconnect(usize, usize, u64),
 }
 
 /// A kind of fault, and how often it is drawn.
@@ -498,6 +500,11 @@ impl World {
     }
 
     fn die(&mut self, place: usize) {
+        self.cease(place);
+        self.end_lifelines(place);
+    }
+
+    fn cease(&mut self, place: usize) {
         let keeps_some = self.keeps_some();
         if keeps_some && self.machines[place].log.borrow().has_unflushed() {
             self.ether.coverage.struck(FaultKind::TornTail);
@@ -534,7 +541,7 @@ impl World {
     }
 
     fn lose_power(&mut self, place: usize) {
-        self.die(place);
+        self.cease(place);
         let now_ns = self.now_ns();
         let boot = u128::from(self.random.next() | 1);
         let machine = &mut self.machines[place];
@@ -687,6 +694,7 @@ impl World {
             Action::MendDisk(place) => self.mend_disk(place),
             Action::Usurp(place, group) => self.usurp(place, group),
             Action::Rejoin(place) => self.rejoin(place),
+            Action::Reconnect(to, place, again_ns) => self.reconnect(to, place, again_ns),
         }
     }
 

@@ -140,7 +140,7 @@ impl Scenario {
             durability,
             key: keyed.then_some(key),
             leader: LeaderTiming::of(heartbeat_ns, DECIDE_NS, durability),
-            election: ElectionTiming::of(election_ns, election_ns / 4),
+            election: ElectionTiming::of(election_ns),
             lease_ns: election_ns / [2, 8][seed as usize / 2 % 2],
             leases: seed.is_multiple_of(2),
             rounds_ahead: one_of(r, &[1, 4, 1024]),

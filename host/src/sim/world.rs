@@ -18,7 +18,7 @@ use consensus::local::Durability;
 use consensus::random::Random;
 use consensus::replica::{Replica, Role};
 use consensus::simulation::{self, Fault, Faults};
-use consensus::wire::{Header, Kind, Parsed, parse};
+use consensus::wire::{Header, Parsed, parse};
 use consensus::{GroupId, Slot};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -29,6 +29,10 @@ const MS: u64 = 1_000_000;
 const MAX_SLEEP_NS: u64 = 100 * MS;
 /// Where the kernel votes it has to look for itself, as in the host.
 const WATCH_NS: u64 = MS;
+/// Who was connected to a process that has died asks for another connection, and is refused, at
+/// intervals that double from this one, as in the datapath.
+const AGAIN_NS: u64 = MS;
+const MAX_AGAIN_NS: u64 = 100 * MS;
 /// And not more often than this on its own account.
 const LEAST_SLEEP_NS: u64 = 2_000;
 /// Packets that wait for a stopped process; its socket's buffer drops the rest.
@@ -421,22 +425,24 @@ impl World {
             node.handle(local_ns, unix_ms, address(from), bytes, io);
         });
         if handled.is_none() {
-            // Only probes come from sockets that are told of it.
-            if bytes.get(3) == Some(&(Kind::Progress as u8)) {
-                self.tell_nobody_listens(from, place);
-            }
             return;
         }
         self.timers[place] = self.timers[place].min(now_ns + self.scenario.batch_ns);
         self.after(place);
     }
 
-    /// The machine at `place` tells the one at `to` that no process listens there.
-    fn tell_nobody_listens(&mut self, to: usize, place: usize) {
+    /// The process at `to` finds its connection to the one at `place` ended, and asks for another.
+    pub(super) fn reconnect(&mut self, to: usize, place: usize, again_ns: u64) {
         let now_ns = self.ether.now_ns;
-        let Some(machine) = self.machines.get_mut(to) else {
+        if self.machines[place].process.is_some() || self.machines[to].process.is_none() {
             return;
-        };
+        }
+        let again = Action::Reconnect(to, place, (again_ns * 2).min(MAX_AGAIN_NS));
+        self.plan(now_ns + again_ns, again);
+        if self.machines[to].is_paused || self.ether.network.is_cut(now_ns, to, place) {
+            return;
+        }
+        let machine = &mut self.machines[to];
         let post = &mut self.ether;
         let told = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
             node.refused_at(local_ns, unix_ms, (local_ns, address(place)), io);
@@ -595,6 +601,15 @@ impl World {
             }
         }
         highest
+    }
+
+    /// The connections to a process that has died end, where its machine is up.
+    pub(super) fn end_lifelines(&mut self, place: usize) {
+        for to in (0..self.machines.len()).filter(|to| *to != place) {
+            let trip_ns = exponential(&mut self.random, MS / 10);
+            let at_ns = self.now_ns() + trip_ns;
+            self.plan(at_ns, Action::Reconnect(to, place, AGAIN_NS));
+        }
     }
 
     /// Ends the process at once. What it had not flushed may be lost, what it had not written is.
