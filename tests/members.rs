@@ -107,6 +107,7 @@ fn a_node_that_lost_its_memory_is_put_back_by_one_command() {
     scene.cluster.kill(lost);
     scene.start(other);
     scene.start(lost);
+    scene.wait_until_caught_up(lost);
     wait_for_writes(&ledger, 1000);
     load.stop();
     ledger.assert_kept(&scene);
@@ -135,6 +136,25 @@ fn a_node_that_lost_its_memory_comes_back_by_itself_if_told_to() {
     wait_for_writes(&ledger, 1000);
     load.stop();
     ledger.assert_kept(&scene);
+}
+
+#[test]
+fn a_node_that_gives_shorter_leases_becomes_no_member() {
+    let mut scene = Scene::with_settings(Durability::Volatile, 64, "", "", 1);
+    scene.start_all();
+    scene.leader();
+    let config = scene.cluster.directory().join("node-4.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let shorter = text.replace("[timing]\n", "[timing]\nlease_us = 3000\n");
+    assert_ne!(shorter, text);
+    std::fs::write(&config, shorter).unwrap();
+    scene.start(4);
+    let output = member(&scene, &["add", &at(&scene, 4)]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && text.contains("lease_ns 3000000, and the cluster 4000000"),
+        "{text}"
+    );
 }
 
 #[test]

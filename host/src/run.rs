@@ -513,7 +513,8 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
-        joins: config.join,
+        // Whoever joined has pinned itself alone, and needs not be told again.
+        joins: config.join || identity.formed && identity.pins.len() == 1,
         registers: register.map(|kept| (GROUP, kept)).into_iter().collect(),
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),

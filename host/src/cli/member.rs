@@ -7,6 +7,7 @@ use clap::Subcommand;
 use consensus::configuration::Configuration;
 use consensus::quorum::{Member, MemberRole};
 use consensus::{Incarnation, NodeId};
+use nearwire::inspect::Report;
 use nearwire::members::{self, Now, Operator, Wish};
 use serde_json::json;
 use std::net::SocketAddr;
@@ -14,6 +15,10 @@ use std::time::Duration;
 
 /// How long the members may take to become those wished for, if nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What all nodes of a cluster have alike, as their reports name it. Leaders count on it: a lease that
+/// one acceptor gives for less is no lease.
+const ALIKE: [&str; 4] = ["durability", "window_slots", "value_bytes", "lease_ns"];
+
 /// Show or change who votes, while writes go on.
 ///
 /// Each change ends when it is in force and no earlier configuration is needed any more: a node
@@ -144,13 +149,19 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         | Command::Replace { peers, .. } => peers,
     };
     let cluster = peers.cluster()?;
-    let mut desk = Desk {
-        operator: Operator::new(cluster.addresses(), cluster.keys)
-            .map_err(|error| failure(&error))?,
-        cluster,
-    };
-    let now = desk.operator.look(desk.cluster.changing());
+    let operator = Operator::new(cluster.addresses(), cluster.keys);
+    let mut operator = operator.map_err(|error| failure(&error))?;
+    let now = operator.look(cluster.changing());
     let now = now.map_err(|error| failure(&error))?;
+    let mut desk = Desk {
+        operator,
+        cluster,
+        leader: now
+            .configuration
+            .membership
+            .member(now.leader)
+            .map(|leader| leader.address),
+    };
     let mut members = now.configuration.membership.members.clone();
     let mut quorums = None;
     match command {
@@ -209,6 +220,8 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
 struct Desk {
     operator: Operator,
     cluster: Cluster,
+    /// Where the leader is.
+    leader: Option<SocketAddr>,
 }
 
 impl Desk {
@@ -230,17 +243,34 @@ impl Desk {
         priority: u8,
         role: MemberRole,
     ) -> anyhow::Result<Member> {
-        let reports =
-            self.operator
-                .inspector()
-                .inspect(&[address], self.cluster.changing(), |_| false)?;
-        let Some(report) = reports.into_iter().flatten().next() else {
+        let Some(report) = self.report(address)? else {
             return Err(
                 Failure::failed(format!("node {node} at {address} does not answer"))
                     .remedy("start it with `join = true` in its configuration, then try again")
                     .into(),
             );
         };
+        let leader = match self.leader {
+            Some(leader) => self.report(leader)?,
+            None => None,
+        };
+        for key in ALIKE {
+            let of = |report: &Report| report.0.get(key).cloned().unwrap_or_default();
+            if let Some(leader) = &leader
+                && of(leader) != of(&report)
+            {
+                return Err(Failure::failed(format!(
+                    "node {node} has {key} {}, and the cluster {}",
+                    of(&report),
+                    of(leader)
+                ))
+                .remedy(
+                    "start it with the cluster's configuration and an empty data directory, then \
+                     try again",
+                )
+                .into());
+            }
+        }
         let incarnation = report
             .0
             .get("incarnation")
@@ -261,6 +291,13 @@ impl Desk {
             .remedy("correct the number or the address")
             .into()),
         }
+    }
+
+    fn report(&mut self, address: SocketAddr) -> anyhow::Result<Option<Report>> {
+        let patience = self.cluster.changing();
+        let inspector = self.operator.inspector();
+        let reports = inspector.inspect(&[address], patience, |_| false)?;
+        Ok(reports.into_iter().flatten().next())
     }
 
     /// A member that lost its memory, in its new life.
