@@ -451,13 +451,16 @@ fn flip(world: &mut World, journal: &Path) -> std::io::Result<Flipped> {
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"segment-"))
         {
-            segments.push(path);
+            let bytes = fs::read(&path)?;
+            let written: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+            // One that was made ahead has nothing in it.
+            if !written.is_empty() {
+                segments.push((path, written));
+            }
         }
     }
     segments.sort();
-    let file = segments.remove(world.random.below(segments.len() as u64) as usize);
-    let bytes = fs::read(&file)?;
-    let written: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    let (file, written) = segments.remove(world.random.below(segments.len() as u64) as usize);
     let at = written[world.random.below(written.len() as u64) as usize] as u64;
     let flipped = Flipped {
         file,
