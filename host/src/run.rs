@@ -313,6 +313,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         identity.epoch = FIRST_EPOCH;
     })?;
     let applied = opened.applied.slot();
+    let reader = opened.applied.machine().reader();
     #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
     let mut wal = Wal::new(opened.journal);
     #[cfg(any(debug_assertions, feature = "kill-points"))]
@@ -364,7 +365,8 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
             move || waker.wake()
         });
         let (front, worker) = front::attach(FRONT_CAPACITY, wake_worker, server.waker());
-        front_end = Some(front);
+        let read = Box::new(move |query: &[u8], reply: &mut Vec<u8>| reader.query(query, reply));
+        front_end = Some(front.reading(read));
         worker
     });
     let mut resp = server.iter().flat_map(resp::Server::local_addrs).copied();
