@@ -334,6 +334,20 @@ pub enum Reads {
     /// A quorum's promise to follow nobody else for a while: no round trip, but the clocks of two
     /// machines must not run apart by 20 % or more, nor one stand still while its machine does.
     Lease,
+    /// Every node answers, from what it has applied: it asks a quorum how far that must be. Needs no
+    /// clock and no leader.
+    Quorum,
+}
+
+impl Reads {
+    /// The name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Barrier => "barrier",
+            Self::Lease => "lease",
+            Self::Quorum => "quorum",
+        }
+    }
 }
 
 /// How a worker waits.

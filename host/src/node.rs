@@ -266,6 +266,10 @@ impl<S: StateMachine> NodeService<S> {
                     max_in_flight: FRONT_WINDOW,
                     seed: config.seed ^ 0x6672_6f6e_7400_0000,
                 })?;
+                let client = match config.quorum_reads {
+                    true => client.reading_from(parts.address),
+                    false => client,
+                };
                 Some(Front {
                     end,
                     client,

@@ -524,6 +524,7 @@ fn node_config(
         ),
         // A cluster that formed before leases were among its terms has not agreed on their length.
         leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
+        quorum_reads: config.reads == Reads::Quorum,
         election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
         seed: seed ^ identity.region_nonce,
         used_round,

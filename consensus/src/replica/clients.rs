@@ -17,6 +17,9 @@ impl<S: StateMachine> Replica<S> {
         };
         let serving = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
         if !serving {
+            if header.flags.has(Flags::QUERY) && self.reads_by_quorum() {
+                return self.query_follower(turn.now_ns, route, header.session(), value);
+            }
             self.remember_inquirer(turn.now_ns, route, header.session());
             return self.redirect(turn, from, header);
         }
