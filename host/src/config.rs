@@ -69,6 +69,8 @@ pub struct Config {
     /// Whether this node may listen where others than this machine reach it, with neither a key for
     /// its packets nor passwords or TLS for its clients.
     pub insecure: bool,
+    /// As whom a node goes on that root starts; as root if absent.
+    pub security: Option<Security>,
 }
 
 /// What a command line or the environment says instead of the file.
@@ -261,6 +263,14 @@ pub struct Peer {
     /// Higher ones are elected first.
     #[serde(default)]
     pub priority: u8,
+}
+
+/// What a node gives up when it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    /// The user that it becomes.
+    pub user: String,
 }
 
 /// Flexible quorums: phase 1 and phase 2 together must exceed the number of members.

@@ -10,6 +10,7 @@ use crate::members::Operator;
 use crate::node::{
     Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
 };
+use crate::privileges::{self, PrivilegeError};
 use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
@@ -105,6 +106,9 @@ pub enum Error {
     /// The key file.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The user that it is to become.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// What a test asks for in the environment.
     #[error("{0}")]
     Rehearsal(String),
@@ -170,6 +174,8 @@ impl Error {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run(config: &Config) -> Result<(), Error> {
+    // It also takes the parent's death out of what the kernel looks after.
+    privileges::drop(config)?;
     if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         die_with(&parent.to_string_lossy())?;
     }
