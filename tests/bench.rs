@@ -92,3 +92,12 @@ fn what_is_not_understood_is_a_usage_error() {
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
     }
 }
+
+#[test]
+fn reads_are_measured_beside_writes_and_an_echo() {
+    let output = nearwire(&["bench", "reads", "--connections", "8"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("round 1 of 1: get-lease"), "{said}");
+    bench_schema::check_reads(&output.stdout);
+}

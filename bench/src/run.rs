@@ -466,42 +466,44 @@ impl Run<'_> {
         if is_set(interrupt) {
             return Err(Error::Interrupted);
         }
-        let per_op = |spent: Option<Duration>| {
-            spent
-                .filter(|_| sample.completed > 0)
-                .map(|spent| spent.as_secs_f64() * 1e6 / sample.completed as f64)
-        };
-        Ok((
-            Turn {
-                cpu_us_per_op: per_op(spent.servers),
-                machine_cpu_us_per_op: per_op(spent.machine),
-                sample,
-            },
-            caller,
-        ))
+        Ok((spent.turn(sample), caller))
     }
 }
 
 /// CPU time of a measurement, first as it was at its begin, then what was spent until its end;
 /// `None` where it cannot be read.
 #[derive(Default)]
-struct Spent {
+pub(crate) struct Spent {
     servers: Option<Duration>,
     machine: Option<Duration>,
 }
 
 impl Spent {
-    fn begins(&mut self, servers: &[Subject]) {
+    pub(crate) fn begins(&mut self, servers: &[Subject]) {
         self.servers = total_cpu_time(servers).ok();
         self.machine = machine_cpu_time().ok();
     }
 
-    fn ends(&mut self, servers: &[Subject]) {
+    pub(crate) fn ends(&mut self, servers: &[Subject]) {
         let since = |from: Option<Duration>, to: Option<Duration>| {
             from.zip(to).map(|(from, to)| to.saturating_sub(from))
         };
         self.servers = since(self.servers, total_cpu_time(servers).ok());
         self.machine = since(self.machine, machine_cpu_time().ok());
+    }
+
+    /// What was measured meanwhile, with what a request cost.
+    pub(crate) fn turn(&self, sample: Sample) -> Turn {
+        let per_op = |spent: Option<Duration>| {
+            spent
+                .filter(|_| sample.completed > 0)
+                .map(|spent| spent.as_secs_f64() * 1e6 / sample.completed as f64)
+        };
+        Turn {
+            cpu_us_per_op: per_op(self.servers),
+            machine_cpu_us_per_op: per_op(self.machine),
+            sample,
+        }
     }
 }
 

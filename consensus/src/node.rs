@@ -58,6 +58,8 @@ pub struct Config {
     pub leader: LeaderTiming,
     /// Whether leaders ask for leases, so that they answer queries without a round trip.
     pub leases: bool,
+    /// Whether followers answer queries, too, by asking a quorum.
+    pub quorum_reads: bool,
     /// How long followers wait.
     pub election: ElectionTiming,
     /// For back-off and nonces.
@@ -528,6 +530,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                     true => self.local.lease_ns(GroupId(number as u16)),
                     false => 0,
                 },
+                quorum_reads: self.config.quorum_reads,
                 election: self.config.election,
                 seed: self.config.seed.wrapping_add(number as u64),
                 used_round: self.config.used_round,

@@ -9,6 +9,7 @@ mod elections;
 mod leading;
 mod learning;
 mod matching;
+mod reading;
 mod reconfiguring;
 mod teaching;
 
@@ -36,6 +37,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
+use reading::Reading;
 
 /// Queries that may wait for a barrier at once; past it they are dropped.
 const MAX_READS: usize = 4096;
@@ -105,9 +107,11 @@ pub struct Config {
     pub leader: LeaderTiming,
     /// How long leases last, in nanoseconds; leaders ask for none if zero.
     pub lease_ns: u64,
+    /// Whether followers answer queries by asking a quorum.
+    pub quorum_reads: bool,
     /// How long followers wait.
     pub election: ElectionTiming,
-    /// For back-off.
+    /// For back-off and nonces.
     pub seed: u64,
     /// Rounds up to this one may have been used by earlier lives.
     pub used_round: u64,
@@ -287,6 +291,7 @@ pub struct Replica<S> {
     stall: (u32, u8),
     /// Who asked for the leader lately.
     inquirers: VecDeque<Inquirer>,
+    reading: Reading,
     snapshot_wanted: bool,
     /// What the region said in the last turn.
     observed: Option<Observed>,
@@ -332,6 +337,7 @@ impl<S: StateMachine> Replica<S> {
             reported_ns: 0,
             stall: (0, 0),
             inquirers: VecDeque::new(),
+            reading: Reading::new(config.seed),
             snapshot_wanted: false,
             observed: None,
             tally: Tally::default(),
@@ -495,6 +501,8 @@ impl<S: StateMachine> Replica<S> {
                 }
             }
             Kind::SnapshotChunk => self.snapshot_piece(turn, from, header, value),
+            Kind::ReadIndex => self.asked_index(turn, from, header),
+            Kind::Index => self.heard_index(header),
             Kind::PreVote => self.asked_pre_vote(turn, from, header),
             Kind::PreVoteGranted => self.pre_vote_granted(turn, header),
             Kind::Transfer => self.asked_to_transfer(turn, from, header),
@@ -578,6 +586,7 @@ impl<S: StateMachine> Replica<S> {
         if self.catch_up.is_due(turn.now_ns, self.applied.slot()) {
             self.ask_to_be_taught(turn);
         }
+        self.read_by_quorum(turn);
         let (group, node) = (self.config.group, self.config.node);
         self.responses.flush(group, node, |to, header, value| {
             turn.io.send(to, header, value);
@@ -594,7 +603,7 @@ impl<S: StateMachine> Replica<S> {
         unix_ms: u64,
         local: &Local<M, J>,
     ) -> u64 {
-        let mut due = self.catch_up.next_timer_ns();
+        let mut due = self.catch_up.next_timer_ns().min(self.reading.due_ns());
         match &self.lead {
             Some(lead) => {
                 due = due.min(self.matching_due_ns(lead)).min(lead.tell_ns);

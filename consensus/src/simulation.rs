@@ -203,6 +203,14 @@ mutations! {
     LeaseOutlived = "lease-outlived",
     /// After a restart from its journal an acceptor promises although a lease may run.
     LeaseForgotten = "lease-forgotten",
+    /// A follower reads by one answer less than a quorum.
+    ReadQuorumShort = "read-quorum-short",
+    /// A follower answers before it has applied what a quorum may have chosen.
+    ReadUnapplied = "read-unapplied",
+    /// A follower reads by answers to what it asked before the query came.
+    ReadOfOldRound = "read-of-old-round",
+    /// A follower reads whatever configurations the matchmakers know of.
+    ReadConfigurationUnchecked = "read-configuration-unchecked",
     /// A new leader serves before it applied what it inherited.
     ServesTooEarly = "serves-too-early",
     /// The trim follows the replica that is furthest.

@@ -125,6 +125,11 @@ kinds! {
     Inspect = 41,
     /// Node to tool: a description as JSON.
     Report = 42,
+    /// Reader to member or matchmaker: how far may the log be chosen, and by whom?
+    ReadIndex = 43,
+    /// The answer: slot = the last slot that may be chosen as far as the sender knows, vote ballot
+    /// and watermark = the newest and the oldest configuration that it remembers as a matchmaker.
+    Index = 44,
     /// Candidate to matchmaker: ballot is about to use the configuration in the value; watermark =
     /// the candidate's incarnation.
     Match = 48,

@@ -166,6 +166,7 @@ impl World {
                 resend_ns: 5 * MS,
             },
             leases: false,
+            quorum_reads: false,
             election: ElectionTiming::of(100 * MS),
             seed: 1,
             used_round: 0,

@@ -17,7 +17,7 @@ use nearwire_consensus::replica::{Io, Replica, Role};
 use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{Flags, Header, Kind, Parsed, parse};
-use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
+use nearwire_consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -234,6 +234,9 @@ struct World {
     random: Random,
     weather: Weather,
     durability: Durability,
+    /// Phase 1 and phase 2; majorities if `None`.
+    quorums: Option<(usize, usize)>,
+    quorum_reads: bool,
     number: u64,
     next_token: u64,
     acknowledged: Vec<(u64, u64)>,
@@ -252,6 +255,25 @@ fn layout() -> Layout {
 
 impl World {
     fn new(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
+        let mut world = Self::unstarted(seed, nodes, weather, durability);
+        for host in 0..nodes {
+            world.start(host);
+        }
+        world
+    }
+
+    /// Followers answer queries, and the client asks one of them.
+    fn reading(seed: u64, weather: Weather, quorums: Option<(usize, usize)>) -> Self {
+        let mut world = Self::unstarted(seed, 3, weather, Durability::Volatile);
+        (world.quorums, world.quorum_reads) = (quorums, true);
+        world.client = world.client.reading_from(address(1 + seed as usize % 3));
+        for host in 0..3 {
+            world.start(host);
+        }
+        world
+    }
+
+    fn unstarted(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
         let members = (1..=nodes)
             .map(|n| (NodeId(n as u16), address(n)))
             .collect();
@@ -278,7 +300,7 @@ impl World {
                 wake_ns: 0,
             })
             .collect();
-        let mut world = Self {
+        Self {
             now_ns: 1_000 * MS,
             hosts,
             client: client.expect("valid"),
@@ -286,15 +308,13 @@ impl World {
             random: Random::new(seed),
             weather,
             durability,
+            quorums: None,
+            quorum_reads: false,
             number: 0,
             next_token: 0,
             acknowledged: Vec::new(),
             reads: 0,
-        };
-        for host in 0..nodes {
-            world.start(host);
         }
-        world
     }
 
     /// Starts the process of a host over whatever survived.
@@ -341,7 +361,7 @@ impl World {
             joins: false,
             registers: host.stable.registers.clone(),
             epoch: Epoch(1),
-            quorums: None,
+            quorums: self.quorums,
             key: None,
             leader: LeaderTiming {
                 heartbeat_ns: 10 * MS,
@@ -349,6 +369,7 @@ impl World {
                 resend_ns: 5 * MS,
             },
             leases: false,
+            quorum_reads: self.quorum_reads,
             election: ElectionTiming::of(100 * MS),
             seed: self.random.next(),
             used_round: host.stable.round,
@@ -966,6 +987,161 @@ fn a_leader_that_may_be_deposed_answers_no_read() {
     world.client.submit_query(1 << 32, b"").expect("room");
     world.run_ms(300);
     assert_eq!(world.reads, 0);
+}
+
+/// A follower that is asked a query by a stranger, and what its peers are made to say.
+struct Asked {
+    world: World,
+    reader: usize,
+    nonce: u32,
+    slot: Slot,
+}
+
+impl Asked {
+    fn new(quorums: Option<(usize, usize)>) -> Self {
+        let mut world = World::reading(18, CALM, quorums);
+        world.commit(10, 1);
+        world.run_ms(50);
+        let leader = world.leader().expect("somebody leads");
+        let reader = (leader + 1) % 3;
+        let slot = world.hosts[reader].replica().expect("up").applied().slot();
+        Self {
+            world,
+            reader,
+            nonce: 0,
+            slot,
+        }
+    }
+
+    /// Asks a query. What the reader then asks others never arrives.
+    fn query(&mut self) -> usize {
+        let mut value = Vec::new();
+        Entry {
+            kind: EntryKind::Query,
+            session: SessionId(0),
+            sequence: Sequence(7),
+            behind: 0,
+            body: b"",
+        }
+        .append(&mut value);
+        let header = Header {
+            flags: Flags::QUERY,
+            length: value.len() as u16,
+            ..Header::new(Kind::Request, GroupId(0), NodeId::NONE)
+        };
+        let answered = answers(&mut self.world, self.reader, &header, &value).len();
+        self.asks();
+        answered
+    }
+
+    /// Notes the round in which the reader asks.
+    fn asks(&mut self) {
+        for flight in std::mem::take(&mut self.world.air) {
+            if let Parsed::Ours(header, _) = parse(&flight.bytes, 65_535)
+                && header.kind == Kind::ReadIndex
+            {
+                self.nonce = header.nonce;
+            }
+        }
+    }
+
+    /// The peer `step` places further answers, up to `slot`, and remembers this configuration.
+    /// Returns how many answers leave the reader.
+    fn index(&mut self, step: usize, slot: Slot, version: u64) -> usize {
+        let peer = (self.reader + step) % 3;
+        let index = Header {
+            incarnation: self.world.hosts[peer].birth.incarnation(),
+            epoch: Epoch(1),
+            slot,
+            vote_ballot: Ballot(version),
+            nonce: self.nonce,
+            ..Header::new(Kind::Index, GroupId(0), NodeId(peer as u16 + 1))
+        };
+        let from = address(peer + 1);
+        self.world
+            .turn_host(self.reader, Some((from, &index.to_bytes())));
+        let air = self.world.air.iter();
+        let answered = air
+            .filter(|flight| {
+                matches!(parse(&flight.bytes, 65_535), Parsed::Ours(header, _)
+                    if header.kind == Kind::Response)
+            })
+            .count();
+        self.asks();
+        answered
+    }
+}
+
+#[test]
+fn a_follower_reads_when_a_quorum_has_said_how_far() {
+    for (quorums, others) in [(None, 1), (Some((3, 1)), 2)] {
+        let mut asked = Asked::new(quorums);
+        assert_eq!(asked.query(), 0);
+        let slot = asked.slot;
+        for step in 1..=others {
+            assert_eq!(asked.index(step, slot, 0), usize::from(step == others));
+        }
+    }
+}
+
+#[test]
+fn a_follower_reads_once_it_has_applied_what_may_be_chosen() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let next = asked.slot.next();
+    assert_eq!(asked.index(1, next, 0), 0);
+    // After a while the leader is to answer: the slot may never be chosen.
+    asked.world.run_ms(25);
+    let reader = asked.world.hosts[asked.reader].replica().expect("up");
+    assert_eq!(reader.tally().queries, 0);
+    assert_eq!(asked.query(), 0);
+    let slot = asked.slot;
+    assert_eq!(asked.index(1, slot, 0), 1);
+}
+
+#[test]
+fn a_query_waits_for_answers_to_what_was_asked_after_it() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let (slot, nonce) = (asked.slot, asked.nonce);
+    assert_eq!(asked.query(), 0);
+    assert_eq!(asked.nonce, nonce, "one round at a time");
+    assert_eq!(asked.index(1, slot, 0), 1, "the first one");
+    assert_ne!(asked.nonce, nonce, "the second one");
+    let late = std::mem::replace(&mut asked.nonce, nonce);
+    assert_eq!(asked.index(2, slot, 0), 0, "answers to the round before");
+    asked.nonce = late;
+    assert_eq!(asked.index(1, slot, 0), 1);
+}
+
+#[test]
+fn a_follower_reads_by_no_configuration_that_another_may_have_replaced() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let newer = Ballot::new(99, NodeId(1)).0;
+    let slot = asked.slot;
+    assert_eq!(asked.index(1, slot, newer), 0);
+    assert_eq!(asked.index(2, slot, 0), 1, "a majority remembers no other");
+}
+
+#[test]
+fn followers_answer_clients_in_any_weather() {
+    for seed in 0..12 {
+        let mut world = World::reading(seed, STORM, None);
+        for _ in 0..20 {
+            world.commit(3, 2);
+            world.read();
+        }
+        world.check();
+    }
+    let mut world = World::reading(1, CALM, None);
+    world.commit(1, 1);
+    for _ in 0..20 {
+        world.read();
+    }
+    let queries = |host: &Host| host.replica().expect("up").tally().queries;
+    assert_eq!(queries(&world.hosts[1]), 20);
+    assert_eq!(world.hosts.iter().map(queries).sum::<u64>(), 20);
 }
 
 #[test]

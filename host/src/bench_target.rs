@@ -2,7 +2,7 @@
 
 mod flush;
 
-use crate::config::{Durability, Region, Wait};
+use crate::config::{Durability, Reads, Region, Wait};
 use crate::inspect::Inspector;
 use crate::kv::{Call, Op};
 use crate::local_cluster::{self, LocalCluster};
@@ -66,6 +66,8 @@ pub struct LocalTarget {
     wait: Wait,
     /// How long a replica looks for packets before it sleeps, in microseconds.
     linger_us: u64,
+    /// How Redis clients are served, if they are.
+    reads: Option<Reads>,
     running: Option<Running>,
     /// What programs on interfaces need around them: made once for a site.
     programs: Option<Programs>,
@@ -164,6 +166,7 @@ impl LocalTarget {
             durability,
             wait,
             linger_us,
+            reads: None,
             running: None,
             programs: None,
             journal: None,
@@ -195,6 +198,15 @@ impl LocalTarget {
         }
     }
 
+    /// Serves Redis clients as well, with such reads.
+    #[must_use]
+    pub fn serving_redis(self, reads: Reads) -> Self {
+        Self {
+            reads: Some(reads),
+            ..self
+        }
+    }
+
     /// The replicas, while they run.
     pub fn cluster(&mut self) -> Option<&mut LocalCluster> {
         self.running.as_mut().map(|running| &mut running.cluster)
@@ -206,6 +218,10 @@ impl LocalTarget {
         options.durability = self.durability;
         options.wait = self.wait;
         options.xdp = (self.engine == Engine::Xdp).then_some(OnHostDeath::Seal);
+        if let Some(reads) = self.reads {
+            options.resp = true;
+            options.settings = format!("reads = \"{}\"\n", reads.name());
+        }
         options.worker = format!("linger_us = {}\n", self.linger_us);
         // A worker that spins stays below the other threads on its CPU, which would starve beside
         // it: its journal's, and the one that starts it.

@@ -69,6 +69,8 @@ pub struct Config {
     /// Whether this node may listen where others than this machine reach it, with neither a key for
     /// its packets nor passwords or TLS for its clients.
     pub insecure: bool,
+    /// As whom a node goes on that root starts; as root if absent.
+    pub security: Option<Security>,
 }
 
 /// What a command line or the environment says instead of the file.
@@ -260,6 +262,14 @@ pub struct Peer {
     pub priority: u8,
 }
 
+/// What a node gives up when it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    /// The user that it becomes.
+    pub user: String,
+}
+
 /// Flexible quorums: phase 1 and phase 2 together must exceed the number of members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -331,6 +341,20 @@ pub enum Reads {
     /// A quorum's promise to follow nobody else for a while: no round trip, but the clocks of two
     /// machines must not run apart by 20 % or more, nor one stand still while its machine does.
     Lease,
+    /// Every node answers, from what it has applied: it asks a quorum how far that must be. Needs no
+    /// clock and no leader.
+    Quorum,
+}
+
+impl Reads {
+    /// The name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Barrier => "barrier",
+            Self::Lease => "lease",
+            Self::Quorum => "quorum",
+        }
+    }
 }
 
 /// How a worker waits.

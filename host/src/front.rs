@@ -4,9 +4,11 @@
 //! a front is one FIFO session. Queries are linearizable but not ordered against commands in
 //! flight; a front that needs that order submits the query as a command.
 
+use datapath::clock;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How a submission is executed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,8 +65,35 @@ pub enum Failure {
 /// Wakes the other side out of its poll; called from this side's thread, at most once per turn.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
+/// Appends the answer to a query from what the worker has applied, on any thread.
+pub type Read = Box<dyn Fn(&[u8], &mut Vec<u8>) + Send + Sync>;
+
+/// Until when queries may be answered without the worker. Times are the monotonic clock's, in
+/// nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Lease {
+    /// Nobody else leads before this, and everything that was acknowledged to anyone is applied.
+    pub until_ns: u64,
+    /// Whoever answers after this asks for the next one.
+    pub renew_ns: u64,
+}
+
+/// A [`Lease`] as both sides see it; its end is the last word that is written, and the first read.
+#[derive(Default)]
+struct SharedLease {
+    until_ns: AtomicU64,
+    renew_ns: AtomicU64,
+    wanted: AtomicBool,
+}
+
 /// The front's side: submits and learns what became of it.
 pub struct FrontEnd {
+    read: Option<Read>,
+    /// The last answer.
+    answer: Vec<u8>,
+    lease: Arc<SharedLease>,
+    /// The end of the lease for whose successor it has asked.
+    renewed_ns: u64,
     submissions: Producer<Submission>,
     completions: Consumer<Completion>,
     in_flight: usize,
@@ -74,6 +103,7 @@ pub struct FrontEnd {
 
 /// The worker's side: takes submissions and completes them.
 pub struct WorkerEnd {
+    lease: Arc<SharedLease>,
     submissions: Consumer<Submission>,
     completions: Producer<Completion>,
     wake_front: Bell,
@@ -90,8 +120,13 @@ pub fn attach(capacity: usize, wake_worker: Wake, wake_front: Wake) -> (FrontEnd
     assert!(capacity > 0, "a front needs room for one submission");
     let (submit, submissions) = RingBuffer::new(capacity);
     let (complete, completions) = RingBuffer::new(capacity);
+    let lease = Arc::new(SharedLease::default());
     (
         FrontEnd {
+            read: None,
+            answer: Vec::new(),
+            lease: Arc::clone(&lease),
+            renewed_ns: 0,
             submissions: submit,
             completions,
             in_flight: 0,
@@ -99,6 +134,7 @@ pub fn attach(capacity: usize, wake_worker: Wake, wake_front: Wake) -> (FrontEnd
             wake_worker: Bell::new(wake_worker),
         },
         WorkerEnd {
+            lease,
             submissions,
             completions: complete,
             wake_front: Bell::new(wake_front),
@@ -107,6 +143,40 @@ pub fn attach(capacity: usize, wake_worker: Wake, wake_front: Wake) -> (FrontEnd
 }
 
 impl FrontEnd {
+    /// Has queries answered by `read` on this side while the worker holds a lease.
+    #[must_use]
+    pub fn reading(self, read: Read) -> Self {
+        Self {
+            read: Some(read),
+            ..self
+        }
+    }
+
+    /// The answer to a query that has been read from its client, if it can be had without the
+    /// worker.
+    ///
+    /// The clock is looked at after the query came and after the lease was: a thread that was
+    /// stopped in between finds that the lease has run out. What it reads later is no older.
+    pub fn answer(&mut self, query: &[u8]) -> Option<&[u8]> {
+        let read = self.read.as_ref()?;
+        let until_ns = self.lease.until_ns.load(Ordering::Acquire);
+        if until_ns == 0 {
+            return None;
+        }
+        let now_ns = clock::monotonic_ns();
+        if now_ns >= until_ns {
+            return None;
+        }
+        if now_ns >= self.lease.renew_ns.load(Ordering::Relaxed) && self.renewed_ns != until_ns {
+            self.renewed_ns = until_ns;
+            self.lease.wanted.store(true, Ordering::Release);
+            self.wake_worker.pending = true;
+        }
+        self.answer.clear();
+        read(query, &mut self.answer);
+        Some(&self.answer)
+    }
+
     /// Hands `submission` to the worker, or gives it back when `capacity` are in flight (or the
     /// worker is gone): take completions and try again.
     #[allow(clippy::result_large_err, reason = "the submission itself comes back")]
@@ -147,6 +217,20 @@ impl FrontEnd {
 }
 
 impl WorkerEnd {
+    /// The front may answer queries by this lease from now on, and by no earlier one.
+    pub fn lend(&mut self, lease: Lease) {
+        if self.lease.until_ns.load(Ordering::Relaxed) != lease.until_ns {
+            self.lease.renew_ns.store(lease.renew_ns, Ordering::Relaxed);
+            self.lease.until_ns.store(lease.until_ns, Ordering::Release);
+        }
+    }
+
+    /// Whether the front has asked for the next lease since this was asked last.
+    pub fn take_lease_wanted(&mut self) -> bool {
+        self.lease.wanted.load(Ordering::Relaxed)
+            && self.lease.wanted.swap(false, Ordering::Acquire)
+    }
+
     /// The next submission in the order of the front's calls.
     pub fn poll_submission(&mut self) -> Option<Submission> {
         self.submissions.pop().ok()

@@ -21,6 +21,8 @@ pub mod mapping;
 pub mod members;
 pub mod node;
 pub mod offload;
+pub mod privileges;
+pub mod read_trial;
 pub mod region_place;
 pub mod rehearsal;
 pub mod resp;

@@ -3,7 +3,7 @@
 use crate::cutting::Cutting;
 use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
-use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
+use crate::front::{Access, Completion, Failure, Lease, Submission, WorkerEnd};
 use crate::fullness::Fullness;
 use crate::snapshots::Snapshots;
 use crate::supervision::Supervision;
@@ -265,6 +265,10 @@ impl<S: StateMachine> NodeService<S> {
                     max_in_flight: FRONT_WINDOW,
                     seed: config.seed ^ 0x6672_6f6e_7400_0000,
                 })?;
+                let client = match config.quorum_reads {
+                    true => client.reading_from(parts.address),
+                    false => client,
+                };
                 Some(Front {
                     end,
                     client,
@@ -448,7 +452,25 @@ impl<S: StateMachine> NodeService<S> {
         front.client.poll_timeout().unwrap_or(u64::MAX)
     }
 
-    /// Takes snapshots when they are due and cuts the journal behind them.
+    /// Has the lease renewed by which the front answers queries itself.
+    fn renew_lease(&mut self, now_ns: u64) {
+        let front = self.front.as_mut();
+        if front.is_some_and(|front| front.end.take_lease_wanted())
+            && let Some(replica) = self.node.replica_mut(GROUP)
+        {
+            replica.renew_lease(now_ns);
+        }
+    }
+
+    /// Says until when the front may answer queries itself.
+    fn lend_lease(&mut self) {
+        let Some(front) = &mut self.front else { return };
+        if let Some(replica) = self.node.replica_mut(GROUP) {
+            let (until_ns, renew_ns) = replica.lease_ns();
+            front.end.lend(Lease { until_ns, renew_ns });
+        }
+    }
+
     /// Watches whoever is a member now.
     fn watch_members(&mut self) {
         let own = self.node.config().node;
@@ -461,6 +483,7 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
+    /// Takes snapshots when they are due and cuts the journal behind them.
     fn keep_state(&mut self, now_ns: u64) {
         match self.host.snapshots.poll() {
             Some(Ok(slot)) => {
@@ -747,6 +770,7 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.deliver(now_ns, tx);
         self.serve_front(now_ns, tx);
         self.deliver(now_ns, tx);
+        self.renew_lease(now_ns);
         let mut io = Outbox {
             host: &mut self.host,
             tx,
@@ -755,6 +779,7 @@ impl<S: StateMachine> Service for NodeService<S> {
             self.node.refused_at(now_ns, unix_ms, refusal, &mut io);
         }
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
+        self.lend_lease();
         // Even without an answer: a redirect that came before gave the front a request to send.
         self.deliver(now_ns, tx);
         due = due.min(self.serve_front(now_ns, tx));

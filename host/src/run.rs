@@ -10,6 +10,7 @@ use crate::members::Operator;
 use crate::node::{
     Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
 };
+use crate::privileges::{self, PrivilegeError};
 use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
@@ -103,6 +104,9 @@ pub enum Error {
     /// The key file.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The user that it is to become.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// What a test asks for in the environment.
     #[error("{0}")]
     Rehearsal(String),
@@ -168,6 +172,8 @@ impl Error {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run(config: &Config) -> Result<(), Error> {
+    // It also takes the parent's death out of what the kernel looks after.
+    privileges::drop(config)?;
     if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         die_with(&parent.to_string_lossy())?;
     }
@@ -315,6 +321,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         identity.epoch = FIRST_EPOCH;
     })?;
     let applied = opened.applied.slot();
+    let reader = opened.applied.machine().reader();
     #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
     let mut wal = Wal::new(opened.journal);
     #[cfg(any(debug_assertions, feature = "kill-points"))]
@@ -366,7 +373,8 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
             move || waker.wake()
         });
         let (front, worker) = front::attach(FRONT_CAPACITY, wake_worker, server.waker());
-        front_end = Some(front);
+        let read = Box::new(move |query: &[u8], reply: &mut Vec<u8>| reader.query(query, reply));
+        front_end = Some(front.reading(read));
         worker
     });
     let mut resp = server.iter().flat_map(resp::Server::local_addrs).copied();
@@ -526,6 +534,7 @@ fn node_config(
         ),
         // A cluster that formed before leases were among its terms has not agreed on their length.
         leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
+        quorum_reads: config.reads == Reads::Quorum,
         election: ElectionTiming::of(config.timing.election_ms * MS),
         seed: seed ^ identity.region_nonce,
         used_round,

@@ -126,6 +126,7 @@ fn config() -> Config {
             resend_ns: 5 * MS,
         },
         leases: false,
+        quorum_reads: false,
         election: ElectionTiming::of(100 * MS),
         seed: 1,
         used_round: 0,

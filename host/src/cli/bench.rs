@@ -1,7 +1,7 @@
 //! `nearwire bench`.
 
 use super::output::Output;
-use super::{Failure, failover, output, step};
+use super::{Failure, failover, output, reads, step};
 use anyhow::Context;
 use bench::hgrm;
 use bench::load::Load;
@@ -38,6 +38,7 @@ Examples:
   nearwire bench lat --durability sync --data-directory /var/tmp
   sudo nearwire bench step --engine xdp --output json    what one request costs an acceptor
   sudo nearwire bench failover --where netns --priority 10   the leader is killed 200 times
+  sudo nearwire bench reads --where netns --priority 10      what reads cost beside writes
 
 docs/benchmarks.md says how each figure is taken and what it leaves out. Exit code 3 means that
 nothing could be measured here; what could not be measured beside other things is a row that says
@@ -54,6 +55,7 @@ enum What {
     /// 32 writes at a time: how many commits there are in a second, and what each costs.
     Rate(LoadArgs),
     Failover(failover::Args),
+    Reads(reads::Args),
     Step(step::Args),
 }
 
@@ -238,6 +240,7 @@ pub(crate) fn main(args: Args, output: Output) -> anyhow::Result<()> {
         What::Lat(args) => (args, 1),
         What::Rate(args) => (args, 32),
         What::Failover(args) => return failover::main(&args, output),
+        What::Reads(args) => return reads::main(&args, output),
         What::Step(args) => return step::main(&args, output),
     };
     let latency = outstanding == 1;
@@ -429,14 +432,14 @@ impl Files {
 }
 
 /// Progress on standard error: a bar for people, a line per turn for logs.
-struct Shown {
+pub(super) struct Shown {
     engine: &'static str,
     bar: Option<ProgressBar>,
     last: (&'static str, usize),
 }
 
 impl Shown {
-    fn new(engine: &'static str) -> Self {
+    pub(super) fn new(engine: &'static str) -> Self {
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {msg}");
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(1000).with_prefix(engine);
@@ -452,7 +455,7 @@ impl Shown {
         }
     }
 
-    fn show(&mut self, progress: Progress) {
+    pub(super) fn show(&mut self, progress: Progress) {
         let Progress {
             what,
             round,

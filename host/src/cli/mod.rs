@@ -14,6 +14,7 @@ mod offload;
 mod output;
 mod peers;
 mod propose;
+mod reads;
 mod reply;
 mod run;
 mod shell;

@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum, Reads,
-    Region, RespTls, Timing, Worker,
+    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem,
+    Quorum, Reads, Region, RespTls, Security, Timing, Worker,
 };
 use crate::resp::User;
 use crate::xdp::{Attach, OnHostDeath};
@@ -48,6 +48,7 @@ struct File {
     key_file: Option<PathBuf>,
     #[serde(default)]
     insecure: bool,
+    security: Option<Security>,
 }
 
 /// Takes 1 to [`NodeId::MAX`].
@@ -165,6 +166,7 @@ fn build(
         offload: file.offload,
         key_file: overrides.key_file.or(file.key_file),
         insecure: file.insecure,
+        security: file.security,
     };
     let checked = check(&config).and_then(|()| check_listeners(&config));
     checked.map_err(|(way, problem)| Error::Invalid {
@@ -534,6 +536,8 @@ mod tests {
             "password_sha256 =",
             "may =",
             "priority =",
+            "[security]",
+            "user =",
             "[quorum]",
             "phase",
             "cpu =",
@@ -548,7 +552,7 @@ mod tests {
             .collect();
         let file: File = toml::from_str(&text.join("\n")).expect("a configuration");
         assert!(file.key_file.is_some() && file.quorum.is_some());
-        assert!(file.resp_tls.is_some() && file.users.len() == 1);
+        assert!(file.resp_tls.is_some() && file.users.len() == 1 && file.security.is_some());
         assert!(file.worker.cpu.is_some() && file.worker.fifo_priority.is_some());
     }
 

@@ -1,7 +1,7 @@
 //! The server on loopback, with a worker that executes on a machine of its own and no log.
 
 use super::*;
-use crate::front::{Access, Completion, Failure, WorkerEnd, attach};
+use crate::front::{Access, Completion, Failure, FrontEnd, Lease, Wake, WorkerEnd, attach};
 use crate::kv::Kv;
 use consensus::state_machine::StateMachine;
 use proptest::prelude::*;
@@ -596,6 +596,95 @@ fn a_pipeline_of_ten_thousand_mixed_commands_keeps_its_order() {
             "some reads went round the log"
         );
     }
+}
+
+/// A front whose worker does nothing, and which reads `kv` while it holds a lease.
+fn leased(kv: &Kv, wake_front: Wake) -> (FrontEnd, WorkerEnd, Arc<AtomicUsize>) {
+    let wakes = Arc::new(AtomicUsize::new(0));
+    let woken = Arc::clone(&wakes);
+    let wake = Arc::new(move || _ = woken.fetch_add(1, Ordering::Relaxed));
+    let (front, end) = attach(8, wake, wake_front);
+    let reader = kv.reader();
+    let read = Box::new(move |query: &[u8], reply: &mut Vec<u8>| reader.query(query, reply));
+    (front.reading(read), end, wakes)
+}
+
+#[test]
+fn a_query_is_answered_by_the_front_only_while_the_lease_runs() {
+    let get = |key: &[u8]| {
+        let arguments = [key].into_iter().collect();
+        let op = crate::kv::Op::Get;
+        crate::kv::Call { op, arguments }.to_body()
+    };
+    let mut kv = Kv::new();
+    let (mut front, mut end, wakes) = leased(&kv, Arc::new(|| {}));
+    assert_eq!(front.answer(&get(b"key")), None, "there is no lease yet");
+    let now_ns = datapath::clock::monotonic_ns();
+    let later_ns = now_ns + 3_600_000_000_000;
+    let lend = |until_ns, renew_ns| Lease { until_ns, renew_ns };
+    end.lend(lend(later_ns, later_ns));
+    assert_eq!(front.answer(&get(b"key")), Some(&b"_\r\n"[..]));
+    let set = crate::kv::Call {
+        op: crate::kv::Op::Set,
+        arguments: [&b"key"[..], b"value"].into_iter().collect(),
+    };
+    kv.apply(1, &set.to_body(), &mut Vec::new());
+    let value = Some(&b"$5\r\nvalue\r\n"[..]);
+    assert_eq!(front.answer(&get(b"key")), value);
+    front.flush();
+    assert!(!end.take_lease_wanted() && wakes.load(Ordering::Relaxed) == 0);
+
+    // It is asked for the next one once, however many queries there are.
+    end.lend(lend(later_ns + 1, now_ns));
+    for asked in [true, false] {
+        assert_eq!(front.answer(&get(b"key")), value);
+        front.flush();
+        assert_eq!(end.take_lease_wanted(), asked);
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
+    end.lend(lend(now_ns, now_ns));
+    assert_eq!(front.answer(&get(b"key")), None, "it has run out");
+    end.lend(lend(later_ns, later_ns));
+    end.lend(Lease::default());
+    assert_eq!(front.answer(&get(b"key")), None, "it was taken back");
+}
+
+#[test]
+fn a_read_behind_unfinished_writes_waits_for_them_even_under_a_lease() {
+    let mut kv = Kv::new();
+    let server = Server::bind(Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT));
+    let server = server.expect("binds");
+    let (front, mut end, _) = leased(&kv, server.waker());
+    let later_ns = datapath::clock::monotonic_ns() + 3_600_000_000_000;
+    end.lend(Lease {
+        until_ns: later_ns,
+        renew_ns: later_ns,
+    });
+    let handle = server.spawn(front, Arc::new(String::new)).expect("starts");
+    let mut stream = TcpStream::connect(handle.local_addrs()[0]).expect("connects");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
+    exchange(&mut stream, &line("GET key"), b"$-1\r\n");
+    stream
+        .write_all(&[line("SET key value"), line("GET key")].concat())
+        .expect("sends");
+    let mut submitted = Vec::new();
+    while submitted.len() < 2 {
+        submitted.extend(end.poll_submission());
+        thread::yield_now();
+    }
+    for submission in submitted {
+        assert_eq!(submission.access, Access::Command);
+        let mut reply = Vec::new();
+        kv.apply(1, &submission.body, &mut reply);
+        end.complete(Completion {
+            token: submission.token,
+            result: Ok(reply),
+        });
+    }
+    drop(end);
+    let mut replies = [0; 16];
+    stream.read_exact(&mut replies).expect("reads");
+    assert_eq!(&replies, b"+OK\r\n$5\r\nvalue\r\n");
 }
 
 #[test]

@@ -544,6 +544,7 @@ impl Machine {
             key: scenario.key,
             leader: scenario.leader,
             leases: scenario.leases,
+            quorum_reads: scenario.quorum_reads,
             election: scenario.election,
             seed,
             used_round,

@@ -49,6 +49,8 @@ pub(super) struct Scenario {
     /// How long acceptors grant leases for, and whether leaders ask for them.
     pub(super) lease_ns: u64,
     pub(super) leases: bool,
+    /// Whether followers answer queries by asking a quorum, and clients ask whom they please.
+    pub(super) quorum_reads: bool,
     /// Rounds that are reserved ahead on the disk.
     pub(super) rounds_ahead: u64,
     /// Slots between two snapshots.
@@ -143,6 +145,7 @@ impl Scenario {
             election: ElectionTiming::of(election_ns),
             lease_ns: election_ns / [2, 8][seed as usize / 2 % 2],
             leases: seed.is_multiple_of(2),
+            quorum_reads: seed % 8 == 7,
             rounds_ahead: one_of(r, &[1, 4, 1024]),
             snapshot_slots: one_of(r, &[16, 50, 200]),
             flush_ns: one_of(r, &[20_000, 100_000, 500_000]),

@@ -111,7 +111,11 @@ fn describe(header: &Header, bytes: usize) -> String {
         Kind::Configuration | Kind::Reconfigure | Kind::Reconfigured => {
             format!("{kind:?} g{group} version {vote_ballot}, {watermark}, {bytes} bytes")
         }
-        Kind::Hello | Kind::Read | Kind::Inspect | Kind::Report => {
+        Kind::Index => format!(
+            "Index g{group} up to {slot}, versions {} to {vote_ballot}",
+            consensus::Ballot(*watermark)
+        ),
+        Kind::Hello | Kind::Read | Kind::Inspect | Kind::Report | Kind::ReadIndex => {
             format!("{kind:?} g{group}, {bytes} bytes")
         }
     }
