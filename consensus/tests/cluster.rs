@@ -4,6 +4,7 @@
 
 use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
+use nearwire_consensus::catch_up::Pace;
 use nearwire_consensus::client::{self, Client};
 use nearwire_consensus::election::ElectionTiming;
 use nearwire_consensus::envelope::{Entry, EntryKind};
@@ -13,8 +14,8 @@ use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::{Io, Replica, Role};
-use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
+use nearwire_consensus::replica::{Io, Piece, Replica, Role};
+use nearwire_consensus::state_machine::{Frozen, RestoreError, SnapshotId, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{Flags, Header, Kind, Parsed, parse};
 use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
@@ -139,6 +140,8 @@ struct Stable {
     formed: bool,
     round: u64,
     snapshot: Option<(Slot, Vec<u8>)>,
+    /// What has come of another's.
+    part: Option<(SnapshotId, Vec<u8>)>,
     registers: BTreeMap<GroupId, Vec<u8>>,
 }
 
@@ -176,14 +179,55 @@ impl Io for Outbox<'_> {
     fn read_snapshot(
         &mut self,
         _: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
+    ) -> Option<Piece> {
         let (slot, bytes) = self.stable.snapshot.as_ref()?;
+        let id = snapshot_id(*slot, bytes);
+        if of.is_some_and(|of| of != (id.slot, id.crc)) {
+            return None;
+        }
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let count = rest.len().min(out.len());
         out[..count].copy_from_slice(&rest[..count]);
-        Some((*slot, bytes.len() as u64, count))
+        Some(Piece {
+            id,
+            bytes: count,
+            crc: checksum(&out[..count]),
+        })
+    }
+
+    fn keep_piece(
+        &mut self,
+        _: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        let part = self.stable.part.take().filter(|(of, _)| *of == id);
+        let (_, mut bytes) = part.unwrap_or((id, Vec::new()));
+        if !piece.is_empty() {
+            assert_eq!((offset, crc), (bytes.len() as u64, checksum(piece)));
+            bytes.extend_from_slice(piece);
+        }
+        let here = bytes.len() as u64;
+        self.stable.part = Some((id, bytes));
+        Some(here)
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(16_777_619);
+    bytes.iter().fold(2_166_136_261, step)
+}
+
+fn snapshot_id(slot: Slot, bytes: &[u8]) -> SnapshotId {
+    SnapshotId {
+        slot,
+        bytes: bytes.len() as u64,
+        crc: checksum(bytes),
     }
 }
 
@@ -350,6 +394,8 @@ impl World {
             },
             leases: false,
             election: ElectionTiming::of(100 * MS, 20 * MS),
+            origin: 0,
+            pace: Pace::default(),
             seed: self.random.next(),
             used_round: host.stable.round,
             pins: host.stable.pins.clone(),
@@ -418,6 +464,18 @@ impl World {
             node.handle(now_ns, unix_ms, from, bytes, &mut io);
         }
         host.wake_ns = node.turn(now_ns, unix_ms, &mut io).max(now_ns + 1_000);
+        if let Some((id, bytes)) = io
+            .stable
+            .part
+            .take_if(|(id, bytes)| bytes.len() as u64 == id.bytes)
+        {
+            assert_eq!(id, snapshot_id(id.slot, &bytes));
+            let mut state = Applied::new(Ledger::default());
+            state.restore(&bytes).expect("as it was written");
+            io.stable.snapshot = Some((id.slot, bytes));
+            node.take_over((now_ns, unix_ms), GroupId(0), id, Some(state), &mut io);
+            host.wake_ns = now_ns + 1_000;
+        }
         if let Some(replica) = node.replica_mut(GroupId(0))
             && replica.take_snapshot_wanted()
         {

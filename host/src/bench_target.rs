@@ -66,6 +66,8 @@ pub struct LocalTarget {
     wait: Wait,
     /// How long a replica looks for packets before it sleeps, in microseconds.
     linger_us: u64,
+    /// More lines of each replica's configuration.
+    settings: String,
     running: Option<Running>,
     /// What programs on interfaces need around them: made once for a site.
     programs: Option<Programs>,
@@ -162,11 +164,18 @@ impl LocalTarget {
             durability,
             wait,
             linger_us,
+            settings: String::new(),
             running: None,
             programs: None,
             journal: None,
             unsupported: None,
         }
+    }
+
+    /// With these lines in each replica's configuration.
+    #[must_use]
+    pub fn configured(self, settings: String) -> Self {
+        Self { settings, ..self }
     }
 
     /// Is not to be measured, and why: its row will say so.
@@ -189,6 +198,7 @@ impl LocalTarget {
         options.durability = self.durability;
         options.wait = self.wait;
         options.xdp = (self.engine == Engine::Xdp).then_some(OnHostDeath::Seal);
+        options.settings.clone_from(&self.settings);
         options.worker = format!("linger_us = {}\n", self.linger_us);
         // A worker that spins stays below the other threads on its CPU, which would starve beside
         // it: its journal's, and the one that starts it.
