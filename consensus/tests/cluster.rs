@@ -278,6 +278,7 @@ struct World {
     random: Random,
     weather: Weather,
     durability: Durability,
+    pace: Pace,
     number: u64,
     next_token: u64,
     acknowledged: Vec<(u64, u64)>,
@@ -296,6 +297,16 @@ fn layout() -> Layout {
 
 impl World {
     fn new(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
+        Self::paced(seed, nodes, weather, durability, Pace::default())
+    }
+
+    fn paced(
+        seed: u64,
+        nodes: usize,
+        weather: Weather,
+        durability: Durability,
+        pace: Pace,
+    ) -> Self {
         let members = (1..=nodes)
             .map(|n| (NodeId(n as u16), address(n)))
             .collect();
@@ -330,6 +341,7 @@ impl World {
             random: Random::new(seed),
             weather,
             durability,
+            pace,
             number: 0,
             next_token: 0,
             acknowledged: Vec::new(),
@@ -395,7 +407,7 @@ impl World {
             leases: false,
             election: ElectionTiming::of(100 * MS, 20 * MS),
             origin: 0,
-            pace: Pace::default(),
+            pace: self.pace,
             seed: self.random.next(),
             used_round: host.stable.round,
             pins: host.stable.pins.clone(),
@@ -923,7 +935,8 @@ fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
     world.commit(100, 8);
     let leader = world.leader().expect("somebody leads");
     for kind in [Kind::CatchUp, Kind::SnapshotRequest] {
-        for sender in 0..4 {
+        // Tools, which have no number, are answered with no more than they send.
+        for sender in 1..=4 {
             let ask = Header {
                 slot: Slot(1),
                 watermark: 64,
@@ -931,6 +944,104 @@ fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
             };
             assert_eq!(answers(&mut world, leader, &ask, &[]), [], "{kind:?}");
         }
+    }
+}
+
+/// Bytes of lessons, with their heads, that a follower sends another one in `turns` turns that are
+/// `apart_ns` apart, after it was asked for more than it may send.
+fn lessons(pace: Pace, turns: u64, apart_ns: u64) -> (usize, usize) {
+    let mut world = World::paced(9, 3, CALM, Durability::Volatile, pace);
+    world.commit(1_000, 1);
+    world.run_ms(100);
+    let leader = world.leader().expect("somebody leads");
+    let [teacher, pupil] = [1, 2].map(|more| (leader + more) % 3);
+    let ask = Header {
+        slot: Slot(1),
+        watermark: 1_000,
+        ..Header::new(Kind::CatchUp, GroupId(0), NodeId(pupil as u16 + 1))
+    };
+    world.air.clear();
+    let bytes = ask.to_bytes();
+    world.turn_host(teacher, Some((address(pupil + 1), &bytes)));
+    for _ in 1..turns {
+        world.now_ns += apart_ns;
+        world.turn_host(teacher, None);
+    }
+    let is_lesson = |flight: &&Flight| flight.bytes[3] == Kind::Learn as u8;
+    let lessons: Vec<_> = world.air.iter().filter(is_lesson).collect();
+    assert!(lessons.iter().all(|flight| flight.to == address(pupil + 1)));
+    let bytes = lessons.iter().map(|flight| flight.bytes.len()).sum();
+    (lessons.len(), bytes)
+}
+
+#[test]
+fn lessons_leave_a_few_in_a_turn_so_that_votes_do_not_wait_behind_them() {
+    assert_eq!(lessons(Pace::default(), 1, 0).0, 8);
+    assert_eq!(lessons(Pace::default(), 10, 1_000).0, 80);
+}
+
+#[test]
+fn no_more_is_taught_in_a_second_than_the_operator_allows() {
+    let pace = Pace {
+        bytes_per_s: 1_000_000,
+        ..Pace::default()
+    };
+    // Ten milliseconds, and one that had not been used, and the packet that is under way.
+    let (_, bytes) = lessons(pace, 101, 100_000);
+    assert!((9_500..=11_500).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn a_tool_is_answered_with_no_more_than_it_has_sent() {
+    let mut world = World::new(7, 3, CALM, Durability::Volatile);
+    world.commit(100, 8);
+    let leader = world.leader().expect("somebody leads");
+    let applied = world.hosts[leader].replica().expect("up").applied().slot();
+    let ask = |kind, slot, room: usize| Header {
+        slot,
+        length: room as u16,
+        nonce: 77,
+        ..Header::new(kind, GroupId(0), NodeId::NONE)
+    };
+    let room = [0; 100];
+    let offer = ask(Kind::CatchUp, applied, room.len());
+    assert_eq!(
+        answers(
+            &mut world,
+            leader,
+            &ask(Kind::CatchUp, applied.next(), 100),
+            &room
+        ),
+        [],
+        "nobody has that"
+    );
+    let wait = answers(&mut world, leader, &offer, &room);
+    assert_eq!(
+        (wait[0].kind, wait[0].slot),
+        (Kind::SnapshotChunk, Slot::NONE)
+    );
+    for room in [0, 1, 100] {
+        let room = vec![0; room];
+        let offered = answers(
+            &mut world,
+            leader,
+            &ask(Kind::CatchUp, applied, room.len()),
+            &room,
+        );
+        let [first] = offered[..] else {
+            panic!("one answer to one question: {offered:?}");
+        };
+        assert!(first.slot >= applied && usize::from(first.length) <= room.len());
+        assert_eq!(first.nonce, 77);
+        let piece = Header {
+            ballot: first.ballot,
+            watermark: 3,
+            ..ask(Kind::SnapshotRequest, first.slot, room.len())
+        };
+        let pieces = answers(&mut world, leader, &piece, &room);
+        assert_eq!(pieces.len(), 1);
+        assert_eq!(usize::from(pieces[0].length), room.len());
+        assert_eq!(pieces[0].watermark, 3);
     }
 }
 

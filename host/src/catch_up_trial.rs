@@ -636,7 +636,7 @@ impl Copy<'_> {
             move || Ok(to.bind(Wait::Blocking)?),
             move |udp, file| take_datagrams(udp, file, last),
             move |to, file| send_datagrams(from.bind(Wait::Blocking)?, to, file, last),
-            |udp| udp.local_addr(),
+            Datapath::local_addr,
         )
     }
 }

@@ -445,7 +445,7 @@ impl SnapshotDirectory {
     /// is left of them then.
     pub(crate) fn finish<T>(
         &mut self,
-        arrival: Arrival,
+        arrival: &Arrival,
         restore: impl FnOnce(&[u8]) -> Result<T, RestoreError>,
     ) -> Result<(Snapshot, T), SnapshotError> {
         let (id, path) = (arrival.id, self.path_of(arrival.id.slot));

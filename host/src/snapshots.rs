@@ -320,7 +320,7 @@ impl<F> Writer<F> {
             Job::Finish => {
                 let arrival = self.arrival.take()?;
                 let id = arrival.id();
-                let finished = self.directory.finish(arrival, |body| {
+                let finished = self.directory.finish(&arrival, |body| {
                     let mut state = Applied::new((self.blank)());
                     state.restore(body)?;
                     let is_that = state.slot() == id.slot;
