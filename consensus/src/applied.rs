@@ -15,6 +15,12 @@ use alloc::vec::Vec;
 pub const KEPT_SLOTS: usize = 4096;
 /// Most bytes of values kept for replicas that lag.
 pub const KEPT_BYTES: usize = 8 << 20;
+/// The same while one of them takes over a snapshot: everything behind that, as far as this.
+pub const TAUGHT_SLOTS: usize = 1 << 20;
+/// And no more bytes of values.
+pub const TAUGHT_BYTES: usize = 256 << 20;
+/// Values that are let go at the most when one is applied.
+const LET_GO: usize = 64;
 /// First word of a snapshot.
 const SNAPSHOT_MAGIC: u64 = u64::from_be_bytes(*b"NWSNAP01");
 
@@ -36,6 +42,8 @@ pub struct Applied<S> {
     slot: Slot,
     kept: VecDeque<(Ballot, Vec<u8>)>,
     kept_bytes: usize,
+    /// Values from here on are kept although they are many.
+    keep_from: Slot,
     spare: Vec<Vec<u8>>,
     reply: Vec<u8>,
 }
@@ -50,6 +58,7 @@ impl<S: StateMachine> Applied<S> {
             slot: Slot::NONE,
             kept: VecDeque::new(),
             kept_bytes: 0,
+            keep_from: Slot(u64::MAX),
             spare: Vec::new(),
             reply: Vec::new(),
         }
@@ -178,7 +187,14 @@ impl<S: StateMachine> Applied<S> {
     fn keep(&mut self, ballot: Ballot, value: Vec<u8>) {
         self.kept_bytes += value.len();
         self.kept.push_back((ballot, value));
-        while self.kept.len() > KEPT_SLOTS || self.kept_bytes > KEPT_BYTES {
+        for _ in 0..LET_GO {
+            let is_much = self.kept.len() > KEPT_SLOTS || self.kept_bytes > KEPT_BYTES;
+            let is_too_much = self.kept.len() > TAUGHT_SLOTS || self.kept_bytes > TAUGHT_BYTES;
+            let is_needed =
+                self.slot.0 - self.kept.len() as u64 >= self.keep_from.0.saturating_sub(1);
+            if !is_much || is_needed && !is_too_much {
+                break;
+            }
             let Some((_, oldest)) = self.kept.pop_front() else {
                 break;
             };
@@ -187,6 +203,14 @@ impl<S: StateMachine> Applied<S> {
                 self.spare.push(oldest);
             }
         }
+    }
+
+    /// Keeps values from `slot` on beyond the usual number; [`Slot`]'s highest number is none.
+    pub(crate) fn keep_from(&mut self, slot: Slot) {
+        self.keep_from = match slot.0 {
+            u64::MAX => slot,
+            _ => self.keep_from.min(slot),
+        };
     }
 
     /// The value applied in `slot` and a ballot that it was voted in, if it is still kept.

@@ -6,6 +6,7 @@
 use crate::acceptor::Acceptor;
 use crate::applied::Applied;
 use crate::auth::{self, Key, Keys};
+use crate::catch_up::Pace;
 use crate::election::ElectionTiming;
 use crate::formation::{Conflict, Formation, Terms};
 use crate::leader::LeaderTiming;
@@ -13,8 +14,8 @@ use crate::local::{Asker, Counters, Durability, Journal, Local};
 use crate::matchmaker::Register;
 use crate::memory::Memory;
 use crate::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
-use crate::replica::{Config as ReplicaConfig, Io, Replica, Turn};
-use crate::state_machine::{Frozen, StateMachine};
+use crate::replica::{Config as ReplicaConfig, Io, Piece, Replica, Turn};
+use crate::state_machine::{Frozen, SnapshotId, StateMachine};
 use crate::wire::{self, Header, Kind, Malformed, Parsed};
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use alloc::boxed::Box;
@@ -60,8 +61,12 @@ pub struct Config {
     pub leases: bool,
     /// Whether followers answer queries, too, by asking a quorum.
     pub quorum_reads: bool,
+    /// The snapshot that the cluster began with; see [`Terms`].
+    pub origin: u64,
     /// How long followers wait.
     pub election: ElectionTiming,
+    /// How those that lag are taught.
+    pub pace: Pace,
     /// For back-off and nonces.
     pub seed: u64,
     /// Rounds up to this one may have been used by earlier lives.
@@ -171,10 +176,22 @@ impl<I: Io> Io for Signing<'_, I> {
     fn read_snapshot(
         &mut self,
         group: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
-        self.io.read_snapshot(group, offset, out)
+    ) -> Option<Piece> {
+        self.io.read_snapshot(group, of, offset, out)
+    }
+
+    fn keep_piece(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        self.io.keep_piece(group, id, offset, piece, crc)
     }
 }
 
@@ -210,7 +227,10 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
     ) -> Result<Self, NodeError> {
         let lease_ns = crate::region::lease_ns(&memory, GroupId(0));
         let groups = states.len() as u16;
-        let terms = Terms::new(&quorums(&config)?, groups, &acceptor.layout, lease_ns);
+        let terms = Terms {
+            origin: config.origin,
+            ..Terms::new(&quorums(&config)?, groups, &acceptor.layout, lease_ns)
+        };
         if config.peers.iter().all(|peer| peer.node != config.node) {
             return Err(NodeError::NotAMember { node: config.node });
         }
@@ -418,8 +438,31 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
     /// A frozen snapshot of a group's state, for another thread to write; `None` if the cluster has
     /// not formed or nobody replicates the group here. See [`Replica::freeze`].
     pub fn freeze(&mut self, group: GroupId) -> Option<(Slot, Box<dyn Frozen>)> {
-        let replica = self.replicas.get(usize::from(group.0))?;
+        let replica = self.replicas.get_mut(usize::from(group.0))?;
         Some(replica.freeze(&mut self.local))
+    }
+
+    /// See [`Replica::take_over`].
+    pub fn take_over<I: NodeIo>(
+        &mut self,
+        (now_ns, unix_ms): (u64, u64),
+        group: GroupId,
+        id: SnapshotId,
+        state: Option<Applied<S>>,
+        io: &mut I,
+    ) -> Option<Applied<S>> {
+        let mut io = Signing {
+            io,
+            key: self.config.key,
+        };
+        let mut turn = Turn {
+            now_ns,
+            unix_ms,
+            local: &mut self.local,
+            io: &mut io,
+        };
+        let replica = self.replicas.get_mut(usize::from(group.0))?;
+        replica.take_over(&mut turn, id, state)
     }
 
     /// Does what is due after a batch of packets. Returns when it should be called again at the
@@ -532,6 +575,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 },
                 quorum_reads: self.config.quorum_reads,
                 election: self.config.election,
+                pace: self.config.pace,
                 seed: self.config.seed.wrapping_add(number as u64),
                 used_round: self.config.used_round,
             };

@@ -16,7 +16,7 @@ mod teaching;
 pub use reconfiguring::Reconfigured;
 
 use crate::applied::{Applied, Recipient};
-use crate::catch_up::{CHUNK_BYTES, CatchUp, Chunk, LEARN_SLOTS, SNAPSHOT_CHUNKS};
+use crate::catch_up::{CHUNK_BYTES, CatchUp, FIRST_CHUNKS, LEARN_SLOTS, Pace, SNAPSHOT_CHUNKS};
 use crate::configuration::Configuration;
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
@@ -29,8 +29,8 @@ use crate::region::GroupView;
 use crate::responses::{Responses, Route};
 use crate::session::Sessions;
 use crate::simulation::{Fault, Mutation, mutated, strikes};
-use crate::state_machine::{Frozen, StateMachine};
-use crate::wire::{Flags, Header, Kind};
+use crate::state_machine::{Frozen, SnapshotId, StateMachine};
+use crate::wire::{Flags, HEADER_BYTES, Header, Kind};
 use crate::{Ballot, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -68,14 +68,43 @@ pub trait Io {
     /// Writes down what this node keeps of the group's configurations, in place of what was there,
     /// as durably as its acceptor's votes are. False if that cannot be done now.
     fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool;
-    /// Reads from this node's newest snapshot at `offset` into `out`; returns its slot, its length
-    /// and how many bytes were read. `None` if there is none.
+    /// Reads from a snapshot of this node at `offset` into `out`: from the one of that slot and
+    /// checksum, or from the newest. `None` if there is no such snapshot.
     fn read_snapshot(
         &mut self,
         group: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)>;
+    ) -> Option<Piece>;
+    /// Writes down the piece at `offset` of another node's snapshot, if its checksum is `crc`, and
+    /// returns how many bytes of that snapshot are here, without a gap from its beginning on; what
+    /// an earlier life has received counts. `None` if it can be written down nowhere. A snapshot
+    /// that was being received before is given up. Pieces come in order, after an empty one that
+    /// begins it.
+    ///
+    /// When all of it is here, the host checks it, keeps it as a snapshot of this node, makes a
+    /// state of it beside the worker, and hands that to
+    /// [`Node::take_over`](crate::node::Node::take_over).
+    fn keep_piece(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64>;
+}
+
+/// What was read from a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Which.
+    pub id: SnapshotId,
+    /// How many bytes.
+    pub bytes: usize,
+    /// Their CRC-32C.
+    pub crc: u32,
 }
 
 /// Everything that a call into a replica may touch.
@@ -111,6 +140,8 @@ pub struct Config {
     pub quorum_reads: bool,
     /// How long followers wait.
     pub election: ElectionTiming,
+    /// How those that lag are taught.
+    pub pace: Pace,
     /// For back-off and nonces.
     pub seed: u64,
     /// Rounds up to this one may have been used by earlier lives.
@@ -258,8 +289,12 @@ pub struct Tally {
     pub queries: u64,
     /// Slots learned from other replicas instead of the own region.
     pub learned: u64,
+    /// Bytes of their values.
+    pub learned_bytes: u64,
     /// Snapshots taken over from other replicas.
     pub snapshots: u64,
+    /// Bytes of them.
+    pub snapshot_bytes: u64,
     /// Requests dropped for want of room or because the leader was not ready.
     pub deferred: u64,
 }
@@ -275,6 +310,7 @@ pub struct Replica<S> {
     lead: Option<Lead>,
     election: Election,
     catch_up: CatchUp,
+    teaching: teaching::Teaching,
     responses: Responses,
     own_replies: Vec<(Header, Vec<u8>)>,
     /// Applied slots whose records are on their way to the journal, and those that are there.
@@ -328,7 +364,8 @@ impl<S: StateMachine> Replica<S> {
             applied,
             lead: None,
             election,
-            catch_up: CatchUp::default(),
+            catch_up: CatchUp::new(config.pace.chunk_bytes),
+            teaching: teaching::Teaching::default(),
             responses: Responses::default(),
             own_replies: Vec::new(),
             journalling: None,
@@ -446,7 +483,7 @@ impl<S: StateMachine> Replica<S> {
     /// A frozen snapshot of the state, for another thread to write. What it holds is journalled
     /// first as far as there is room: should it rot, the one before it and the journal lead as far.
     pub fn freeze<M: Memory, J: Journal>(
-        &self,
+        &mut self,
         local: &mut Local<M, J>,
     ) -> (Slot, Box<dyn Frozen>) {
         if !mutated(Mutation::SnapshotAheadOfJournal) {
@@ -455,7 +492,11 @@ impl<S: StateMachine> Replica<S> {
                 let _ = local.record(&record, &[]);
             }
         }
-        (self.applied.slot(), self.applied.freeze())
+        let slot = self.applied.slot();
+        if self.teaching.is_awaited() {
+            self.applied.keep_from(slot.next());
+        }
+        (slot, self.applied.freeze())
     }
 
     /// The snapshot up to `slot` is on disk.
@@ -493,13 +534,12 @@ impl<S: StateMachine> Replica<S> {
             }
             Kind::Request => self.requested(turn, from, header, value),
             Kind::Progress => self.progressed(turn, header),
+            Kind::CatchUp | Kind::SnapshotRequest if header.sender == NodeId::NONE => {
+                self.asked_by_tool(turn, from, header, value.len());
+            }
             Kind::CatchUp => self.asked_to_teach(turn, header),
             Kind::Learn => self.learned(turn, header, value),
-            Kind::SnapshotRequest => {
-                if let Some(to) = self.pupil(header) {
-                    self.send_snapshot(turn, to, header.watermark);
-                }
-            }
+            Kind::SnapshotRequest => self.asked_for_snapshot(turn, header),
             Kind::SnapshotChunk => self.snapshot_piece(turn, from, header, value),
             Kind::ReadIndex => self.asked_index(turn, from, header),
             Kind::Index => self.heard_index(header),
@@ -587,6 +627,7 @@ impl<S: StateMachine> Replica<S> {
             self.ask_to_be_taught(turn);
         }
         self.read_by_quorum(turn);
+        self.teach(turn);
         let (group, node) = (self.config.group, self.config.node);
         self.responses.flush(group, node, |to, header, value| {
             turn.io.send(to, header, value);
@@ -603,7 +644,8 @@ impl<S: StateMachine> Replica<S> {
         unix_ms: u64,
         local: &Local<M, J>,
     ) -> u64 {
-        let mut due = self.catch_up.next_timer_ns().min(self.reading.due_ns());
+        let quiet = self.teaching.due_ns().min(self.reading.due_ns());
+        let mut due = self.catch_up.next_timer_ns().min(quiet);
         match &self.lead {
             Some(lead) => {
                 due = due.min(self.matching_due_ns(lead)).min(lead.tell_ns);

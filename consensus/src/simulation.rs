@@ -147,6 +147,8 @@ mutations! {
     OldVoteCounted = "old-vote-counted",
     /// A member that shows another incarnation is pinned anew.
     PinReplaced = "pin-replaced",
+    /// Nodes that begin with different snapshots form a cluster.
+    OriginIgnored = "origin-ignored",
 
     // Configurations.
     /// A matchmaker takes a ballot below one that it has matched.
@@ -269,6 +271,8 @@ mutations! {
     TornTailAccepted = "torn-tail-accepted",
     /// A snapshot is taken whatever its checksum.
     SnapshotUnchecked = "snapshot-unchecked",
+    /// A piece of another node's snapshot is kept whatever its checksum.
+    PieceUnchecked = "piece-unchecked",
 }
 
 impl Mutation {

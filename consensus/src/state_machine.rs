@@ -54,6 +54,15 @@ pub struct SnapshotId {
     pub slot: Slot,
     /// Its length in bytes.
     pub bytes: u64,
+    /// The CRC-32C of all of it.
+    pub crc: u32,
+}
+
+impl SnapshotId {
+    /// A number for a cluster that begins with this snapshot, never zero.
+    pub fn origin(&self) -> u64 {
+        (u64::from(self.crc) << 32 | self.slot.0 & 0xffff_ffff).max(1)
+    }
 }
 
 #[cfg(test)]

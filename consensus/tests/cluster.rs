@@ -4,6 +4,7 @@
 
 use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
+use nearwire_consensus::catch_up::Pace;
 use nearwire_consensus::client::{self, Client};
 use nearwire_consensus::election::ElectionTiming;
 use nearwire_consensus::envelope::{Entry, EntryKind};
@@ -13,8 +14,8 @@ use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::{Io, Replica, Role};
-use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
+use nearwire_consensus::replica::{Io, Piece, Replica, Role};
+use nearwire_consensus::state_machine::{Frozen, RestoreError, SnapshotId, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{Flags, Header, Kind, Parsed, parse};
 use nearwire_consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
@@ -139,6 +140,8 @@ struct Stable {
     formed: bool,
     round: u64,
     snapshot: Option<(Slot, Vec<u8>)>,
+    /// What has come of another's.
+    part: Option<(SnapshotId, Vec<u8>)>,
     registers: BTreeMap<GroupId, Vec<u8>>,
 }
 
@@ -176,14 +179,55 @@ impl Io for Outbox<'_> {
     fn read_snapshot(
         &mut self,
         _: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
+    ) -> Option<Piece> {
         let (slot, bytes) = self.stable.snapshot.as_ref()?;
+        let id = snapshot_id(*slot, bytes);
+        if of.is_some_and(|of| of != (id.slot, id.crc)) {
+            return None;
+        }
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let count = rest.len().min(out.len());
         out[..count].copy_from_slice(&rest[..count]);
-        Some((*slot, bytes.len() as u64, count))
+        Some(Piece {
+            id,
+            bytes: count,
+            crc: checksum(&out[..count]),
+        })
+    }
+
+    fn keep_piece(
+        &mut self,
+        _: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        let part = self.stable.part.take().filter(|(of, _)| *of == id);
+        let (_, mut bytes) = part.unwrap_or((id, Vec::new()));
+        if !piece.is_empty() {
+            assert_eq!((offset, crc), (bytes.len() as u64, checksum(piece)));
+            bytes.extend_from_slice(piece);
+        }
+        let here = bytes.len() as u64;
+        self.stable.part = Some((id, bytes));
+        Some(here)
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(16_777_619);
+    bytes.iter().fold(2_166_136_261, step)
+}
+
+fn snapshot_id(slot: Slot, bytes: &[u8]) -> SnapshotId {
+    SnapshotId {
+        slot,
+        bytes: bytes.len() as u64,
+        crc: checksum(bytes),
     }
 }
 
@@ -237,6 +281,7 @@ struct World {
     /// Phase 1 and phase 2; majorities if `None`.
     quorums: Option<(usize, usize)>,
     quorum_reads: bool,
+    pace: Pace,
     number: u64,
     next_token: u64,
     acknowledged: Vec<(u64, u64)>,
@@ -255,7 +300,18 @@ fn layout() -> Layout {
 
 impl World {
     fn new(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
+        Self::paced(seed, nodes, weather, durability, Pace::default())
+    }
+
+    fn paced(
+        seed: u64,
+        nodes: usize,
+        weather: Weather,
+        durability: Durability,
+        pace: Pace,
+    ) -> Self {
         let mut world = Self::unstarted(seed, nodes, weather, durability);
+        world.pace = pace;
         for host in 0..nodes {
             world.start(host);
         }
@@ -310,6 +366,7 @@ impl World {
             durability,
             quorums: None,
             quorum_reads: false,
+            pace: Pace::default(),
             number: 0,
             next_token: 0,
             acknowledged: Vec::new(),
@@ -371,6 +428,8 @@ impl World {
             leases: false,
             quorum_reads: self.quorum_reads,
             election: ElectionTiming::of(100 * MS),
+            origin: 0,
+            pace: self.pace,
             seed: self.random.next(),
             used_round: host.stable.round,
             pins: host.stable.pins.clone(),
@@ -439,6 +498,18 @@ impl World {
             node.handle(now_ns, unix_ms, from, bytes, &mut io);
         }
         host.wake_ns = node.turn(now_ns, unix_ms, &mut io).max(now_ns + 1_000);
+        if let Some((id, bytes)) = io
+            .stable
+            .part
+            .take_if(|(id, bytes)| bytes.len() as u64 == id.bytes)
+        {
+            assert_eq!(id, snapshot_id(id.slot, &bytes));
+            let mut state = Applied::new(Ledger::default());
+            state.restore(&bytes).expect("as it was written");
+            io.stable.snapshot = Some((id.slot, bytes));
+            node.take_over((now_ns, unix_ms), GroupId(0), id, Some(state), &mut io);
+            host.wake_ns = now_ns + 1_000;
+        }
         if let Some(replica) = node.replica_mut(GroupId(0))
             && replica.take_snapshot_wanted()
         {
@@ -886,7 +957,8 @@ fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
     world.commit(100, 8);
     let leader = world.leader().expect("somebody leads");
     for kind in [Kind::CatchUp, Kind::SnapshotRequest] {
-        for sender in 0..4 {
+        // Tools, which have no number, are answered with no more than they send.
+        for sender in 1..=4 {
             let ask = Header {
                 slot: Slot(1),
                 watermark: 64,
@@ -894,6 +966,104 @@ fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
             };
             assert_eq!(answers(&mut world, leader, &ask, &[]), [], "{kind:?}");
         }
+    }
+}
+
+/// Bytes of lessons, with their heads, that a follower sends another one in `turns` turns that are
+/// `apart_ns` apart, after it was asked for more than it may send.
+fn lessons(pace: Pace, turns: u64, apart_ns: u64) -> (usize, usize) {
+    let mut world = World::paced(9, 3, CALM, Durability::Volatile, pace);
+    world.commit(1_000, 1);
+    world.run_ms(100);
+    let leader = world.leader().expect("somebody leads");
+    let [teacher, pupil] = [1, 2].map(|more| (leader + more) % 3);
+    let ask = Header {
+        slot: Slot(1),
+        watermark: 1_000,
+        ..Header::new(Kind::CatchUp, GroupId(0), NodeId(pupil as u16 + 1))
+    };
+    world.air.clear();
+    let bytes = ask.to_bytes();
+    world.turn_host(teacher, Some((address(pupil + 1), &bytes)));
+    for _ in 1..turns {
+        world.now_ns += apart_ns;
+        world.turn_host(teacher, None);
+    }
+    let is_lesson = |flight: &&Flight| flight.bytes[3] == Kind::Learn as u8;
+    let lessons: Vec<_> = world.air.iter().filter(is_lesson).collect();
+    assert!(lessons.iter().all(|flight| flight.to == address(pupil + 1)));
+    let bytes = lessons.iter().map(|flight| flight.bytes.len()).sum();
+    (lessons.len(), bytes)
+}
+
+#[test]
+fn lessons_leave_a_few_in_a_turn_so_that_votes_do_not_wait_behind_them() {
+    assert_eq!(lessons(Pace::default(), 1, 0).0, 8);
+    assert_eq!(lessons(Pace::default(), 10, 1_000).0, 80);
+}
+
+#[test]
+fn no_more_is_taught_in_a_second_than_the_operator_allows() {
+    let pace = Pace {
+        bytes_per_s: 1_000_000,
+        ..Pace::default()
+    };
+    // Ten milliseconds, and one that had not been used, and the packet that is under way.
+    let (_, bytes) = lessons(pace, 101, 100_000);
+    assert!((9_500..=11_500).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn a_tool_is_answered_with_no_more_than_it_has_sent() {
+    let mut world = World::new(7, 3, CALM, Durability::Volatile);
+    world.commit(100, 8);
+    let leader = world.leader().expect("somebody leads");
+    let applied = world.hosts[leader].replica().expect("up").applied().slot();
+    let ask = |kind, slot, room: usize| Header {
+        slot,
+        length: room as u16,
+        nonce: 77,
+        ..Header::new(kind, GroupId(0), NodeId::NONE)
+    };
+    let room = [0; 100];
+    let offer = ask(Kind::CatchUp, applied, room.len());
+    assert_eq!(
+        answers(
+            &mut world,
+            leader,
+            &ask(Kind::CatchUp, applied.next(), 100),
+            &room
+        ),
+        [],
+        "nobody has that"
+    );
+    let wait = answers(&mut world, leader, &offer, &room);
+    assert_eq!(
+        (wait[0].kind, wait[0].slot),
+        (Kind::SnapshotChunk, Slot::NONE)
+    );
+    for room in [0, 1, 100] {
+        let room = vec![0; room];
+        let offered = answers(
+            &mut world,
+            leader,
+            &ask(Kind::CatchUp, applied, room.len()),
+            &room,
+        );
+        let [first] = offered[..] else {
+            panic!("one answer to one question: {offered:?}");
+        };
+        assert!(first.slot >= applied && usize::from(first.length) <= room.len());
+        assert_eq!(first.nonce, 77);
+        let piece = Header {
+            ballot: first.ballot,
+            watermark: 3,
+            ..ask(Kind::SnapshotRequest, first.slot, room.len())
+        };
+        let pieces = answers(&mut world, leader, &piece, &room);
+        assert_eq!(pieces.len(), 1);
+        assert_eq!(usize::from(pieces[0].length), room.len());
+        assert_eq!(pieces[0].watermark, 3);
     }
 }
 

@@ -205,6 +205,8 @@ fn every_limit_is_the_one_in_the_code() {
         ("MAX_HELD", local::MAX_HELD as u64),
         ("KEPT_SLOTS", applied::KEPT_SLOTS as u64),
         ("KEPT_BYTES", applied::KEPT_BYTES as u64),
+        ("TAUGHT_SLOTS", applied::TAUGHT_SLOTS as u64),
+        ("TAUGHT_BYTES", applied::TAUGHT_BYTES as u64),
         ("LEARN_SLOTS", catch_up::LEARN_SLOTS),
         ("SNAPSHOT_CHUNKS", catch_up::SNAPSHOT_CHUNKS),
         ("CHUNK_BYTES", catch_up::CHUNK_BYTES as u64),

@@ -32,7 +32,7 @@ pub use line::{FaultCounts, Faults, Line};
 pub use loopback::{Loopback, Network};
 pub use packets::Packets;
 pub use pcap::Capture;
-pub use placement::Placement;
+pub use placement::{Placement, step_back};
 pub use stats::{Reason, Stats};
 pub use udp::{Inbox, Udp};
 pub use waker::{Sleeper, Wake, Waker};

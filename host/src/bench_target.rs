@@ -68,6 +68,8 @@ pub struct LocalTarget {
     linger_us: u64,
     /// How Redis clients are served, if they are.
     reads: Option<Reads>,
+    /// More lines of each replica's configuration.
+    settings: String,
     running: Option<Running>,
     /// What programs on interfaces need around them: made once for a site.
     programs: Option<Programs>,
@@ -167,6 +169,7 @@ impl LocalTarget {
             wait,
             linger_us,
             reads: None,
+            settings: String::new(),
             running: None,
             programs: None,
             journal: None,
@@ -187,6 +190,12 @@ impl LocalTarget {
     /// How many nodes run.
     pub const fn nodes(&self) -> usize {
         REPLICAS + self.strangers
+    }
+
+    /// With these lines in each replica's configuration.
+    #[must_use]
+    pub fn configured(self, settings: String) -> Self {
+        Self { settings, ..self }
     }
 
     /// Is not to be measured, and why: its row will say so.
@@ -222,6 +231,7 @@ impl LocalTarget {
             options.resp = true;
             options.settings = format!("reads = \"{}\"\n", reads.name());
         }
+        options.settings += &self.settings;
         options.worker = format!("linger_us = {}\n", self.linger_us);
         // A worker that spins stays below the other threads on its CPU, which would starve beside
         // it: its journal's, and the one that starts it.

@@ -62,6 +62,8 @@ pub struct Config {
     pub worker: Worker,
     /// How long things take.
     pub timing: Timing,
+    /// How those that lag are taught.
+    pub catch_up: CatchUp,
     /// Where the acceptor votes before its packets reach this process; nowhere if absent.
     pub offload: Option<Offload>,
     /// A file with the cluster's key (32 hexadecimal digits): every packet carries a tag if set.
@@ -278,6 +280,14 @@ pub struct Quorum {
     pub phase1: usize,
     /// Votes that choose a value.
     pub phase2: usize,
+}
+
+/// How those that lag are taught.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CatchUp {
+    /// Bytes that this node sends them in a second at the most; zero is no limit.
+    pub bytes_per_s: u64,
 }
 
 /// The region's dimensions.

@@ -5,16 +5,17 @@ use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
 use crate::front::{Access, Completion, Failure, Lease, Submission, WorkerEnd};
 use crate::fullness::Fullness;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{Done, Failed, Snapshots};
 use crate::supervision::Supervision;
 use crate::wal::Wal;
+use consensus::applied::Applied;
 use consensus::auth::{self, Key, Keys};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::{Conflict, Terms};
 use consensus::node::{Node, NodeIo};
 use consensus::quorum::MemberRole;
-use consensus::replica::{Io, Replica, Role};
-use consensus::state_machine::StateMachine;
+use consensus::replica::{Io, Piece, Replica, Role};
+use consensus::state_machine::{SnapshotId, StateMachine};
 use consensus::wire::{Flags, Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
 use datapath::{Awaits, Lifelines, Service, Stats, Transmit, clock};
@@ -90,12 +91,12 @@ struct Front {
 }
 
 /// What the node needs of the host while it runs.
-struct Host {
+struct Host<S> {
     directory: DataDirectory,
     address: SocketAddr,
     terms: Terms,
     reserved_round: u64,
-    snapshots: Snapshots,
+    snapshots: Snapshots<S>,
     lifelines: Lifelines,
     /// Whose ends they tell.
     watched: Vec<SocketAddr>,
@@ -106,12 +107,12 @@ struct Host {
 }
 
 /// The host, with the way out of this turn.
-struct Outbox<'a, T> {
-    host: &'a mut Host,
+struct Outbox<'a, T, S> {
+    host: &'a mut Host<S>,
     tx: &'a mut T,
 }
 
-impl<T: Transmit> Io for Outbox<'_, T> {
+impl<T: Transmit, S> Io for Outbox<'_, T, S> {
     fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]) {
         if to == self.host.address {
             self.host.to_self.push_back((*header, value.to_vec()));
@@ -152,14 +153,26 @@ impl<T: Transmit> Io for Outbox<'_, T> {
     fn read_snapshot(
         &mut self,
         _: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
-        self.host.snapshots.read(offset, out)
+    ) -> Option<Piece> {
+        self.host.snapshots.read(of, offset, out)
+    }
+
+    fn keep_piece(
+        &mut self,
+        _: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        self.host.snapshots.keep(id, offset, piece, crc)
     }
 }
 
-impl<T: Transmit> NodeIo for Outbox<'_, T> {
+impl<T: Transmit, S> NodeIo for Outbox<'_, T, S> {
     fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
         let result = boot_id().and_then(|boot_id| {
             self.host.directory.update(|identity| {
@@ -189,7 +202,7 @@ impl<T: Transmit> NodeIo for Outbox<'_, T> {
 /// A node as a worker's service.
 pub struct NodeService<S> {
     node: Node<Software, Wal, S>,
-    host: Host,
+    host: Host<S>,
     front: Option<Front>,
     key: Option<Key>,
     new_keys: NewKeys,
@@ -223,7 +236,7 @@ pub struct Parts<S> {
     /// What tells of others that died.
     pub lifelines: Lifelines,
     /// Its snapshots.
-    pub snapshots: Snapshots,
+    pub snapshots: Snapshots<S>,
     /// Slots applied between two of them.
     pub snapshot_slots: u64,
     /// The worker's end of a client front.
@@ -483,17 +496,46 @@ impl<S: StateMachine> NodeService<S> {
         }
     }
 
-    /// Takes snapshots when they are due and cuts the journal behind them.
-    fn keep_state(&mut self, now_ns: u64) {
-        match self.host.snapshots.poll() {
-            Some(Ok(slot)) => {
+    /// Takes over the state that was made of another's snapshot, or learns that there is none.
+    fn take_over<T: Transmit>(
+        &mut self,
+        now_ns: u64,
+        id: SnapshotId,
+        state: Option<Applied<S>>,
+        tx: &mut T,
+    ) {
+        let now = (now_ns, self.unix_ms(now_ns));
+        let host = &mut self.host;
+        let mut io = Outbox { host, tx };
+        let former = self.node.take_over(now, GROUP, id, state, &mut io);
+        if let Some(former) = former {
+            self.host.snapshots.forget(former);
+        }
+    }
+
+    /// Takes snapshots when they are due and cuts the journal behind them. Returns whether the state
+    /// is another one now.
+    fn keep_state<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> bool {
+        let done = self.host.snapshots.poll();
+        let is_other = matches!(done, Some(Ok(Done::Received(..))));
+        match done {
+            Some(Ok(Done::Written(slot))) => {
                 self.host.error = None;
                 self.saved(slot);
             }
-            Some(Err(error)) => {
+            Some(Ok(Done::Received(id, state))) => {
+                self.host.error = None;
+                self.take_over(now_ns, id, Some(*state), tx);
+                self.saved(id.slot);
+            }
+            Some(Err(Failed::Writing(error))) => {
                 self.host.error = Some(error.to_string());
                 self.snapshot_failed = true;
                 self.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
+            }
+            Some(Err(Failed::Receiving(id, error))) => {
+                self.host.error = Some(error.to_string());
+                self.take_over(now_ns, id, None, tx);
             }
             None => {}
         }
@@ -503,14 +545,14 @@ impl<S: StateMachine> NodeService<S> {
         }
         let highest = self.node.highest_journalled(GROUP);
         let Some(replica) = self.node.replica_mut(GROUP) else {
-            return;
+            return is_other;
         };
         self.cutting.mark(highest, appended, self.snapshot_slots);
         let newest = self.host.snapshots.slot();
         let idle = !self.host.snapshots.is_busy() && now_ns >= self.snapshot_due_ns;
         let due = appended > 0 && replica.applied().slot().0 >= newest.0 + self.snapshot_slots;
         if !idle || !(due || self.snapshot_failed || replica.take_snapshot_wanted()) {
-            return;
+            return is_other;
         }
         self.snapshot_failed = false;
         if replica.applied().slot() <= newest {
@@ -518,6 +560,7 @@ impl<S: StateMachine> NodeService<S> {
         } else if let Some((slot, frozen)) = self.node.freeze(GROUP) {
             self.host.snapshots.write(slot, frozen);
         }
+        is_other
     }
 
     fn saved(&mut self, slot: Slot) {
@@ -664,6 +707,8 @@ impl<S: StateMachine> NodeService<S> {
         let layout = local.acceptor().layout;
         let mut more = vec![
             ("recoverable", recoverable.0.into()),
+            ("learned_bytes", tally.learned_bytes.into()),
+            ("snapshot_bytes", tally.snapshot_bytes.into()),
             ("window_slots", layout.window().into()),
             ("value_bytes", layout.value_bytes().into()),
             ("lease_ns", local.lease_ns(GROUP).into()),
@@ -786,7 +831,9 @@ impl<S: StateMachine> Service for NodeService<S> {
         if !self.host.to_self.is_empty() {
             due = now_ns;
         }
-        self.keep_state(now_ns);
+        if self.keep_state(now_ns, tx) {
+            due = now_ns;
+        }
         due = due.min(self.supervise(now_ns));
         self.check_fatal();
         self.publish(now_ns, tx);

@@ -14,7 +14,7 @@ use crate::privileges::{self, PrivilegeError};
 use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
-use crate::snapshot_file::{SnapshotDirectory, SnapshotError};
+use crate::snapshot_file::{Snapshot, SnapshotDirectory, SnapshotError};
 use crate::snapshots::Snapshots;
 use crate::supervision::{Supervision, Wish};
 use crate::wal::Wal;
@@ -22,6 +22,7 @@ use crate::xdp::{self, Pinned};
 use consensus::acceptor::Acceptor;
 use consensus::applied::Applied;
 use consensus::auth::{Key, Keys};
+use consensus::catch_up::Pace;
 use consensus::election::ElectionTiming;
 use consensus::formation;
 use consensus::leader::LeaderTiming;
@@ -149,6 +150,18 @@ pub enum Error {
         formed: formation::Terms,
         /// What is configured.
         configured: formation::Terms,
+    },
+    /// What it was to begin with is gone.
+    #[error(
+        "data directory {} was made to begin with snapshot {origin:016x}, which is not in it: \
+         remove it and restore it again: `nearwire snapshot restore`",
+        path.display()
+    )]
+    NoOrigin {
+        /// The directory.
+        path: PathBuf,
+        /// The snapshot.
+        origin: u64,
     },
     /// It ended by itself.
     #[error(transparent)]
@@ -357,7 +370,14 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     if config.durability == Durability::Async {
         journal_again(node.local_mut(), applied)?;
     }
-    let snapshots = Snapshots::start(opened.directory, opened.newest, {
+    let polls = config.worker.wait == Wait::Polling;
+    let placed = move || {
+        // A worker that polls is below it, or it would never run on the worker's CPU.
+        if !polls {
+            datapath::step_back();
+        }
+    };
+    let snapshots = Snapshots::start(opened.directory, opened.newest, Kv::new, placed, {
         let waker = waker.clone();
         move || waker.wake()
     })
@@ -536,6 +556,11 @@ fn node_config(
         leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
         quorum_reads: config.reads == Reads::Quorum,
         election: ElectionTiming::of(config.timing.election_ms * MS),
+        pace: Pace {
+            bytes_per_s: config.catch_up.bytes_per_s,
+            ..Pace::default()
+        },
+        origin: identity.origin,
         seed: seed ^ identity.region_nonce,
         used_round,
         pins: identity.pins.clone(),
@@ -559,7 +584,7 @@ struct Opened {
     journal: Option<Journal>,
     applied: Applied<Kv>,
     directory: SnapshotDirectory,
-    newest: Option<crate::snapshot_file::Snapshot>,
+    newest: Option<Snapshot>,
     highest_round: u64,
     restored: u64,
     replayed: u64,
@@ -605,6 +630,16 @@ fn open_state(
     let found = snapshots.newest()?;
     for damaged in &found.damaged {
         tracing::warn!(?damaged, "a snapshot is damaged and ignored");
+    }
+    let newest = found.snapshot.as_ref().map(Snapshot::id);
+    if identity.origin != 0
+        && !identity.formed
+        && newest.is_none_or(|newest| newest.origin() != identity.origin)
+    {
+        return Err(Error::NoOrigin {
+            path: directory.path().to_owned(),
+            origin: identity.origin,
+        });
     }
     let mut applied = Applied::new(Kv::new());
     if let Some(snapshot) = &found.snapshot {

@@ -163,7 +163,7 @@ impl<S: StateMachine> Replica<S> {
                 }
             } else if campaigning_ns > self.config.election.campaign_ns {
                 // A candidate that has to catch up first may take longer, while it gets on.
-                let pulled = self.catch_up.pulling().map_or(0, |(_, bytes, _)| bytes);
+                let pulled = self.catch_up.pulling().map_or(0, |(_, here)| here);
                 let learned = (self.applied.slot(), pulled);
                 if learned == lead.learned {
                     self.step_down(turn);

@@ -2,8 +2,8 @@
 
 use super::place::{self, Place, Step};
 use super::{
-    Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem,
-    Quorum, Reads, Region, RespTls, Security, Timing, Worker,
+    CatchUp, Config, Durability, Error, MAX_LINGER_US, Offload, Overrides, Peer, Problem, Quorum,
+    Reads, Region, RespTls, Security, Timing, Worker,
 };
 use crate::resp::User;
 use crate::xdp::{Attach, OnHostDeath};
@@ -44,6 +44,8 @@ struct File {
     worker: Worker,
     #[serde(default)]
     timing: Timing,
+    #[serde(default)]
+    catch_up: CatchUp,
     offload: Option<Offload>,
     key_file: Option<PathBuf>,
     #[serde(default)]
@@ -163,6 +165,7 @@ fn build(
             ..file.worker
         },
         timing: file.timing,
+        catch_up: file.catch_up,
         offload: file.offload,
         key_file: overrides.key_file.or(file.key_file),
         insecure: file.insecure,
@@ -506,6 +509,7 @@ mod tests {
         assert_eq!(config.region, Region::default());
         assert_eq!(config.worker, Worker::default());
         assert_eq!(config.timing, Timing::default());
+        assert_eq!(config.catch_up, CatchUp::default());
         assert_eq!(config.this().address.port(), 4747);
     }
 

@@ -72,6 +72,11 @@ impl Default for Kv {
 }
 
 impl Kv {
+    /// How many keys there are by the log's clock `time_ms`.
+    pub fn len(&self, time_ms: u64) -> usize {
+        self.store.count(time_ms)
+    }
+
     /// A machine without keys.
     pub fn new() -> Self {
         let state = State {

@@ -570,6 +570,7 @@ impl World {
         machine.identity = super::machine::Identity::new(nonce, false);
         *machine.log.borrow_mut() = super::disk::Log::default();
         machine.below.fill(0);
+        machine.parts.fill(None);
         for shelf in &mut machine.shelves {
             shelf.kept.clear();
         }

@@ -474,7 +474,7 @@ impl World {
     }
 
     /// Looks at what an event of a node has done.
-    fn after(&mut self, place: usize) {
+    pub(super) fn after(&mut self, place: usize) {
         let machine = &mut self.machines[place];
         self.ether.look(place, &machine.words, &machine.life);
         if machine.life.is_dead() {
