@@ -249,6 +249,13 @@ impl<S: StateMachine> Applied<S> {
         (slot.0 <= MAX_SLOT).then_some(slot)
     }
 
+    /// Puts `next`, which is ahead, in the place of this state, and returns the former one.
+    pub fn give_way_to(&mut self, next: Self) -> Self {
+        let mut former = core::mem::replace(self, next);
+        self.machine.succeed(&mut former.machine);
+        former
+    }
+
     /// Replaces the state by a snapshot.
     ///
     /// # Errors

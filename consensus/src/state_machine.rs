@@ -34,6 +34,15 @@ pub trait StateMachine {
     /// # Errors
     /// Names what is wrong with the bytes; the state is then unchanged.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError>;
+
+    /// Takes the place of `former`, which is behind: whoever reads that one beside the log reads this
+    /// one from here on.
+    fn succeed(&mut self, former: &mut Self)
+    where
+        Self: Sized,
+    {
+        let _ = former;
+    }
 }
 
 /// A frozen state that can be written out piece by piece.

@@ -227,7 +227,7 @@ impl<S: StateMachine> Replica<S> {
         }
         self.tally.snapshots += 1;
         self.tally.snapshot_bytes += id.bytes;
-        let former = core::mem::replace(&mut self.applied, state);
+        let former = self.applied.give_way_to(state);
         self.snapshot_saved(self.applied.slot());
         self.advanced(turn);
         Some(former)

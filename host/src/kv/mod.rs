@@ -74,7 +74,7 @@ impl Default for Kv {
 impl Kv {
     /// How many keys there are by the log's clock `time_ms`.
     pub fn len(&self, time_ms: u64) -> usize {
-        self.store.count(time_ms)
+        lock(&self.state).store.count(time_ms)
     }
 
     /// A machine without keys.
@@ -192,6 +192,11 @@ impl StateMachine for Kv {
         let (store, clock_ms) = snapshot::read(bytes)?;
         *lock(&self.state) = State { store, clock_ms };
         Ok(())
+    }
+
+    fn succeed(&mut self, former: &mut Self) {
+        std::mem::swap(self, former);
+        std::mem::swap(&mut *lock(&self.state), &mut *lock(&former.state));
     }
 }
 

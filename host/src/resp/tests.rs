@@ -631,6 +631,12 @@ fn a_query_is_answered_by_the_front_only_while_the_lease_runs() {
     kv.apply(1, &set.to_body(), &mut Vec::new());
     let value = Some(&b"$5\r\nvalue\r\n"[..]);
     assert_eq!(front.answer(&get(b"key")), value);
+    // Another machine takes its place, as when a snapshot is taken over: that one is read then.
+    let mut next = Kv::new();
+    next.succeed(&mut kv);
+    assert_eq!(front.answer(&get(b"key")), Some(&b"_\r\n"[..]));
+    next.apply(1, &set.to_body(), &mut Vec::new());
+    assert_eq!(front.answer(&get(b"key")), value);
     front.flush();
     assert!(!end.take_lease_wanted() && wakes.load(Ordering::Relaxed) == 0);
 
