@@ -4,6 +4,7 @@
 //! a front is one FIFO session. Queries are linearizable but not ordered against commands in
 //! flight; a front that needs that order submits the query as a command.
 
+use consensus::simulation::{Mutation, mutated};
 use datapath::clock;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::fmt;
@@ -164,7 +165,7 @@ impl FrontEnd {
             return None;
         }
         let now_ns = clock::monotonic_ns();
-        if now_ns >= until_ns {
+        if now_ns >= until_ns && !mutated(Mutation::LeaseOutlived) {
             return None;
         }
         if now_ns >= self.lease.renew_ns.load(Ordering::Relaxed) && self.renewed_ns != until_ns {
