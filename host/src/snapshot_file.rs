@@ -10,7 +10,6 @@
 //!   36  crc32c u32 of the other bytes of this header
 //!   40  zeroes
 //!   64  the body, as the state machine wrote it
-//! ```
 //!
 //! snapshot-<slot, 20 digits>-<bytes>-<crc32c, 8 hexadecimal digits>.part
 //!   a snapshot of another node on its way here: 64 bytes for the header, then what has come of the
