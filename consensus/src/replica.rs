@@ -345,7 +345,7 @@ struct Observed {
 fn rank(membership: &Membership, node: NodeId) -> usize {
     let own = membership.member(node).map_or(0, |member| member.priority);
     let outranks = |other: &&Member| {
-        other.role == MemberRole::Voter && (own, node) < (other.priority, other.node)
+        other.role == MemberRole::Voter && (own, other.node) < (other.priority, node)
     };
     membership.others(node).filter(outranks).count()
 }
