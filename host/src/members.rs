@@ -3,7 +3,7 @@
 
 use crate::inspect::{Change, Inspector};
 use consensus::auth::Keys;
-use consensus::configuration::Configuration;
+use consensus::configuration::{Configuration, Matchmakers};
 use consensus::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
 use consensus::replica::Reconfigured;
 use consensus::{Incarnation, NodeId};
@@ -270,7 +270,7 @@ impl Operator {
         let wish = Configuration {
             version: now.configuration.version,
             membership,
-            matchmakers: Vec::new(),
+            matchmakers: Matchmakers::NONE,
         };
         match self.ask(Some(&wish), until)?.came {
             // A learner that is behind catches up; what else there is, the next look shows.

@@ -78,7 +78,7 @@ impl<S: StateMachine> Replica<S> {
             *progress = Progress {
                 applied: Slot(header.watermark),
                 trim: header.slot,
-                version: header.vote_ballot,
+                knows: (header.vote_ballot, header.ballot.0 as u32),
                 heard_ns: turn.now_ns,
             };
         }
@@ -92,13 +92,13 @@ impl<S: StateMachine> Replica<S> {
     /// that every replica heard of lately has applied.
     pub(super) fn trim<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         let (recoverable, trimmed) = (self.recoverable, self.trimmed);
-        let version = self.register.newest.version;
+        let knows = self.knowledge();
         let Some(lead) = &mut self.lead else { return };
         if let Some(own) = lead.place.and_then(|place| lead.progress.get_mut(place)) {
             *own = Progress {
                 applied: recoverable,
                 trim: trimmed,
-                version,
+                knows,
                 heard_ns: turn.now_ns,
             };
         }
@@ -138,6 +138,7 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn drive<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         self.tell_configuration(turn);
         self.ask_matchmakers(turn);
+        self.replace_matchmakers(turn);
         self.stamp_for_machine(turn);
         // Own votes may complete a round at once (a single member, or the last vote missing), which
         // may give the next batch its turn: each pass decides something or is the last.

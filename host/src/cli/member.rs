@@ -16,9 +16,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Show or change who votes, while writes go on.
 ///
-/// Each change ends when it is in force and no earlier configuration is needed any more: a node
-/// that was removed may then be stopped, but for a majority of those that formed the cluster, which
-/// remember its configurations.
+/// Each change ends when it is in force, no earlier configuration is needed any more, and those who
+/// vote remember which there are: a node that was removed may then be stopped for good.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the members, their roles and the quorums.
@@ -326,6 +325,9 @@ fn print(configuration: &Configuration, leader: NodeId, output: Output) -> anyho
     let membership = &configuration.membership;
     let mut members = membership.members.clone();
     members.sort_unstable_by_key(|member| member.node);
+    let matchmakers = configuration.matchmakers.members.iter();
+    let mut matchmakers: Vec<u16> = matchmakers.map(|one| one.node.0).collect();
+    matchmakers.sort_unstable();
     match output {
         Output::Json => output::json(&json!({
             "epoch": membership.epoch.0,
@@ -340,7 +342,7 @@ fn print(configuration: &Configuration, leader: NodeId, output: Output) -> anyho
                 "priority": member.priority,
                 "incarnation": member.incarnation.0,
             })).collect::<Vec<_>>(),
-            "matchmakers": configuration.matchmakers.iter().map(|one| one.node.0).collect::<Vec<_>>(),
+            "matchmakers": matchmakers,
         })),
         Output::Table => {
             let rows = members.iter().map(|member| {
