@@ -17,7 +17,7 @@ use crate::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
 use crate::replica::{Config as ReplicaConfig, Io, Piece, Replica, Turn};
 use crate::state_machine::{Frozen, SnapshotId, StateMachine};
 use crate::wire::{self, Header, Kind, Malformed, Parsed};
-use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
+use crate::{Epoch, GroupId, Incarnation, NodeId, Slot};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -257,7 +257,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             let Some(kept) = Register::read(kept) else {
                 return Err(NodeError::Register { group: *group });
             };
-            has_changed |= kept.newest.version != Ballot::NONE;
+            has_changed |= kept.has_changed();
         }
         // Once the members have changed, the register says who they are.
         let counts_peers = config.formed && !has_changed;
@@ -554,7 +554,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             let kept = self.config.registers.get(&group);
             let kept = kept.and_then(|kept| Register::read(kept));
             let register = match kept {
-                Some(kept) if kept.newest.version != Ballot::NONE => kept,
+                Some(kept) if kept.has_changed() => kept,
                 // Until the members change, addresses may be configured anew.
                 Some(kept) => Register {
                     newest: formed.newest.clone(),
@@ -646,6 +646,11 @@ const fn carries_no_value(kind: Kind) -> bool {
             | Kind::Match
             | Kind::Matched
             | Kind::Unmatched
+            | Kind::Garbage
+            | Kind::Stop
+            | Kind::Stopped
+            | Kind::HandOver
+            | Kind::Appoint
             | Kind::Configuration
             | Kind::Reconfigure
     )

@@ -9,20 +9,22 @@ mod elections;
 mod leading;
 mod learning;
 mod matching;
+mod matchmaking;
 mod reading;
 mod reconfiguring;
+mod succession;
 mod teaching;
 
 pub use reconfiguring::Reconfigured;
 
 use crate::applied::{Applied, Recipient};
 use crate::catch_up::{CHUNK_BYTES, CatchUp, FIRST_CHUNKS, LEARN_SLOTS, Pace, SNAPSHOT_CHUNKS};
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Matchmakers};
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
 use crate::leader::{Heard, Leader, LeaderTiming, Sending, To};
 use crate::local::{Asker, Durability, Journal, Local};
-use crate::matchmaker::{Match, Register};
+use crate::matchmaker::{Book, Match, Register};
 use crate::memory::Memory;
 use crate::quorum::{Electorate, Member, MemberRole, Membership, Voters};
 use crate::region::GroupView;
@@ -162,8 +164,8 @@ struct Progress {
     applied: Slot,
     /// The trim that its acceptor keeps whatever its durability covers.
     trim: Slot,
-    /// The newest configuration that it knows.
-    version: Ballot,
+    /// The newest configuration that it knows, and the generation of the newest matchmakers.
+    knows: (Ballot, u32),
     heard_ns: u64,
 }
 
@@ -179,6 +181,10 @@ struct Lead {
     place: Option<usize>,
     /// The matchmakers know configurations that are garbage once this ballot's has all of it.
     collecting: Option<Collecting>,
+    /// Has others follow the matchmakers.
+    succession: Option<Succession>,
+    /// No succession begins before that.
+    succeed_ns: u64,
     /// Members and leavers are told the configuration again then.
     tell_ns: u64,
     since_ns: u64,
@@ -232,7 +238,6 @@ struct Matching {
     garbage: Ballot,
     /// The highest ballot that was matched before this one.
     before: Ballot,
-    since_ns: u64,
     sent_ns: u64,
     tries: u32,
 }
@@ -242,6 +247,36 @@ struct Matching {
 struct Collecting {
     /// Slots up to here may have been chosen by an earlier configuration.
     upto: Slot,
+    /// Which matchmakers have been asked.
+    generation: u32,
+    answered: Voters,
+    sent_ns: u64,
+    tries: u32,
+}
+
+/// How far the matchmakers' succession is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// A majority of them is to match nothing any more, and to tell what it knows.
+    Stopping,
+    /// A majority of the next ones is to know it, too.
+    HandingOver,
+    /// A majority of the old ones is to accept the next ones.
+    Appointing,
+}
+
+/// Others are to follow the matchmakers.
+#[derive(Debug)]
+struct Succession {
+    /// Of the decree by which they are chosen.
+    ballot: Ballot,
+    from: Matchmakers,
+    stage: Stage,
+    /// What those that were stopped have told.
+    book: Book,
+    /// The highest ballot in which one of them has accepted others.
+    accepted: Ballot,
+    next: Matchmakers,
     answered: Voters,
     sent_ns: u64,
     tries: u32,
@@ -320,7 +355,7 @@ pub struct Replica<S> {
     trimmed: Slot,
     /// A snapshot that was taken over but is not on disk yet.
     unsaved: Option<Slot>,
-    reported: (Slot, Slot, Ballot),
+    reported: (Slot, Slot, (Ballot, u32)),
     reported_ns: u64,
     /// For how many microseconds this node was stalled when it was deposed, and in how many reports
     /// to tell it.
@@ -408,6 +443,12 @@ impl<S: StateMachine> Replica<S> {
     /// The newest configuration that it knows.
     pub const fn configuration(&self) -> &Configuration {
         &self.register.newest
+    }
+
+    /// What it knows of configurations: the newest one, and the newest matchmakers.
+    const fn knowledge(&self) -> (Ballot, u32) {
+        let newest = &self.register.newest;
+        (newest.version, newest.matchmakers.generation)
     }
 
     /// The state.
@@ -546,10 +587,15 @@ impl<S: StateMachine> Replica<S> {
             Kind::PreVote => self.asked_pre_vote(turn, from, header),
             Kind::PreVoteGranted => self.pre_vote_granted(turn, header),
             Kind::Transfer => self.asked_to_transfer(turn, from, header),
-            Kind::Match => self.asked_to_match(turn, from, header, value),
-            Kind::Matched | Kind::Unmatched => self.matched(turn, header, value),
-            Kind::Garbage => self.asked_to_collect(turn, from, header),
-            Kind::Collected => self.collected(header),
+            Kind::Match | Kind::Garbage | Kind::Stop | Kind::HandOver | Kind::Appoint => {
+                self.asked_as_matchmaker(turn, from, header, value);
+            }
+            Kind::Matched
+            | Kind::Unmatched
+            | Kind::Collected
+            | Kind::Stopped
+            | Kind::HandedOver
+            | Kind::Appointed => self.answered_by_matchmaker(turn, header, value),
             Kind::Configuration => self.told_configuration(turn, from, value),
             Kind::Reconfigure => self.asked_to_reconfigure(turn, from, header, value),
             Kind::Prepare

@@ -165,6 +165,14 @@ mutations! {
     GarbageEarly = "garbage-early",
     /// Earlier configurations are called garbage before the acceptors of the new one know a trim.
     GarbageUntrimmed = "garbage-untrimmed",
+    /// A matchmaker that was stopped goes on matching.
+    StoppedMatches = "stopped-matches",
+    /// Matchmakers are appointed before a majority of them knows what those before them did.
+    NotHandedOver = "not-handed-over",
+    /// Whoever replaces the matchmakers appoints others than those that one of them has accepted.
+    AppointmentOverlooked = "appointment-overlooked",
+    /// A stopped matchmaker accepts successors in a ballot below the one that stopped it.
+    LowerBallotAppoints = "lower-ballot-appoints",
     /// A learner is made a voter before it has caught up.
     LearnerPromotedEarly = "learner-promoted-early",
     /// The votes of learners count.

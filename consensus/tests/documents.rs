@@ -202,6 +202,7 @@ fn every_limit_is_the_one_in_the_code() {
         ("MAX_IN_FLIGHT", leader::MAX_IN_FLIGHT as u64),
         ("MAX_READY", leader::MAX_READY as u64),
         ("MAX_CONFIGURATIONS", matchmaker::MAX_CONFIGURATIONS as u64),
+        ("MAX_HANDED_OVER", matchmaker::MAX_HANDED_OVER as u64),
         ("MAX_HELD", local::MAX_HELD as u64),
         ("KEPT_SLOTS", applied::KEPT_SLOTS as u64),
         ("KEPT_BYTES", applied::KEPT_BYTES as u64),

@@ -23,6 +23,8 @@ const CONNECT_NS: u64 = 1_000_000_000;
 /// Between two tries at first, and at most: it doubles.
 const AGAIN_NS: u64 = 1_000_000;
 const MAX_AGAIN_NS: u64 = 100_000_000;
+/// A connection that ends sooner than this was none to a node: something in between took it.
+const LEAST_UP_NS: u64 = 1_000_000_000;
 /// Most connections of others. Whoever opens more ends the oldest, whose owner opens another.
 const MAX_GUESTS: usize = 256;
 /// Refusals that nobody has looked at yet.
@@ -75,6 +77,7 @@ impl Lifelines {
             listener,
             lines: Vec::new(),
             guests: VecDeque::new(),
+            deaf_until_ns: 0,
             tell,
             wake: Box::new(wake),
         };
@@ -135,7 +138,7 @@ struct Line {
 enum State {
     Down { due_ns: u64 },
     Connecting { socket: OwnedFd, asked_ns: u64 },
-    Up(TcpStream),
+    Up { stream: TcpStream, since_ns: u64 },
 }
 
 impl Line {
@@ -153,7 +156,7 @@ impl Line {
         match self.state {
             State::Down { due_ns } => due_ns,
             State::Connecting { asked_ns, .. } => asked_ns + CONNECT_NS,
-            State::Up(_) => u64::MAX,
+            State::Up { .. } => u64::MAX,
         }
     }
 
@@ -163,19 +166,32 @@ impl Line {
             State::Connecting { socket, .. } => {
                 Some(PollFd::new(socket.as_fd(), PollFlags::POLLOUT))
             }
-            State::Up(stream) => Some(PollFd::new(stream.as_fd(), PollFlags::POLLIN)),
+            State::Up { stream, .. } => Some(PollFd::new(stream.as_fd(), PollFlags::POLLIN)),
         }
+    }
+
+    /// Tries again later.
+    fn wait(&mut self, now_ns: u64) {
+        self.state = State::Down {
+            due_ns: now_ns + self.again_ns,
+        };
+        self.again_ns = (self.again_ns * 2).min(MAX_AGAIN_NS);
     }
 
     /// Does what is due. Returns when it asked, if it was refused what it had been given before.
     fn step(&mut self, now_ns: u64) -> Option<u64> {
         let state = std::mem::replace(&mut self.state, State::Down { due_ns: now_ns });
         let (asked_ns, answer) = match state {
-            State::Up(stream) => {
+            State::Up { stream, since_ns } => {
                 if is_open(&stream) {
-                    self.state = State::Up(stream);
+                    self.state = State::Up { stream, since_ns };
                     return None;
                 }
+                if now_ns < since_ns + LEAST_UP_NS {
+                    self.wait(now_ns);
+                    return None;
+                }
+                self.again_ns = AGAIN_NS;
                 (now_ns, open(self.peer))
             }
             State::Down { due_ns } if now_ns < due_ns => {
@@ -200,8 +216,10 @@ impl Line {
         match answer {
             Ok((socket, true)) => {
                 self.was_up = true;
-                self.again_ns = AGAIN_NS;
-                self.state = State::Up(TcpStream::from(socket));
+                self.state = State::Up {
+                    stream: TcpStream::from(socket),
+                    since_ns: now_ns,
+                };
                 None
             }
             Ok((socket, false)) => {
@@ -209,10 +227,7 @@ impl Line {
                 None
             }
             Err(error) => {
-                self.state = State::Down {
-                    due_ns: now_ns + self.again_ns,
-                };
-                self.again_ns = (self.again_ns * 2).min(MAX_AGAIN_NS);
+                self.wait(now_ns);
                 let is_refused = error.kind() == ErrorKind::ConnectionRefused;
                 (is_refused && self.was_up).then_some(asked_ns)
             }
@@ -258,6 +273,8 @@ struct Watch {
     lines: Vec<Line>,
     /// Connections of others, the oldest first.
     guests: VecDeque<TcpStream>,
+    /// No others are taken before, for want of descriptors.
+    deaf_until_ns: u64,
     tell: SyncSender<(u64, SocketAddr)>,
     wake: Box<dyn Fn() + Send>,
 }
@@ -267,8 +284,8 @@ impl Watch {
         while !self.shared.is_over.load(Ordering::Acquire) {
             let _ = self.shared.changed.read();
             self.take_peers();
-            self.admit();
             let now_ns = clock::monotonic_ns();
+            self.admit(now_ns);
             for line in &mut self.lines {
                 if let Some(asked_ns) = line.step(now_ns)
                     && self.tell.try_send((asked_ns, line.peer)).is_ok()
@@ -290,29 +307,39 @@ impl Watch {
         }
     }
 
-    fn admit(&mut self) {
+    fn admit(&mut self, now_ns: u64) {
         self.guests.retain(is_open);
-        while let Ok((guest, _)) = self.listener.accept() {
-            if guest.set_nonblocking(true).is_ok() {
-                self.guests.push_back(guest);
-            }
-            if self.guests.len() > MAX_GUESTS {
-                self.guests.pop_front();
+        for _ in 0..MAX_GUESTS {
+            match self.listener.accept() {
+                Ok((guest, _)) if guest.set_nonblocking(true).is_ok() => {
+                    self.guests.push_back(guest);
+                    if self.guests.len() > MAX_GUESTS {
+                        self.guests.pop_front();
+                    }
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.deaf_until_ns = now_ns + MAX_AGAIN_NS;
+                    return;
+                }
             }
         }
     }
 
     fn sleep(&self) {
         let now_ns = clock::monotonic_ns();
-        let due_ns = self.lines.iter().map(Line::due_ns).min();
+        let is_deaf = now_ns < self.deaf_until_ns;
+        let hears_ns = is_deaf.then_some(self.deaf_until_ns);
+        let due_ns = self.lines.iter().map(Line::due_ns).chain(hears_ns).min();
         let at_most = due_ns
             .filter(|due_ns| *due_ns != u64::MAX)
             .map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(now_ns)));
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = vec![
-            readable(self.shared.changed.as_fd()),
-            readable(self.listener.as_fd()),
-        ];
+        let mut fds = vec![readable(self.shared.changed.as_fd())];
+        if !is_deaf {
+            fds.push(readable(self.listener.as_fd()));
+        }
         fds.extend(self.guests.iter().map(|guest| readable(guest.as_fd())));
         fds.extend(self.lines.iter().filter_map(Line::poll_fd));
         // What it says is looked at one by one.

@@ -182,6 +182,8 @@ pub struct Identity {
     pub leaving: Option<PathBuf>,
     /// There is a register: a node that came back without it would forget what it matched.
     pub registered: bool,
+    /// It formed no cluster: it waits to be made a member, or was made one.
+    pub joined: bool,
 }
 
 /// Who may open the directory, and how it is made if it is new.
@@ -221,6 +223,8 @@ struct Text {
     leaving: Option<PathBuf>,
     #[serde(default)]
     registered: bool,
+    #[serde(default)]
+    joined: bool,
     pins: BTreeMap<String, u32>,
 }
 
@@ -527,6 +531,7 @@ fn new_identity(
         bpffs: None,
         leaving: None,
         registered: false,
+        joined: false,
         epoch: Epoch::default(),
     })
 }
@@ -557,6 +562,7 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         bpffs: identity.bpffs.clone(),
         leaving: identity.leaving.clone(),
         registered: identity.registered,
+        joined: identity.joined,
         pins,
     })?;
     Ok(format!(
@@ -630,6 +636,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         bpffs: text.bpffs,
         leaving: text.leaving,
         registered: text.registered,
+        joined: text.joined,
         epoch: Epoch(text.epoch),
     })
 }

@@ -221,39 +221,70 @@ fn die_with(parent: &str) -> Result<(), Error> {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
-    match run_life(config, stop, false) {
-        Err(error) if config.rejoin && error.is_refused_identity() => {
-            let aside = set_aside(&config.data_directory)?;
-            tracing::warn!(%error, aside = %aside.display(), "begins a new life");
-            let config = Config {
-                join: true,
-                ..config.clone()
-            };
-            run_life(&config, stop, true)
+    // An earlier process may have ended before the node was a member again.
+    let mut rejoins = config.rejoin && beside(&config.data_directory, REJOINS).exists();
+    let mut has_begun = false;
+    loop {
+        let life = Config {
+            join: config.join || rejoins,
+            ..config.clone()
+        };
+        match run_life(&life, stop, rejoins) {
+            Err(error) if config.rejoin && !has_begun && error.is_refused_identity() => {
+                match set_aside(&config.data_directory) {
+                    Ok(aside) => {
+                        tracing::warn!(%error, aside = %aside.display(), "begins a new life");
+                        (rejoins, has_begun) = (true, true);
+                    }
+                    Err(refused) => {
+                        tracing::warn!(error = %refused, "cannot begin a new life");
+                        return Err(error);
+                    }
+                }
+            }
+            ended => return ended,
         }
-        ended => ended,
     }
 }
 
-/// Moves a data directory out of the way, under a name that no other one has.
+/// What the file beside the data directory is called that says that a new life is to take the place
+/// of a former one.
+const REJOINS: &str = ".rejoins";
+
+fn beside(directory: &Path, suffix: &str) -> PathBuf {
+    // Without a slash at its end.
+    let mut name = directory.components().as_path().as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Moves a data directory out of the way, under a name that no other one has, once it is on record
+/// why.
 fn set_aside(directory: &Path) -> Result<PathBuf, Error> {
     let refused = |source| Error::System {
         doing: "move the data directory aside",
         source,
     };
-    let mut name = directory.as_os_str().to_owned();
-    name.push(format!(".lost-{}", clock::unix_ms()));
-    let aside = PathBuf::from(name);
-    std::fs::rename(directory, &aside).map_err(refused)?;
+    let aside = beside(directory, &format!(".lost-{}", clock::unix_ms()));
+    let record = beside(directory, REJOINS);
+    std::fs::File::create(&record)
+        .and_then(|record| record.sync_all())
+        .map_err(refused)?;
+    if let Err(error) = std::fs::rename(directory, &aside) {
+        let _ = std::fs::remove_file(&record);
+        return Err(refused(error));
+    }
     Ok(aside)
 }
 
-/// Has the others take this node for what it was, in its new life. It gives up when the node stops.
+/// Has the others take this node for what it was, in its new life. If the node stops first, its next
+/// process goes on.
 fn put_back(
     config: &Config,
     incarnation: Incarnation,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), Error> {
+    let record = beside(&config.data_directory, REJOINS);
     let others = config.peers.iter().filter(|peer| peer.node != config.node);
     let seeds: Vec<_> = others.map(|peer| peer.address).collect();
     let (node, stop) = (NodeId(config.node), Arc::clone(stop));
@@ -263,11 +294,18 @@ fn put_back(
             let done = Operator::new(seeds.clone(), keys)
                 .and_then(|mut operator| operator.put_back(node, incarnation, PUT_BACK));
             match done {
-                Ok(true) => return tracing::info!(%node, "is a member again"),
-                Ok(false) => return tracing::warn!(%node, "is no member any more: left alone"),
-                Err(error) => tracing::warn!(%node, %error, "is no member yet"),
+                Ok(true) => tracing::info!(%node, "is a member again"),
+                Ok(false) => tracing::warn!(%node, "is no member any more: left alone"),
+                Err(error) => {
+                    tracing::warn!(%node, %error, "is no member yet");
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
             }
-            std::thread::sleep(Duration::from_millis(100));
+            if let Err(error) = std::fs::remove_file(&record) {
+                tracing::warn!(%error, file = %record.display(), "cannot be removed: remove it");
+            }
+            return;
         }
     };
     let spawned = std::thread::Builder::new()
@@ -332,6 +370,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     directory.update(|identity| {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
+        identity.joined |= config.join;
     })?;
     let applied = opened.applied.slot();
     let reader = opened.applied.machine().reader();
@@ -541,8 +580,7 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
-        // Whoever joined has pinned itself alone, and needs not be told again.
-        joins: config.join || identity.formed && identity.pins.len() == 1,
+        joins: config.join || identity.joined,
         registers: register.map(|kept| (GROUP, kept)).into_iter().collect(),
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),

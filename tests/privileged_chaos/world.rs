@@ -403,7 +403,7 @@ impl World {
             "--config",
             config.to_str().expect("a plain path"),
             "--timeout-ms",
-            "30000",
+            "60000",
         ];
         let words: Vec<&str> = ["member"]
             .iter()

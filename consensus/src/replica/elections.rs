@@ -124,21 +124,31 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    pub(super) fn campaign<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let promised = turn
-            .local
-            .view(self.config.group)
-            .map_or(Ballot::NONE, |view| view.promised);
-        self.election.pre_vote = None;
-        let round = self.election.round.max(promised.round()) + 1;
+    /// A ballot above all that this node knows, which no life of it has used. `None` if that cannot
+    /// be written down now.
+    pub(super) fn draw_ballot<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) -> Option<Ballot> {
+        let promised = turn.local.view(self.config.group).map(|view| view.promised);
+        let own = self.lead.as_ref().map(|lead| lead.leader.ballot());
+        let known = promised.into_iter().chain(own).map(Ballot::round);
+        let round = known.fold(self.election.round, u64::max) + 1;
         if round > Ballot::MAX_ROUND
             || !mutated(Mutation::BallotReused) && !turn.io.reserve_rounds(round)
         {
-            return self.election.wait(turn.now_ns);
+            return None;
         }
         self.election.round = round;
+        Some(Ballot::new(round, self.config.node))
+    }
+
+    pub(super) fn campaign<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        self.election.pre_vote = None;
+        let Some(ballot) = self.draw_ballot(turn) else {
+            return self.election.wait(turn.now_ns);
+        };
         self.tally.campaigns += 1;
-        let ballot = Ballot::new(round, self.config.node);
         let configuration = self.register.newest.clone();
         let electorate = Electorate::of(configuration.membership.clone());
         let leader = Leader::new(
@@ -153,11 +163,13 @@ impl<S: StateMachine> Replica<S> {
         self.lead = Some(Lead {
             leader,
             progress: vec![Progress::default(); configuration.membership.members.len()],
-            matching: Some(Matching::new(ballot, configuration, turn.now_ns)),
+            matching: Some(Matching::new(ballot, configuration)),
             next: None,
             electorate,
             place: self.place,
             collecting: None,
+            succession: None,
+            succeed_ns: 0,
             tell_ns: 0,
             since_ns: turn.now_ns,
             driven_ns: turn.now_ns,
@@ -245,7 +257,11 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn watch<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         match &self.election.pre_vote {
             Some(pre_vote) if turn.now_ns < pre_vote.until_ns => {}
-            Some(_) => self.election.wait(turn.now_ns),
+            Some(_) => {
+                self.election.wait(turn.now_ns);
+                // Those that it asked may no longer vote, or not know yet that it does.
+                self.ask_configuration(turn);
+            }
             None => {
                 let seen_ns = self.leader_seen_ns(turn.local);
                 if !self.election.is_due(turn.now_ns, seen_ns) {

@@ -78,7 +78,7 @@ impl<S: StateMachine> Replica<S> {
             *progress = Progress {
                 applied: Slot(header.watermark),
                 trim: header.slot,
-                version: header.vote_ballot,
+                knows: (header.vote_ballot, header.ballot.0 as u32),
                 heard_ns: turn.now_ns,
             };
         }
@@ -92,19 +92,15 @@ impl<S: StateMachine> Replica<S> {
     /// that every replica heard of lately has applied.
     pub(super) fn trim<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         let (recoverable, trimmed) = (self.recoverable, self.trimmed);
-        let version = self.register.newest.version;
+        let knows = self.knowledge();
         let Some(lead) = &mut self.lead else { return };
         if let Some(own) = lead.place.and_then(|place| lead.progress.get_mut(place)) {
             *own = Progress {
                 applied: recoverable,
                 trim: trimmed,
-                version,
+                knows,
                 heard_ns: turn.now_ns,
             };
-        }
-        if lead.next.is_some() {
-            // Who is about to vote has what lies below the trim, and must not fall behind it.
-            return;
         }
         let voters = lead.electorate.membership.voters();
         let enough = if mutated(Mutation::TrimPastReplicas) {
@@ -120,7 +116,11 @@ impl<S: StateMachine> Replica<S> {
             return;
         };
         let trim = lead.leader.trim();
+        let members = &lead.electorate.membership.members;
+        let is = |place: usize, role| members.get(place).is_some_and(|one| one.role == role);
         let live = places()
+            // Witnesses apply nothing.
+            .filter(|(place, _)| !is(*place, MemberRole::Witness))
             // Learners that have caught up shall not fall behind again.
             .filter(|(place, other)| voters.has(*place) || other.applied.next() >= trim)
             .filter(|(_, other)| turn.now_ns.saturating_sub(other.heard_ns) < LAGGARD_NS)
@@ -132,12 +132,26 @@ impl<S: StateMachine> Replica<S> {
         } else {
             live.unwrap_or(*safe)
         };
-        lead.leader.raise_trim(Slot(limit.min(*safe)).next());
+        // Who is about to vote has what lies below the trim, and must not fall behind it.
+        let next = lead.next.as_ref().map(|next| &next.configuration);
+        let is_about_to_vote = |place: usize| {
+            let member = members
+                .get(place)
+                .filter(|one| one.role == MemberRole::Learner);
+            let in_next = member.zip(next);
+            let in_next = in_next.and_then(|(one, next)| next.member(one.node, one.incarnation));
+            in_next.is_some_and(|one| one.role == MemberRole::Voter)
+        };
+        let joining = places().filter(|(place, _)| is_about_to_vote(*place));
+        let joining = joining.map(|(_, other)| other.applied.0).min();
+        let limit = limit.min(*safe).min(joining.unwrap_or(u64::MAX));
+        lead.leader.raise_trim(Slot(limit).next());
     }
 
     pub(super) fn drive<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         self.tell_configuration(turn);
         self.ask_matchmakers(turn);
+        self.replace_matchmakers(turn);
         self.stamp_for_machine(turn);
         // Own votes may complete a round at once (a single member, or the last vote missing), which
         // may give the next batch its turn: each pass decides something or is the last.

@@ -101,8 +101,7 @@ impl<S: StateMachine> Replica<S> {
             return;
         };
         let address = member.address;
-        let version = self.register.newest.version;
-        self.reported = (self.recoverable, self.trimmed, version);
+        self.reported = (self.recoverable, self.trimmed, self.knowledge());
         self.reported_ns = turn.now_ns;
         let report = self.progress_report(turn.local);
         self.stall.1 = self.stall.1.saturating_sub(1);
@@ -115,6 +114,7 @@ impl<S: StateMachine> Replica<S> {
             incarnation: local.acceptor().incarnation,
             epoch: self.register.newest.membership.epoch,
             slot: self.trimmed,
+            ballot: Ballot(self.register.newest.matchmakers.generation.into()),
             vote_ballot: self.register.newest.version,
             nonce: if left > 0 { stalled_us } else { 0 },
             watermark: self.recoverable.0,
@@ -124,7 +124,7 @@ impl<S: StateMachine> Replica<S> {
 
     pub(super) fn report_due_ns(&self) -> u64 {
         // The smallest windows have no sixteenth, and without news nothing is due at once.
-        let (recoverable, trimmed, version) = self.reported;
+        let (recoverable, trimmed, knowledge) = self.reported;
         if self.recoverable.0 >= recoverable.0 + (self.config.window / 16).max(1) {
             return 0;
         }
@@ -132,7 +132,7 @@ impl<S: StateMachine> Replica<S> {
         // A new leader knows nothing yet, and trims for those it has heard of lately.
         let beats = if self.recoverable > recoverable
             || self.trimmed > trimmed
-            || self.register.newest.version != version
+            || self.knowledge() != knowledge
         {
             1
         } else {

@@ -39,6 +39,8 @@ struct Waiting {
 struct Round {
     /// The configuration whose members are asked.
     version: Ballot,
+    /// Of the matchmakers that are asked.
+    generation: u32,
     members: Voters,
     matchmakers: Voters,
     bound: Slot,
@@ -122,11 +124,17 @@ impl<S: StateMachine> Replica<S> {
 
     /// What this node knows, for whoever reads.
     fn index_header<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Option<Header> {
-        let configurations = self.register.matchmaker.configurations();
+        let matchmaker = &self.register.matchmaker;
+        let configurations = match matchmaker.is_stopped() {
+            // Others may remember a newer one by now.
+            true => &[],
+            false => matchmaker.configurations(),
+        };
         let (oldest, newest) = (configurations.first(), configurations.last());
         Some(Header {
             incarnation: self.config.incarnation,
             slot: self.index(local)?,
+            ballot: Ballot(u64::from(matchmaker.generation())),
             vote_ballot: newest.map_or(Ballot::NONE, |one| one.version),
             watermark: oldest.map_or(u64::MAX, |one| one.version.0),
             ..Header::new(Kind::Index, self.config.group, self.config.node)
@@ -167,8 +175,10 @@ impl<S: StateMachine> Replica<S> {
         }
         // One that remembers an older configuration has not been told that it is garbage.
         let remembers = (reply.vote_ballot, Ballot(reply.watermark));
+        let matchmakers = &newest.matchmakers;
         if remembers == (round.version, round.version)
-            && let Some(place) = place_of(&newest.matchmakers, reply)
+            && reply.ballot == Ballot(u64::from(matchmakers.generation))
+            && let Some(place) = place_of(&matchmakers.members, reply)
         {
             round.matchmakers.add(place);
         }
@@ -191,10 +201,12 @@ impl<S: StateMachine> Replica<S> {
         self.conclude_round();
         self.answer_readers();
         self.give_up_readers(turn, patience_ns);
-        let version = self.register.newest.version;
+        let newest = &self.register.newest;
+        let (version, generation) = (newest.version, newest.matchmakers.generation);
         let reading = &mut self.reading;
         // The answers of another configuration's members are worth nothing.
-        let round = reading.round.take_if(|round| round.version == version);
+        let is_of = |round: &Round| (round.version, round.generation) == (version, generation);
+        let round = reading.round.take_if(|round| is_of(round));
         let waits = |query: &Waiting| query.need.is_none();
         if patience_ns == 0 || !reading.queries.iter().any(waits) {
             reading.round = None;
@@ -207,6 +219,7 @@ impl<S: StateMachine> Replica<S> {
                 reading.nonce = reading.nonce.wrapping_add(1);
                 Some(Round {
                     version,
+                    generation,
                     ..Round::default()
                 })
             }
@@ -235,7 +248,8 @@ impl<S: StateMachine> Replica<S> {
             let mut members = membership.members.iter();
             members.any(|one| (one.node, one.incarnation) == (other.node, other.incarnation))
         };
-        let elsewhere = matchmakers.iter().filter(|other| !is_member(other));
+        let elsewhere = matchmakers.members.iter();
+        let elsewhere = elsewhere.filter(|other| !is_member(other));
         for member in membership.members.iter().chain(elsewhere) {
             if is_own(member) {
                 continue;
@@ -261,9 +275,9 @@ impl<S: StateMachine> Replica<S> {
             let short = usize::from(mutated(Mutation::ReadQuorumShort));
             let membership = &newest.membership;
             let answered = round.members.among(membership.acceptors()) + short;
-            let is_in_force = round.matchmakers.count() > newest.matchmakers.len() / 2
+            let is_in_force = newest.matchmakers.is_majority(round.matchmakers.count())
                 || mutated(Mutation::ReadConfigurationUnchecked);
-            round.version == newest.version
+            (round.version, round.generation) == (newest.version, newest.matchmakers.generation)
                 && answered >= membership.quorums.phase1()
                 && is_in_force
         };

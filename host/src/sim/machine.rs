@@ -188,6 +188,8 @@ pub(super) trait Post {
     /// packet may speak of it.
     fn look(&mut self, place: usize, words: &Words, life: &Life);
     fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]);
+    /// What a process knows of configurations is on its disk.
+    fn kept(&mut self, place: usize, group: GroupId, register: &[u8]);
 }
 
 /// The way out of one call into a node.
@@ -230,6 +232,7 @@ impl<P: Post> Io for Outbox<'_, P> {
             return false;
         }
         self.identity.registers.insert(group, register.to_vec());
+        self.post.kept(self.place, group, register);
         true
     }
 

@@ -200,13 +200,6 @@ impl Scenario {
         self.quorums
             .unwrap_or((self.nodes / 2 + 1, self.nodes / 2 + 1))
     }
-
-    /// How many acceptors may be gone for good.
-    pub(super) fn spare_acceptors(&self) -> usize {
-        let (phase1, phase2) = self.quorum_sizes();
-        // A slot is trimmed when a majority could restore it, whatever the quorums are.
-        (self.nodes - phase1.max(phase2)).min((self.nodes - 1) / 2)
-    }
 }
 
 /// Every other cluster that waits for no flush has acceptors in the kernel.

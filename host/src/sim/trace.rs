@@ -100,11 +100,22 @@ fn describe(header: &Header, bytes: usize) -> String {
             )
         }
         Kind::Match | Kind::Matched | Kind::Unmatched => {
-            format!("{kind:?} g{group} ballot {ballot} after {vote_ballot}, {bytes} bytes")
+            format!(
+                "{kind:?} g{group} ballot {ballot} after {vote_ballot}, matchmakers {slot}, {bytes} \
+                 bytes"
+            )
+        }
+        Kind::Stop
+        | Kind::Stopped
+        | Kind::HandOver
+        | Kind::HandedOver
+        | Kind::Appoint
+        | Kind::Appointed => {
+            format!("{kind:?} g{group} ballot {ballot}, matchmakers {slot}, {bytes} bytes")
         }
         Kind::Garbage | Kind::Collected => {
             format!(
-                "{kind:?} g{group} below version {}",
+                "{kind:?} g{group} below version {}, matchmakers {slot}",
                 consensus::Ballot(*watermark)
             )
         }

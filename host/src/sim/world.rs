@@ -18,7 +18,7 @@ use consensus::local::Durability;
 use consensus::random::Random;
 use consensus::replica::{Replica, Role};
 use consensus::simulation::{self, Fault, Faults};
-use consensus::wire::{Header, Parsed, parse};
+use consensus::wire::{Header, Kind, Parsed, parse};
 use consensus::{GroupId, Slot};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -74,6 +74,8 @@ pub(super) struct Ether {
     /// Machines; whoever is beyond them is no node.
     nodes: usize,
     touched: Vec<usize>,
+    /// Who has just asked matchmakers to stop.
+    replaces: Option<usize>,
     /// Stands for everything that was sent, and when.
     hash: u64,
 }
@@ -95,9 +97,18 @@ impl Post for Ether {
         }
     }
 
+    fn kept(&mut self, place: usize, group: GroupId, register: &[u8]) {
+        if self.checker.kept(place, group, register) {
+            self.coverage.feature("matchmakers replaced");
+        }
+    }
+
     fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]) {
         if from < self.nodes {
             self.checker.sent(from, header, value);
+            if header.kind == Kind::Stop {
+                self.replaces = Some(from);
+            }
         }
         let index = self.network.buffer();
         let packet = self.network.packet_mut(index);
@@ -132,10 +143,10 @@ pub(super) struct World {
     /// Whether the fault points inside the code strike.
     has_fault_points: bool,
     faults: Faults,
+    /// For what strikes while others follow the matchmakers.
+    pub(super) interrupts: Random,
     /// The machine whose snapshots were damaged.
     pub(super) rotten: Option<usize>,
-    /// How many of those that formed the cluster have lost their memory.
-    pub(super) lost: usize,
     events: u64,
     deliveries: u64,
     /// Slots that a `volatile` node must have applied to count as whole again.
@@ -174,6 +185,7 @@ impl World {
                 now_ns: 0,
                 nodes,
                 touched: Vec::new(),
+                replaces: None,
                 hash: seed,
             },
             timers: vec![u64::MAX; 3 * nodes + count + 1],
@@ -186,8 +198,8 @@ impl World {
             without: options.without,
             has_fault_points: options.fault_points,
             faults: Faults::default(),
+            interrupts: Random::new(seed ^ 0x7265_706c_6163_6500),
             rotten: None,
-            lost: 0,
             events: 0,
             deliveries: 0,
             wanted: vec![vec![Slot::NONE; groups]; nodes],
@@ -475,6 +487,11 @@ impl World {
 
     /// Looks at what an event of a node has done.
     pub(super) fn after(&mut self, place: usize) {
+        if let Some(place) = self.ether.replaces.take()
+            && self.stage == Stage::Storm
+        {
+            self.interrupt(place);
+        }
         let machine = &mut self.machines[place];
         self.ether.look(place, &machine.words, &machine.life);
         if machine.life.is_dead() {
@@ -866,7 +883,10 @@ impl World {
         }
         let mut level = Vec::new();
         for group in 0..usize::from(self.scenario.groups) {
-            let Some(members) = self.members(group) else {
+            let Some(members) = self
+                .members(group)
+                .filter(|_| self.has_its_matchmakers(group))
+            else {
                 return;
             };
             let nodes = members.iter().map(|place| &self.machines[*place].process);
@@ -891,6 +911,18 @@ impl World {
             self.ether.checker.histories(group, &operations);
         }
         self.stage = Stage::Done;
+    }
+
+    /// Whether those who vote are the matchmakers, by the word of whoever leads.
+    fn has_its_matchmakers(&self, group: usize) -> bool {
+        let leader = self.leader(group).map(|place| &self.machines[place]);
+        let node = leader.and_then(|machine| machine.process.as_ref());
+        node.is_some_and(|node| {
+            let configuration = node.replicas()[group].configuration();
+            configuration
+                .matchmakers
+                .are_those_of(&configuration.membership)
+        })
     }
 
     /// The machines of those that are members by the word of a leader and not lost for good.
