@@ -5,8 +5,10 @@
 mod scene;
 
 use nearwire::config::Durability;
+use nearwire::local_cluster::{LocalCluster, Options};
 use scene::{ALL, Ledger, Load, Scene, wait_for, wait_for_writes};
 use serde_json::Value;
+use std::net::Ipv4Addr;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -228,6 +230,20 @@ fn a_node_that_lost_its_memory_comes_back_by_itself_if_told_to() {
 }
 
 #[test]
+fn a_cluster_of_one_leads_again_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());
+    options.addresses = vec![Ipv4Addr::LOCALHOST.into()];
+    options.durability = Durability::Sync;
+    let mut cluster = LocalCluster::prepare(options).unwrap();
+    for _ in 0..2 {
+        cluster.start(1).unwrap();
+        assert_eq!(cluster.leader(Duration::from_secs(60)).unwrap(), 1);
+        cluster.kill(1);
+    }
+}
+
+#[test]
 fn a_node_that_gives_shorter_leases_becomes_no_member() {
     let mut scene = Scene::with_settings(Durability::Volatile, 64, "", "", 1);
     scene.start_all();
@@ -269,6 +285,8 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
             "{arguments:?}: {text}"
         );
     }
+    change(&scene, &["add", &four]);
+    // Said again it does what is left.
     let list = change(&scene, &["add", &four]);
     assert_eq!(
         (voters(&list), list["epoch"].as_u64()),
@@ -280,6 +298,7 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
         (vec![1, 2, 3, 4], Some(3))
     );
     let leader = list["leader"].to_string();
+    change(&scene, &["remove", &leader]);
     let list = change(&scene, &["remove", &leader]);
     assert!(!voters(&list).contains(&leader.parse().unwrap()), "{list}");
     assert_eq!(list["phase1"].as_u64(), Some(2), "majorities of three");

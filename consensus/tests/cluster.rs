@@ -6,6 +6,7 @@ use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
 use nearwire_consensus::catch_up::Pace;
 use nearwire_consensus::client::{self, Client};
+use nearwire_consensus::configuration::Matchmakers;
 use nearwire_consensus::election::ElectionTiming;
 use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
@@ -1218,11 +1219,17 @@ impl Asked {
     /// The peer `step` places further answers, up to `slot`, and remembers this configuration.
     /// Returns how many answers leave the reader.
     fn index(&mut self, step: usize, slot: Slot, version: u64) -> usize {
+        self.index_of(step, slot, version, Matchmakers::FIRST)
+    }
+
+    /// The same, as a matchmaker of this generation.
+    fn index_of(&mut self, step: usize, slot: Slot, version: u64, generation: u32) -> usize {
         let peer = (self.reader + step) % 3;
         let index = Header {
             incarnation: self.world.hosts[peer].birth.incarnation(),
             epoch: Epoch(1),
             slot,
+            ballot: Ballot(u64::from(generation)),
             vote_ballot: Ballot(version),
             nonce: self.nonce,
             ..Header::new(Kind::Index, GroupId(0), NodeId(peer as u16 + 1))
@@ -1252,6 +1259,17 @@ fn a_follower_reads_when_a_quorum_has_said_how_far() {
             assert_eq!(asked.index(step, slot, 0), usize::from(step == others));
         }
     }
+}
+
+#[test]
+fn matchmakers_that_have_others_after_them_vouch_for_no_configuration() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let slot = asked.slot;
+    for step in 1..=2 {
+        assert_eq!(asked.index_of(step, slot, 0, Matchmakers::FIRST + 1), 0);
+    }
+    assert_eq!(asked.index(1, slot, 0), 1);
 }
 
 #[test]
