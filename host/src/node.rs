@@ -27,7 +27,7 @@ use std::time::Duration;
 
 /// The one group of this version.
 pub const GROUP: GroupId = GroupId(0);
-/// Rounds reserved ahead, so that an election waits for no disk.
+/// Rounds reserved ahead, so that an election waits for no disk but the matchmakers'.
 const ROUNDS_AHEAD: u64 = 1024;
 /// Slots applied between two snapshots of a journalled state.
 pub const SNAPSHOT_SLOTS: u64 = 50_000;
