@@ -5,7 +5,7 @@
 //! their memory at a time, for nothing could be promised then.
 
 use crate::network::Weather;
-use crate::world::{CLIENTS, NODES, Trouble, World};
+use crate::world::{CLIENTS, Defect, NODES, Trouble, World};
 use nearwire::config::Durability;
 use nix::sys::signal::Signal;
 use std::fs::{self, OpenOptions};
@@ -174,7 +174,8 @@ pub(crate) const FAULTS: &[Fault] = &[
         name: "machine-lost",
         what: "a machine comes back with nothing: it does not count, and is put back",
         weight: None,
-        fits: ANYWHERE,
+        // Without its data directory it takes itself for no member, whatever it forgets.
+        fits: |world| world.setting.defect != Some(Defect::LostMemoryCounted),
         strike: |world| machine_lost(world, Loss::Everything),
     },
 ];
@@ -551,6 +552,11 @@ fn machine_lost(world: &mut World, loss: Loss) -> Result<(), Trouble> {
                 "node {forgetful} has lost its memory, and ended with {status}"
             ));
         }
+    }
+    if !refused && world.setting.defect == Some(Defect::LostMemoryCounted) {
+        // It shall show in what clients see.
+        world.lost = None;
+        return Ok(());
     }
     // Whoever has no disk either does not know what it has forgotten, and asks to be let in.
     if loss == Loss::Memory && !refused {
