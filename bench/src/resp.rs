@@ -8,7 +8,7 @@ use crate::Error;
 use crate::load::{Sample, Sent, is_set, latencies};
 use crate::process::Subject;
 use crate::rounds::Turn;
-use crate::run::Spent;
+use crate::run::{Spent, load_from};
 use crate::site::Place;
 use datapath::{Wait, clock};
 use mio::net::{TcpListener, TcpStream};
@@ -150,8 +150,7 @@ pub fn measure(
     request: Request<'_>,
     report: &mut (dyn FnMut(f64, u64) + Send),
 ) -> Result<Turn, Error> {
-    let work = move || -> Result<Turn, Error> {
-        client.enter()?;
+    load_from(client, move || {
         let system = |source| Error::Redis {
             targets: plan.targets.to_vec(),
             source,
@@ -162,18 +161,6 @@ pub fn measure(
             return Err(Error::Interrupted);
         }
         Ok(spent.turn(sample))
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .name("load".into())
-            .spawn_scoped(scope, work);
-        let thread = thread.map_err(|source| Error::Thread {
-            name: "load",
-            source,
-        })?;
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

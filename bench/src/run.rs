@@ -10,7 +10,7 @@ use crate::report::{Row, Setting, Waiting};
 use crate::rounds::{self, Floors, Round, Turn};
 use crate::site::{Place, Site, Where};
 use consensus::auth::Key;
-use consensus::client::{Client, Config};
+use consensus::client::{Client, Config, ConfigError};
 use consensus::envelope::{Entry, SESSION_WINDOW};
 use consensus::wire::HEADER_BYTES;
 use consensus::{Epoch, GroupId, NodeId};
@@ -95,6 +95,31 @@ pub struct Cluster {
     /// Where a program on an interface sends every datagram back, if the replicas have such, too.
     /// It stays while the replicas are stopped.
     pub xdp_echo: Option<SocketAddr>,
+}
+
+impl Cluster {
+    /// Submits what `commands` writes, to the leader first, as many as `max_in_flight` at once.
+    ///
+    /// # Errors
+    /// The cluster is none that a client takes.
+    pub fn caller(
+        &self,
+        commands: Command,
+        max_in_flight: usize,
+    ) -> Result<ClusterCaller, ConfigError> {
+        // If the leader moved since, the first answer says so.
+        let mut members = self.members.clone();
+        members.rotate_left(self.leader);
+        let client = Client::new(Config {
+            members,
+            group: self.group,
+            epoch: self.epoch,
+            max_value: self.max_value,
+            max_in_flight,
+            seed: RandomState::new().build_hasher().finish(),
+        })?;
+        Ok(ClusterCaller::new(client, self.key, commands))
+    }
 }
 
 /// What to measure, and how.
@@ -351,18 +376,7 @@ impl Run<'_> {
                 max_value,
             });
         }
-        // The leader is asked first; if it moved since, the first answer says so.
-        let mut members = cluster.members.clone();
-        members.rotate_left(cluster.leader);
-        let client = Client::new(Config {
-            members,
-            group: cluster.group,
-            epoch: cluster.epoch,
-            max_value: cluster.max_value,
-            max_in_flight: self.options.window(),
-            seed: RandomState::new().build_hasher().finish(),
-        })?;
-        let caller = ClusterCaller::new(client, cluster.key, commands);
+        let caller = cluster.caller(commands, self.options.window())?;
         let wait = self.options.client_wait;
         let (turn, caller) = self.turn("system", number, wait, caller, &cluster.processes)?;
         let target = caller.client().target();
@@ -507,17 +521,26 @@ impl Spent {
     }
 }
 
-/// Runs the load on a thread of its own in the client's place.
 fn drive<C: Caller + Send, F: FnMut(Moment) + Send>(
     place: &Place,
     wait: Wait,
     generator: Generator<C, F>,
 ) -> Result<(Sample, C), Error> {
-    let work = move || -> Result<(Sample, C), Error> {
-        place.enter()?;
+    load_from(place, move || {
         let mut worker = Worker::new(place.bind(wait)?, generator);
         worker.run()?;
         Ok(worker.into_parts().1.finish())
+    })
+}
+
+/// Makes load on a thread of its own in the client's place.
+pub(crate) fn load_from<T: Send>(
+    place: &Place,
+    load: impl FnOnce() -> Result<T, Error> + Send,
+) -> Result<T, Error> {
+    let work = || {
+        place.enter()?;
+        load()
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new()
