@@ -100,6 +100,45 @@ fn many_groups_are_compared_with_one_of_the_same_run() {
 }
 
 #[test]
+fn a_follower_that_returns_has_a_row_with_its_copies() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nearwire"));
+    let sizes = ["--slots", "500", "--keys", "100", "--rate", "200"];
+    let command = command.args(["bench", "catch-up", "--seconds", "0.3"]);
+    let output = command.args(sizes).args(["--output", "json"]).output();
+    let output = output.expect("nearwire starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("it catches up"), "{said}");
+    let row: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    assert_eq!(row["schema"], "nearwire.bench.catch-up/1");
+    assert_eq!(
+        (&row["where"], &row["away"]),
+        (&"loopback".into(), &"killed".into())
+    );
+    assert!(row["slots_behind"].as_u64() >= Some(500), "{row}");
+    for key in [
+        "bytes_behind",
+        "bytes_taught",
+        "caught_up_s",
+        "udp_copy_s",
+        "tcp_copy_s",
+        "udp_copy_behind_s",
+        "tcp_copy_behind_s",
+        "ratio",
+        "ratio_behind",
+        "p50_rise",
+        "p99_rise",
+    ] {
+        let number = row[key].as_f64();
+        assert!(number.is_some_and(|number| number > 0.0), "{key}: {row}");
+    }
+    for part in ["before", "away_latency", "during"] {
+        assert!(row[part]["p99_us"].is_number(), "{part}: {row}");
+    }
+    assert_eq!(row["failed"], 0, "{row}");
+}
+
+#[test]
 fn what_is_not_understood_is_a_usage_error() {
     for wrong in [
         &["bench", "lat", "--value-bytes", "1400"][..],
@@ -119,4 +158,13 @@ fn what_is_not_understood_is_a_usage_error() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
     }
+}
+
+#[test]
+fn reads_are_measured_beside_writes_and_an_echo() {
+    let output = nearwire(&["bench", "reads", "--connections", "8"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("round 1 of 1: get-lease"), "{said}");
+    bench_schema::check_reads(&output.stdout);
 }

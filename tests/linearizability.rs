@@ -28,9 +28,10 @@ const SHAPE: Shape = Shape {
 /// Names the deliberate defect of a replica, in builds that can commit one.
 const MUTATION: &str = "NEARWIRE_MUTATION";
 
-/// What makes leaders sure that they lead when they answer queries.
+/// How queries are answered.
 const BARRIER: &str = "reads = \"barrier\"\n";
 const LEASE: &str = "reads = \"lease\"\n";
+const QUORUM: &str = "reads = \"quorum\"\n";
 
 fn cluster(reads: &str, defect: Option<&str>) -> Cluster {
     let mut cluster = Cluster::prepare(&format!("{reads}{CALM}"));
@@ -59,16 +60,15 @@ fn advance(recording: &Recording, by: u64) {
     }
 }
 
-/// Stops the leader until another one serves, asks it for every key, and lets it go on: the
-/// questions are there before it learns that it leads no longer.
-fn ask_a_stopped_leader(cluster: &Cluster, recording: &Recording) -> Vec<Operation> {
-    let leader = cluster.lead();
-    let mut connection = cluster.connect(leader).patient(PATIENCE);
+/// Stops a node until the others serve without it, asks it for every key, and lets it go on: the
+/// questions are there before it learns what happened meanwhile.
+fn ask_a_stopped_node(cluster: &Cluster, recording: &Recording, node: u16) -> Vec<Operation> {
+    let mut connection = cluster.connect(node).patient(PATIENCE);
     // So that the node has taken it.
     connection.call(&["PING"]).expect("a node that runs");
-    cluster.signal(leader, Signal::SIGSTOP);
+    cluster.signal(node, Signal::SIGSTOP);
     std::thread::sleep(COMA);
-    cluster.leader_among(&cluster.others(leader));
+    cluster.leader_among(&cluster.others(node));
     advance(recording, 500);
     let mut asked = Vec::new();
     for key in 0..SHAPE.keys {
@@ -78,14 +78,14 @@ fn ask_a_stopped_leader(cluster: &Cluster, recording: &Recording) -> Vec<Operati
             .send(&["GET", &key])
             .expect("the kernel takes it");
         asked.push(Operation {
-            client: u64::from(leader) + 1000,
+            client: u64::from(node) + 1000,
             key: key.into_bytes(),
             invoked_ns,
             returned_ns: None,
             action: Action::Read { value: None },
         });
     }
-    cluster.signal(leader, Signal::SIGCONT);
+    cluster.signal(node, Signal::SIGCONT);
     for operation in &mut asked {
         match connection.receive() {
             Ok(Reply::Bulk(value)) => {
@@ -121,7 +121,11 @@ fn trouble(cluster: &mut Cluster, recording: &Recording) -> Vec<Operation> {
         pause(cluster, follower, time);
         advance(recording, 500);
     }
-    let asked = ask_a_stopped_leader(cluster, recording);
+    let leader = cluster.lead();
+    let mut asked = ask_a_stopped_node(cluster, recording, leader);
+    cluster.settle(&[1, 2, 3]);
+    let follower = cluster.others(cluster.lead())[0];
+    asked.extend(ask_a_stopped_node(cluster, recording, follower));
     cluster.settle(&[1, 2, 3]);
     asked
 }
@@ -134,6 +138,11 @@ fn histories_have_an_order_while_replicas_are_killed_and_stopped() {
 #[test]
 fn histories_have_an_order_under_leases_while_replicas_are_killed_and_stopped() {
     histories_have_an_order(LEASE);
+}
+
+#[test]
+fn histories_have_an_order_under_quorum_reads_while_replicas_are_killed_and_stopped() {
+    histories_have_an_order(QUORUM);
 }
 
 fn histories_have_an_order(reads: &str) {
@@ -190,20 +199,26 @@ fn histories_have_an_order_when_every_replica_is_killed_at_once() {
 
 #[test]
 fn a_build_that_answers_queries_without_a_barrier_is_caught() {
-    a_stale_read_is_caught(BARRIER, "read-unconfirmed");
+    a_stale_read_is_caught(BARRIER, "read-unconfirmed", Cluster::lead);
 }
 
 #[test]
 fn a_build_that_answers_queries_by_a_lease_that_has_run_out_is_caught() {
-    a_stale_read_is_caught(LEASE, "lease-outlived");
+    a_stale_read_is_caught(LEASE, "lease-outlived", Cluster::lead);
 }
 
-fn a_stale_read_is_caught(reads: &str, defect: &str) {
+#[test]
+fn a_build_whose_followers_answer_from_less_than_a_quorum_has_chosen_is_caught() {
+    let follower = |cluster: &Cluster| cluster.others(cluster.lead())[0];
+    a_stale_read_is_caught(QUORUM, "read-unapplied", follower);
+}
+
+fn a_stale_read_is_caught(reads: &str, defect: &str, asked: impl Fn(&Cluster) -> u16) {
     for _ in 0..8 {
         let cluster = cluster(reads, Some(defect));
         let recording = record(&cluster);
         advance(&recording, 1000);
-        let asked = ask_a_stopped_leader(&cluster, &recording);
+        let asked = ask_a_stopped_node(&cluster, &recording, asked(&cluster));
         advance(&recording, 500);
         let mut history = recording.stop();
         history.extend(asked);
@@ -214,5 +229,5 @@ fn a_stale_read_is_caught(reads: &str, defect: &str) {
             return;
         }
     }
-    panic!("no stale read among those that a stopped leader answered");
+    panic!("no stale read among those that a stopped node answered");
 }

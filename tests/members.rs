@@ -5,27 +5,30 @@
 mod scene;
 
 use nearwire::config::Durability;
+use nearwire::local_cluster::{LocalCluster, Options};
 use scene::{ALL, Ledger, Load, Scene, wait_for, wait_for_writes};
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::net::Ipv4Addr;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 const WRITERS: usize = 4;
 const NEW: [u16; 3] = [4, 5, 6];
+/// How long after the last one the next leader is killed.
+const KILLS_MS: [u64; 5] = [0, 3, 9, 20, 45];
+
+fn command(scene: &Scene, arguments: &[&str]) -> Command {
+    let replicas = scene.cluster.replicas().iter();
+    let peers: Vec<_> = replicas.map(|one| one.address.to_string()).collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nearwire"));
+    command.args(["--output", "json", "member"]).args(arguments);
+    command.args(["--peers", &peers.join(",")]);
+    command
+}
 
 fn member(scene: &Scene, arguments: &[&str]) -> Output {
-    let peers: Vec<_> = ALL
-        .map(|node| {
-            scene.cluster.replicas()[usize::from(node) - 1]
-                .address
-                .to_string()
-        })
-        .to_vec();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nearwire"));
-    let command = command.args(["--output", "json", "member"]).args(arguments);
-    command
-        .args(["--peers", &peers.join(",")])
-        .output()
-        .unwrap()
+    command(scene, arguments).output().unwrap()
 }
 
 fn change(scene: &Scene, arguments: &[&str]) -> Value {
@@ -36,6 +39,19 @@ fn change(scene: &Scene, arguments: &[&str]) -> Value {
         String::from_utf8_lossy(&output.stderr)
     );
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn matchmakers(list: &Value) -> Vec<u64> {
+    let matchmakers = list["matchmakers"].as_array().unwrap().iter();
+    matchmakers.map(|node| node.as_u64().unwrap()).collect()
+}
+
+/// Nothing is left of these nodes.
+fn destroy(scene: &mut Scene, nodes: &[u16]) {
+    for node in nodes {
+        scene.cluster.kill(*node);
+        std::fs::remove_dir_all(scene.cluster.data_directory(*node)).unwrap();
+    }
 }
 
 fn voters(list: &Value) -> Vec<u64> {
@@ -67,15 +83,73 @@ fn all_three_are_replaced_by_three_new_ones_under_load() {
         let with = NEW.map(|node| at(&scene, node)).join(",");
         let list = change(&scene, &["replace", "1", "2", "3", "--with", &with]);
         assert_eq!(voters(&list), [4, 5, 6]);
-        wait_for_writes(&ledger, 2000);
-        // A matchmaker may go, and with it an acceptor that nobody needs any more; then a voter.
-        scene.cluster.kill(1);
+        assert_eq!(matchmakers(&list), [4, 5, 6]);
+        // Those that formed the cluster are needed for nothing, and nobody is elected by them.
+        destroy(&mut scene, &ALL);
         wait_for_writes(&ledger, 1000);
         scene.cluster.kill(list["leader"].as_u64().unwrap() as u16);
         wait_for_writes(&ledger, 1000);
         load.stop();
         ledger.assert_kept(&scene);
     }
+}
+
+#[test]
+fn whoever_leads_may_die_at_any_moment_of_a_change() {
+    let mut scene = Scene::with_settings(Durability::Sync, 1024, "", "", NEW.len());
+    let ledger = Ledger::default();
+    scene.start_all();
+    NEW.into_iter().for_each(|node| scene.start(node));
+    scene.leader();
+    let load = Load::start(&scene, &ledger, WRITERS);
+    wait_for_writes(&ledger, 500);
+    for (go, come) in [(ALL, NEW), (NEW, ALL), (ALL, NEW)] {
+        let (go, with) = (
+            go.map(|node| node.to_string()),
+            come.map(|node| at(&scene, node)).join(","),
+        );
+        // It may take a while before a leader lives long enough to answer.
+        let arguments = [
+            "replace",
+            &go[0],
+            &go[1],
+            &go[2],
+            "--with",
+            &with,
+            "--timeout-ms",
+            "60000",
+        ];
+        let mut replacing = command(&scene, &arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        for delay_ms in KILLS_MS {
+            thread::sleep(Duration::from_millis(delay_ms));
+            let leader = scene.leader();
+            if replacing.try_wait().unwrap().is_some() {
+                break;
+            }
+            scene.cluster.kill(leader);
+            scene.start(leader);
+        }
+        let output = replacing.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        let list = change(&scene, &["list"]);
+        let come = come.map(u64::from);
+        assert_eq!(
+            (voters(&list), matchmakers(&list)),
+            (come.to_vec(), come.to_vec())
+        );
+        wait_for_writes(&ledger, 200);
+    }
+    destroy(&mut scene, &ALL);
+    let leader = scene.leader();
+    scene.cluster.kill(leader);
+    wait_for_writes(&ledger, 500);
+    load.stop();
+    ledger.assert_kept(&scene);
 }
 
 #[test]
@@ -99,14 +173,19 @@ fn a_node_that_lost_its_memory_is_put_back_by_one_command() {
     let list = change(&scene, &["replace", "--lost", &lost.to_string()]);
     assert_eq!(voters(&list), [1, 2, 3]);
     wait_for_writes(&ledger, 1000);
-    // Its vote counts: with one of the others it is enough.
-    let other = (1..=3).find(|node| *node != lost).unwrap();
+    // Its vote counts: with the leader's it is enough. (Nobody else could be elected: of those that
+    // formed the cluster one would be left that remembers.)
+    let leader = list["leader"].as_u64().unwrap();
+    let other = (1..=3)
+        .find(|node| ![lost, leader as u16].contains(node))
+        .unwrap();
     scene.cluster.kill(other);
     wait_for_writes(&ledger, 1000);
     // Its next life needs not be told to join.
     scene.cluster.kill(lost);
     scene.start(other);
     scene.start(lost);
+    scene.wait_until_caught_up(lost);
     wait_for_writes(&ledger, 1000);
     load.stop();
     ledger.assert_kept(&scene);
@@ -123,18 +202,64 @@ fn a_node_that_lost_its_memory_comes_back_by_itself_if_told_to() {
     let before = change(&scene, &["list"]);
     scene.cluster.kill(lost);
     scene.forget_memory(lost);
+    // It may die while it comes back: its next process goes on.
+    let mut record = scene.cluster.data_directory(lost).into_os_string();
+    record.push(".rejoins");
+    let record = std::path::PathBuf::from(record);
     scene.start(lost);
+    wait_for("the end of the former life", || {
+        record.exists().then_some(())
+    });
+    for delay_ms in KILLS_MS {
+        thread::sleep(Duration::from_millis(delay_ms));
+        scene.cluster.kill(lost);
+        scene.start(lost);
+    }
     let life = |list: &Value| list["members"][usize::from(lost) - 1]["incarnation"].clone();
     let list = wait_for("the third voter in another life", || {
         let list = change(&scene, &["list"]);
         (voters(&list) == [1, 2, 3] && life(&list) != life(&before)).then_some(list)
     });
-    assert_eq!(list["epoch"].as_u64(), Some(3), "a learner first");
+    assert!(list["epoch"].as_u64() >= Some(3), "a learner first: {list}");
+    wait_for("the end of it", || (!record.exists()).then_some(()));
     let other = (1..=3).find(|node| *node != lost).unwrap();
     scene.cluster.kill(other);
     wait_for_writes(&ledger, 1000);
     load.stop();
     ledger.assert_kept(&scene);
+}
+
+#[test]
+fn a_cluster_of_one_leads_again_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());
+    options.addresses = vec![Ipv4Addr::LOCALHOST.into()];
+    options.durability = Durability::Sync;
+    let mut cluster = LocalCluster::prepare(options).unwrap();
+    for _ in 0..2 {
+        cluster.start(1).unwrap();
+        assert_eq!(cluster.leader(Duration::from_secs(60)).unwrap(), 1);
+        cluster.kill(1);
+    }
+}
+
+#[test]
+fn a_node_that_gives_shorter_leases_becomes_no_member() {
+    let mut scene = Scene::with_settings(Durability::Volatile, 64, "", "", 1);
+    scene.start_all();
+    scene.leader();
+    let config = scene.cluster.directory().join("node-4.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let shorter = text.replace("[timing]\n", "[timing]\nlease_us = 3000\n");
+    assert_ne!(shorter, text);
+    std::fs::write(&config, shorter).unwrap();
+    scene.start(4);
+    let output = member(&scene, &["add", &at(&scene, 4)]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && text.contains("lease_ns 3000000, and the cluster 4000000"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -160,6 +285,8 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
             "{arguments:?}: {text}"
         );
     }
+    change(&scene, &["add", &four]);
+    // Said again it does what is left.
     let list = change(&scene, &["add", &four]);
     assert_eq!(
         (voters(&list), list["epoch"].as_u64()),
@@ -171,6 +298,7 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
         (vec![1, 2, 3, 4], Some(3))
     );
     let leader = list["leader"].to_string();
+    change(&scene, &["remove", &leader]);
     let list = change(&scene, &["remove", &leader]);
     assert!(!voters(&list).contains(&leader.parse().unwrap()), "{list}");
     assert_eq!(list["phase1"].as_u64(), Some(2), "majorities of three");

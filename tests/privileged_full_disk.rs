@@ -9,7 +9,7 @@ mod scene;
 use nearwire::config::Durability;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use scene::{Ledger, Load, Scene, load, wait_for, wait_for_writes};
+use scene::{Ledger, Load, Redis, Reply, Scene, load, wait_for, wait_for_writes};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -90,6 +90,54 @@ fn a_full_disk_ends_its_replica_until_there_is_room() {
     scene.kill_all();
     scene.start_all();
     ledger.assert_kept(&scene);
+}
+
+#[test]
+fn a_snapshot_that_finds_no_room_is_said_and_taken_over_once_there_is_some() {
+    let mut scene = Scene::new(Durability::Volatile, 64, "");
+    let data = scene.cluster.data_directory(NODE);
+    let _mounted = Mounted::new("tmpfs", data.clone(), "size=32m");
+    scene.start_all();
+    scene.leader();
+    scene.cluster.kill(NODE);
+    // More slots than anybody keeps the values of, and a state of some megabytes.
+    let address = scene.addresses()[0];
+    let mut redis = wait_for("a leader", || {
+        let mut redis = Redis::connect(address).ok()?;
+        let reply = redis.ask(&["SET", "key", "0"]).ok()?;
+        (reply == Reply::Text("OK".into())).then_some(redis)
+    });
+    let value = "x".repeat(1200);
+    for batch in 0..45 {
+        let set = |key| vec!["SET".to_owned(), format!("{batch} {key}"), value.clone()];
+        let commands: Vec<_> = (0..100).map(set).collect();
+        redis.send(&commands).unwrap();
+        for _ in 0..100 {
+            assert_eq!(redis.reply().unwrap(), Reply::Text("OK".into()));
+        }
+    }
+    fill(&data.join("ballast"));
+    // What a process needs to start.
+    let ballast = File::options()
+        .write(true)
+        .open(data.join("ballast"))
+        .unwrap();
+    let length = ballast.metadata().unwrap().len();
+    ballast.set_len(length - 2 * 1024 * 1024).unwrap();
+    drop(ballast);
+    scene.start(NODE);
+    wait_for("the error", || {
+        let report = scene.report(NODE);
+        assert_eq!(report["snapshots_taken_over"], 0);
+        report["error"]
+            .as_str()?
+            .contains("No space left")
+            .then_some(())
+    });
+    fs::remove_file(data.join("ballast")).unwrap();
+    scene.wait_until_caught_up(NODE);
+    assert_eq!(scene.number(NODE, "snapshots_taken_over"), 1);
+    assert!(scene.report(NODE)["error"].is_null());
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl Ours {
         let (sender, receiver) = std::sync::mpsc::channel::<WorkerEnd>();
         let worker = thread::spawn(move || work(receiver.recv().expect("is sent")));
         let thread = worker.thread().clone();
-        let (front, end) = attach(8192, Arc::new(move || thread.unpark()), server.waker());
+        let (front, end) = attach(8192, 1, Arc::new(move || thread.unpark()), server.waker());
         sender.send(end).expect("the worker listens");
         let info = Arc::new(|| "# Server\r\nredis_version:7.0.0\r\n".to_owned());
         let handle = server.spawn(front, info).expect("starts");

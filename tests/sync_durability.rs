@@ -298,7 +298,7 @@ fn a_replica_without_its_journal_is_refused() {
     assert_eq!(scene.wait_for_end(3).code(), Some(3));
     let log = scene.cluster.log(3);
     assert!(
-        log.contains("its journal is missing") && log.contains("Leave it stopped"),
+        log.contains("its journal is missing") && log.contains("member replace --lost 3"),
         "{log}"
     );
     // It is refused again, although the first attempt may have made a journal.

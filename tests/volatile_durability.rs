@@ -15,9 +15,10 @@ const WRITERS: usize = 4;
 /// More slots than a replica keeps the values of.
 const MANY: usize = 4500;
 
-/// Writes values of which each takes a slot of its own.
-fn fill(scene: &Scene, key: &str) {
-    let address = scene.addresses()[0];
+/// Writes values of which each takes a slot of its own, through the leader: others may be down.
+fn fill(scene: &mut Scene, key: &str) {
+    let leader = scene.leader();
+    let address = scene.addresses()[usize::from(leader) - 1];
     let value = "x".repeat(1200);
     wait_for("a leader", || {
         let reply = Redis::connect(address).ok()?.ask(&["SET", key, "0"]).ok()?;
@@ -59,7 +60,7 @@ fn a_follower_that_was_killed_learns_a_long_gap_from_a_snapshot() {
     let leader = scene.leader();
     let follower = leader % 3 + 1;
     scene.cluster.kill(follower);
-    fill(&scene, "long");
+    fill(&mut scene, "long");
     scene.start(follower);
     scene.wait_until_caught_up(follower);
     assert_eq!(scene.number(follower, "snapshots_taken_over"), 1);

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod plot;
 pub mod process;
 pub mod report;
+pub mod resp;
 pub mod rounds;
 pub mod row;
 pub mod run;
@@ -44,6 +45,14 @@ pub enum Error {
         value_bytes: usize,
         /// Longest value of a Request in bytes.
         max_value: usize,
+    },
+    /// A server that speaks RESP is not there, or has gone.
+    #[error("speak RESP with {targets:?}: {source}")]
+    Redis {
+        /// Whom.
+        targets: Vec<std::net::SocketAddr>,
+        /// The system's answer.
+        source: std::io::Error,
     },
     /// Somebody wants it to end.
     #[error("interrupted")]

@@ -10,7 +10,7 @@ use crate::report::{Row, Setting, Waiting};
 use crate::rounds::{self, Floors, Round, Turn};
 use crate::site::{Place, Site, Where};
 use consensus::auth::Key;
-use consensus::client::{Client, Config};
+use consensus::client::{Client, Config, ConfigError};
 use consensus::envelope::{Entry, SESSION_WINDOW};
 use consensus::wire::HEADER_BYTES;
 use consensus::{Epoch, GroupId, NodeId};
@@ -95,6 +95,31 @@ pub struct Cluster {
     /// Where a program on an interface sends every datagram back, if the replicas have such, too.
     /// It stays while the replicas are stopped.
     pub xdp_echo: Option<SocketAddr>,
+}
+
+impl Cluster {
+    /// Submits what `commands` writes, to the leader first, as many as `max_in_flight` at once.
+    ///
+    /// # Errors
+    /// The cluster is none that a client takes.
+    pub fn caller(
+        &self,
+        commands: Command,
+        max_in_flight: usize,
+    ) -> Result<ClusterCaller, ConfigError> {
+        // If the leader moved since, the first answer says so.
+        let mut members = self.members.clone();
+        members.rotate_left(self.leader);
+        let client = Client::new(Config {
+            members,
+            group: self.group,
+            epoch: self.epoch,
+            max_value: self.max_value,
+            max_in_flight,
+            seed: RandomState::new().build_hasher().finish(),
+        })?;
+        Ok(ClusterCaller::new(client, self.key, commands))
+    }
 }
 
 /// What to measure, and how.
@@ -351,18 +376,7 @@ impl Run<'_> {
                 max_value,
             });
         }
-        // The leader is asked first; if it moved since, the first answer says so.
-        let mut members = cluster.members.clone();
-        members.rotate_left(cluster.leader);
-        let client = Client::new(Config {
-            members,
-            group: cluster.group,
-            epoch: cluster.epoch,
-            max_value: cluster.max_value,
-            max_in_flight: self.options.window(),
-            seed: RandomState::new().build_hasher().finish(),
-        })?;
-        let caller = ClusterCaller::new(client, cluster.key, commands);
+        let caller = cluster.caller(commands, self.options.window())?;
         let wait = self.options.client_wait;
         let (turn, caller) = self.turn("system", number, wait, caller, &cluster.processes)?;
         let target = caller.client().target();
@@ -466,56 +480,67 @@ impl Run<'_> {
         if is_set(interrupt) {
             return Err(Error::Interrupted);
         }
-        let per_op = |spent: Option<Duration>| {
-            spent
-                .filter(|_| sample.completed > 0)
-                .map(|spent| spent.as_secs_f64() * 1e6 / sample.completed as f64)
-        };
-        Ok((
-            Turn {
-                cpu_us_per_op: per_op(spent.servers),
-                machine_cpu_us_per_op: per_op(spent.machine),
-                sample,
-            },
-            caller,
-        ))
+        Ok((spent.turn(sample), caller))
     }
 }
 
 /// CPU time of a measurement, first as it was at its begin, then what was spent until its end;
 /// `None` where it cannot be read.
 #[derive(Default)]
-struct Spent {
+pub(crate) struct Spent {
     servers: Option<Duration>,
     machine: Option<Duration>,
 }
 
 impl Spent {
-    fn begins(&mut self, servers: &[Subject]) {
+    pub(crate) fn begins(&mut self, servers: &[Subject]) {
         self.servers = total_cpu_time(servers).ok();
         self.machine = machine_cpu_time().ok();
     }
 
-    fn ends(&mut self, servers: &[Subject]) {
+    pub(crate) fn ends(&mut self, servers: &[Subject]) {
         let since = |from: Option<Duration>, to: Option<Duration>| {
             from.zip(to).map(|(from, to)| to.saturating_sub(from))
         };
         self.servers = since(self.servers, total_cpu_time(servers).ok());
         self.machine = since(self.machine, machine_cpu_time().ok());
     }
+
+    /// What was measured meanwhile, with what a request cost.
+    pub(crate) fn turn(&self, sample: Sample) -> Turn {
+        let per_op = |spent: Option<Duration>| {
+            spent
+                .filter(|_| sample.completed > 0)
+                .map(|spent| spent.as_secs_f64() * 1e6 / sample.completed as f64)
+        };
+        Turn {
+            cpu_us_per_op: per_op(self.servers),
+            machine_cpu_us_per_op: per_op(self.machine),
+            sample,
+        }
+    }
 }
 
-/// Runs the load on a thread of its own in the client's place.
 fn drive<C: Caller + Send, F: FnMut(Moment) + Send>(
     place: &Place,
     wait: Wait,
     generator: Generator<C, F>,
 ) -> Result<(Sample, C), Error> {
-    let work = move || -> Result<(Sample, C), Error> {
-        place.enter()?;
+    load_from(place, move || {
         let mut worker = Worker::new(place.bind(wait)?, generator);
         worker.run()?;
         Ok(worker.into_parts().1.finish())
+    })
+}
+
+/// Makes load on a thread of its own in the client's place.
+pub(crate) fn load_from<T: Send>(
+    place: &Place,
+    load: impl FnOnce() -> Result<T, Error> + Send,
+) -> Result<T, Error> {
+    let work = || {
+        place.enter()?;
+        load()
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new()

@@ -19,6 +19,12 @@ pub const KEPT_SLOTS: usize = 4096;
 pub const KEPT_BYTES: usize = 8 << 20;
 /// So many groups keep as much each.
 pub const UNSHARED_GROUPS: usize = 8;
+/// The same while one of them takes over a snapshot: everything behind that, as far as this.
+pub const TAUGHT_SLOTS: usize = 1 << 20;
+/// And no more bytes of values.
+pub const TAUGHT_BYTES: usize = 256 << 20;
+/// Values that are let go at the most when one is applied.
+const LET_GO: usize = 64;
 /// First word of a snapshot.
 const SNAPSHOT_MAGIC: u64 = u64::from_be_bytes(*b"NWSNAP01");
 
@@ -40,8 +46,11 @@ pub struct Applied<S> {
     slot: Slot,
     kept: VecDeque<(Ballot, Vec<u8>)>,
     kept_bytes: usize,
-    /// Most slots and bytes that are kept.
+    /// Most slots and bytes that are kept, and most while one of those who lag takes over a snapshot.
     most: (usize, usize),
+    taught: (usize, usize),
+    /// Values from here on are kept although they are many.
+    keep_from: Slot,
     spare: Vec<Vec<u8>>,
     reply: Vec<u8>,
 }
@@ -57,6 +66,8 @@ impl<S: StateMachine> Applied<S> {
             kept: VecDeque::new(),
             kept_bytes: 0,
             most: (KEPT_SLOTS, KEPT_BYTES),
+            taught: (TAUGHT_SLOTS, TAUGHT_BYTES),
+            keep_from: Slot(u64::MAX),
             spare: Vec::new(),
             reply: Vec::new(),
         }
@@ -66,10 +77,12 @@ impl<S: StateMachine> Applied<S> {
     /// keep less each, so that all of them together keep no more.
     pub fn share_memory(&mut self, groups: usize) {
         let parts = groups.div_ceil(UNSHARED_GROUPS).max(1);
-        self.most = (
-            (KEPT_SLOTS / parts).max(LEARN_SLOTS as usize),
-            (KEPT_BYTES / parts).max(MAX_VALUE_BYTES),
-        );
+        let part = |slots: usize, bytes: usize| {
+            let slots = (slots / parts).max(LEARN_SLOTS as usize);
+            (slots, (bytes / parts).max(MAX_VALUE_BYTES))
+        };
+        self.most = part(KEPT_SLOTS, KEPT_BYTES);
+        self.taught = part(TAUGHT_SLOTS, TAUGHT_BYTES);
     }
 
     /// The last slot applied.
@@ -195,16 +208,30 @@ impl<S: StateMachine> Applied<S> {
     fn keep(&mut self, ballot: Ballot, value: Vec<u8>) {
         self.kept_bytes += value.len();
         self.kept.push_back((ballot, value));
-        let (slots, bytes) = self.most;
-        while self.kept.len() > slots || self.kept_bytes > bytes {
+        let is_past =
+            |kept: &Self, (slots, bytes)| kept.kept.len() > slots || kept.kept_bytes > bytes;
+        for _ in 0..LET_GO {
+            let is_needed =
+                self.slot.0 - self.kept.len() as u64 >= self.keep_from.0.saturating_sub(1);
+            if !is_past(self, self.most) || is_needed && !is_past(self, self.taught) {
+                break;
+            }
             let Some((_, oldest)) = self.kept.pop_front() else {
                 break;
             };
             self.kept_bytes -= oldest.len();
-            if self.spare.len() < slots.min(64) {
+            if self.spare.len() < self.most.0.min(64) {
                 self.spare.push(oldest);
             }
         }
+    }
+
+    /// Keeps values from `slot` on beyond the usual number; [`Slot`]'s highest number is none.
+    pub(crate) fn keep_from(&mut self, slot: Slot) {
+        self.keep_from = match slot.0 {
+            u64::MAX => slot,
+            _ => self.keep_from.min(slot),
+        };
     }
 
     /// The value applied in `slot` and a ballot that it was voted in, if it is still kept.
@@ -241,6 +268,14 @@ impl<S: StateMachine> Applied<S> {
     pub fn snapshot_slot(bytes: &[u8]) -> Option<Slot> {
         let slot = Slot(u64::from_be_bytes(*bytes.get(8..)?.first_chunk()?));
         (slot.0 <= MAX_SLOT).then_some(slot)
+    }
+
+    /// Puts `next`, which is ahead, in the place of this state, and returns the former one.
+    pub fn give_way_to(&mut self, mut next: Self) -> Self {
+        (next.most, next.taught) = (self.most, self.taught);
+        let mut former = core::mem::replace(self, next);
+        self.machine.succeed(&mut former.machine);
+        former
     }
 
     /// Replaces the state by a snapshot.

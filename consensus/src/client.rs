@@ -31,6 +31,8 @@ use pace::Pace;
 const FIRST_QUERY: u64 = 1 << 62;
 /// Mean wait in nanoseconds when nobody knows the leader.
 const LEADERLESS_WAIT_NS: u64 = 10_000_000;
+/// For so long queries go to the leader when their reader could not answer one, in nanoseconds.
+const NO_READER_NS: u64 = 10_000_000;
 /// How many redirects in a row are followed at once; then the client waits, since two replicas may
 /// each believe that the other leads.
 const MAX_HOPS: u32 = 3;
@@ -169,6 +171,9 @@ pub struct Client {
     member: usize,
     hops: u32,
     held_until_ns: Option<u64>,
+    /// Who is asked queries, whoever leads, but for the time in which it is passed over.
+    reader: Option<SocketAddr>,
+    no_reader_until_ns: u64,
     /// Members that are still to be asked who leads, from this place on.
     inquiry: Option<usize>,
     turned: Mark,
@@ -209,6 +214,8 @@ impl Client {
             member: 0,
             hops: 0,
             held_until_ns: None,
+            reader: None,
+            no_reader_until_ns: 0,
             inquiry: None,
             turned: mark,
             rewound: mark,
@@ -219,6 +226,16 @@ impl Client {
             buffer: Vec::with_capacity(config.max_value),
             config,
         })
+    }
+
+    /// Has a replica that reads by quorum answer queries, whoever leads. What it cannot answer, the
+    /// leader does.
+    #[must_use]
+    pub fn reading_from(self, reader: SocketAddr) -> Self {
+        Self {
+            reader: Some(reader),
+            ..self
+        }
     }
 
     /// Takes a command. Its event carries `token`; events of commands come in the order of
@@ -268,19 +285,34 @@ impl Client {
                 value: &[],
             });
         }
-        if self.held_until_ns.is_some_and(|until| now_ns < until) {
-            return None;
-        }
-        self.held_until_ns = None;
-        let header = self
-            .pack_open(now_ns)
-            .or_else(|| self.pack_requests(now_ns))?;
+        let is_held = self.held_until_ns.is_some_and(|until| now_ns < until);
+        let for_leader = match is_held {
+            true => None,
+            false => {
+                self.held_until_ns = None;
+                self.pack_open(now_ns)
+                    .or_else(|| self.pack_commands(now_ns))
+            }
+        };
+        let (to, header) = match for_leader {
+            Some(header) => (self.target, header),
+            None => {
+                let reader = self.reader_at(now_ns);
+                let to = reader.or((!is_held).then_some(self.target))?;
+                (to, self.pack_queries(now_ns)?)
+            }
+        };
         self.counters.datagrams += 1;
         Some(Datagram {
-            to: self.target,
+            to,
             header,
             value: &self.buffer,
         })
+    }
+
+    /// Who answers queries whoever leads, unless it could not lately.
+    fn reader_at(&self, now_ns: u64) -> Option<SocketAddr> {
+        self.reader.filter(|_| now_ns >= self.no_reader_until_ns)
     }
 
     /// The next member but the silent one to ask who leads: an empty Request.
@@ -323,16 +355,20 @@ impl Client {
         Some(self.request(SessionId(0), Flags::default(), Sequence(0), Sequence(0)))
     }
 
-    fn pack_requests(&mut self, now_ns: u64) -> Option<Header> {
+    fn pack_commands(&mut self, now_ns: u64) -> Option<Header> {
         let limit = self.config.max_value;
-        if let Session::Open(id) = self.session
-            && let Some(packed) = self.commands.pack(now_ns, id, limit, &mut self.buffer)
-        {
-            self.commands
-                .deadline_ns
-                .get_or_insert(now_ns + self.pace.wait_ns());
-            return Some(self.request_packed(id, Flags::default(), &packed));
-        }
+        let Session::Open(id) = self.session else {
+            return None;
+        };
+        let packed = self.commands.pack(now_ns, id, limit, &mut self.buffer)?;
+        self.commands
+            .deadline_ns
+            .get_or_insert(now_ns + self.pace.wait_ns());
+        Some(self.request_packed(id, Flags::default(), &packed))
+    }
+
+    fn pack_queries(&mut self, now_ns: u64) -> Option<Header> {
+        let limit = self.config.max_value;
         // A query names no session: it must not end with one.
         let none = SessionId(0);
         let packed = self.queries.pack(now_ns, none, limit, &mut self.buffer)?;
@@ -406,14 +442,16 @@ impl Client {
                 };
         }
         if answered {
-            // Whoever answers leads. An answer in time needs no turn: its sender is the target or
-            // was, before a redirect that knew better.
-            if self.pace.timeouts > 0 && from != self.target {
-                self.turn(now_ns, from);
+            // Whoever answers leads, but for a reader. An answer in time needs no turn: its sender is
+            // the target or was, before a redirect that knew better.
+            if from == self.target || self.reader != Some(from) {
+                if self.pace.timeouts > 0 && from != self.target {
+                    self.turn(now_ns, from);
+                }
+                self.pace.timeouts = 0;
+                self.hops = 0;
+                self.held_until_ns = None;
             }
-            self.pace.timeouts = 0;
-            self.hops = 0;
-            self.held_until_ns = None;
             self.settle(now_ns);
         }
     }
@@ -524,6 +562,9 @@ impl Client {
     }
 
     fn handle_redirect(&mut self, now_ns: u64, from: SocketAddr, header: &Header, value: &[u8]) {
+        if self.reader_at(now_ns) == Some(from) && self.queries.is_under_way() {
+            self.pass_reader_over(now_ns);
+        }
         if !self.is_news(self.turned, header.nonce, now_ns) {
             return;
         }
@@ -660,6 +701,9 @@ impl Client {
         if !(opening || commands || queries) {
             return;
         }
+        if queries && self.reader_at(now_ns).is_some() {
+            self.pass_reader_over(now_ns);
+        }
         self.counters.timeouts += 1;
         self.pace.timeouts = self.pace.timeouts.saturating_add(1);
         self.inquiry = Some(0);
@@ -677,6 +721,12 @@ impl Client {
                 self.repeat_everything();
             }
         }
+    }
+
+    /// Has the leader answer queries for a while.
+    fn pass_reader_over(&mut self, now_ns: u64) {
+        self.no_reader_until_ns = now_ns + NO_READER_NS;
+        self.queries.rewind();
     }
 
     /// The next request that ended.

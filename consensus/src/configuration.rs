@@ -2,13 +2,15 @@
 //! remembers that.
 
 use crate::client::{ADDRESS_BYTES, decode_address, encode_address};
-use crate::quorum::{Member, MemberRole, Membership, Quorums};
+use crate::quorum::{MAX_MEMBERS, Member, MemberRole, Membership, Quorums};
 use crate::{Ballot, Epoch, Incarnation, NodeId};
 use alloc::vec::Vec;
 
-/// Bytes before the members: version u64, epoch u32, phase-1 and phase-2 quorum u8, members and
-/// matchmakers u8.
+/// Bytes before the members: version u64, epoch u32, phase-1 and phase-2 quorum u8, members u8, zero
+/// u8.
 const HEAD_BYTES: usize = 16;
+/// Bytes before matchmakers: generation u32, how many u8, zeros.
+const SET_BYTES: usize = 8;
 /// Bytes of a member: node u16, role u8, priority u8, incarnation u32, address, zero u16.
 const MEMBER_BYTES: usize = 8 + ADDRESS_BYTES + 2;
 
@@ -21,8 +23,91 @@ pub struct Configuration {
     pub version: Ballot,
     /// Its members and their quorums.
     pub membership: Membership,
-    /// Who remembers which configurations ballots used. Their roles say nothing.
-    pub matchmakers: Vec<Member>,
+    /// The newest matchmakers known to whoever tells it. None where a matchmaker tells what it has
+    /// written down.
+    pub matchmakers: Matchmakers,
+}
+
+/// Who remembers which configurations ballots use.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Matchmakers {
+    /// Those that formed the cluster are the first, those that take over from them the second, and
+    /// so on. The first appoint the second: there is one set of each generation. Zero if nobody is
+    /// known.
+    pub generation: u32,
+    /// Who they are. Their roles say nothing.
+    pub members: Vec<Member>,
+}
+
+impl Matchmakers {
+    /// The generation of those that formed the cluster.
+    pub const FIRST: u32 = 1;
+
+    /// Nobody is known.
+    pub const NONE: Self = Self {
+        generation: 0,
+        members: Vec::new(),
+    };
+
+    /// Whether any two sets of so many share one.
+    pub const fn is_majority(&self, count: usize) -> bool {
+        count > self.members.len() / 2
+    }
+
+    /// Whether this life of a node is one of them.
+    pub fn has(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        let mut members = self.members.iter();
+        members.any(|member| (member.node, member.incarnation) == (node, incarnation))
+    }
+
+    /// Those that are to take over from these: whoever votes by `membership`. So a majority of those
+    /// who vote is enough for everything.
+    pub fn succeeded_by(&self, membership: &Membership) -> Self {
+        let members = membership.members.iter();
+        let votes = members.filter(|member| member.role != MemberRole::Learner);
+        Self {
+            generation: self.generation + 1,
+            members: votes.copied().collect(),
+        }
+    }
+
+    /// Whether they are those who vote by `membership`.
+    pub fn are_those_of(&self, membership: &Membership) -> bool {
+        let wanted = self.succeeded_by(membership).members;
+        let is_there = |one: &Member| {
+            let same = |other: &Member| {
+                (other.node, other.incarnation, other.address)
+                    == (one.node, one.incarnation, one.address)
+            };
+            self.members.iter().any(same)
+        };
+        wanted.len() == self.members.len() && wanted.iter().all(is_there)
+    }
+
+    /// Writes them behind what is there.
+    pub fn append(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.generation.to_be_bytes());
+        out.extend_from_slice(&[self.members.len() as u8, 0, 0, 0]);
+        append_members(&self.members, out);
+    }
+
+    /// The first ones of a sequence, and the rest. `None` if they are broken.
+    pub fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (head, rest) = bytes.split_first_chunk::<SET_BYTES>()?;
+        let (generation, counts) = head.split_first_chunk::<4>()?;
+        let (members, rest) = read_members(rest, counts.first().copied()?.into())?;
+        if members.len() > MAX_MEMBERS {
+            return None;
+        }
+        let generation = u32::from_be_bytes(*generation);
+        Some((
+            Self {
+                generation,
+                members,
+            },
+            rest,
+        ))
+    }
 }
 
 impl Configuration {
@@ -35,7 +120,7 @@ impl Configuration {
                 members: Vec::new(),
                 quorums: Quorums::NONE,
             },
-            matchmakers: Vec::new(),
+            matchmakers: Matchmakers::NONE,
         }
     }
 
@@ -43,7 +128,10 @@ impl Configuration {
     pub fn formed(membership: Membership) -> Self {
         Self {
             version: Ballot::NONE,
-            matchmakers: membership.members.clone(),
+            matchmakers: Matchmakers {
+                generation: Matchmakers::FIRST,
+                members: membership.members.clone(),
+            },
             membership,
         }
     }
@@ -63,15 +151,10 @@ impl Configuration {
             quorums.phase1() as u8,
             quorums.phase2() as u8,
             self.membership.members.len() as u8,
-            self.matchmakers.len() as u8,
+            0,
         ]);
-        for member in self.membership.members.iter().chain(&self.matchmakers) {
-            out.extend_from_slice(&member.node.0.to_be_bytes());
-            out.extend_from_slice(&[member.role as u8, member.priority]);
-            out.extend_from_slice(&member.incarnation.0.to_be_bytes());
-            out.extend_from_slice(&encode_address(member.address));
-            out.extend_from_slice(&[0; 2]);
-        }
+        append_members(&self.membership.members, out);
+        self.matchmakers.append(out);
     }
 
     /// Its bytes.
@@ -87,9 +170,9 @@ impl Configuration {
         let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
         let (version, tail) = head.split_first_chunk::<8>()?;
         let (epoch, counts) = tail.split_first_chunk::<4>()?;
-        let [phase1, phase2, members, matchmakers] = *counts.first_chunk::<4>()?;
+        let [phase1, phase2, members, _] = *counts.first_chunk::<4>()?;
         let (own, rest) = read_members(rest, members.into())?;
-        let (matchmakers, rest) = read_members(rest, matchmakers.into())?;
+        let (matchmakers, rest) = Matchmakers::read(rest)?;
         let acceptors = own
             .iter()
             .filter(|member| member.role != MemberRole::Learner);
@@ -117,6 +200,16 @@ impl Configuration {
             bytes = rest;
         }
         Some(all)
+    }
+}
+
+fn append_members(members: &[Member], out: &mut Vec<u8>) {
+    for member in members {
+        out.extend_from_slice(&member.node.0.to_be_bytes());
+        out.extend_from_slice(&[member.role as u8, member.priority]);
+        out.extend_from_slice(&member.incarnation.0.to_be_bytes());
+        out.extend_from_slice(&encode_address(member.address));
+        out.extend_from_slice(&[0; 2]);
     }
 }
 
@@ -180,6 +273,18 @@ mod tests {
         assert_eq!(Configuration::read_all(&bytes).as_deref(), Some(&all[..]));
         bytes.pop();
         assert_eq!(Configuration::read_all(&bytes), None);
+    }
+
+    #[test]
+    fn matchmakers_are_those_who_vote() {
+        let mut one = configuration(3, &[1, 2, 3]);
+        assert!(one.matchmakers.are_those_of(&one.membership));
+        one.membership.members[1].role = MemberRole::Learner;
+        let next = one.matchmakers.succeeded_by(&one.membership);
+        assert!(!one.matchmakers.are_those_of(&one.membership));
+        assert!(next.are_those_of(&one.membership) && next.generation == 2);
+        one.membership.members[2].incarnation = Incarnation(31);
+        assert!(!next.are_those_of(&one.membership), "that is another life");
     }
 
     #[test]

@@ -9,13 +9,18 @@ use crate::Ballot;
 use crate::quorum::Voters;
 use crate::random::Random;
 
-/// How many intervals of a leader's heartbeats make a suspicion.
+/// A leader that has nothing to say is heard of so often before the patience ends.
 const BEATS: u64 = 3;
 /// So many groups more make the first elections after a start take that much longer again.
 const GROUPS_IN_FIRST: u64 = 64;
 /// What was late once is remembered for one to two such spans, in nanoseconds.
 const LATE_SPAN_NS: u64 = 2_000_000_000;
-/// Questions and campaigns that come to nothing are repeated at intervals that double so often.
+/// Once the leader is known to have died, each member waits so much longer than the one that
+/// outranks it, in nanoseconds.
+const RANK_NS: u64 = 250_000;
+/// And for the others' answers so long, in nanoseconds: they may hear of it a little later.
+const PRE_VOTE_NS: u64 = 1_000_000;
+/// Campaigns that come to nothing are repeated at intervals that double so often.
 const MAX_DOUBLINGS: u32 = 6;
 /// Nobody's stalls make followers wait longer than so many times their patience.
 const MAX_STRETCH: u64 = 8;
@@ -25,8 +30,6 @@ const MAX_STRETCH: u64 = 8;
 pub struct ElectionTiming {
     /// Silence of the leader before anyone campaigns.
     pub timeout_ns: u64,
-    /// Silence of a leader that beats fast before its host is asked whether it still runs.
-    pub suspect_ns: u64,
     /// How long phase 1 may take before the candidate gives up.
     pub campaign_ns: u64,
     /// How long each member that outranks another is waited for in the first election after a start.
@@ -37,11 +40,10 @@ pub struct ElectionTiming {
 }
 
 impl ElectionTiming {
-    /// The times that go with a leader's silence of `timeout_ns`, and a suspicion after `suspect_ns`.
-    pub const fn of(timeout_ns: u64, suspect_ns: u64) -> Self {
+    /// The times that go with a leader's silence of `timeout_ns`.
+    pub const fn of(timeout_ns: u64) -> Self {
         Self {
             timeout_ns,
-            suspect_ns,
             campaign_ns: timeout_ns * 2,
             first_ns: timeout_ns / 8,
             pulse_ns: 0,
@@ -128,11 +130,6 @@ impl Rhythm {
         self.late_ns[0] = self.late_ns[0].max(late_ns.min(bound_ns));
     }
 
-    /// The silence after which the leader's host is asked whether it still runs.
-    fn suspect_ns(&self) -> u64 {
-        (BEATS * self.interval_ns).max(self.timing.suspect_ns)
-    }
-
     /// The silence after which the leader is taken for dead.
     fn silence_ns(&self) -> u64 {
         let late_ns = self.late_ns[0].max(self.late_ns[1]);
@@ -170,10 +167,7 @@ pub struct Election {
     looked_ns: u64,
     /// The end of the patience was met late once, and put off, since the last heartbeat.
     put_off: bool,
-    /// When the leader's host was last asked whether it still runs, how often since the last
-    /// heartbeat, and when it was asked what it denied.
-    probed_ns: u64,
-    probes: u32,
+    /// When the leader's host was asked what it denied: whether the leader still runs.
     gone_ns: u64,
     /// Campaigns since the last heartbeat.
     attempts: u32,
@@ -198,8 +192,6 @@ impl Election {
             is_first: true,
             looked_ns: now_ns,
             put_off: false,
-            probed_ns: 0,
-            probes: 0,
             gone_ns: 0,
             attempts: 0,
             round: 0,
@@ -232,7 +224,7 @@ impl Election {
         }
         self.rhythm.heard(ballot, seen_ns);
         self.put_off = false;
-        (self.probes, self.attempts) = (0, 0);
+        self.attempts = 0;
         if self.pre_vote.is_some() || self.is_first {
             self.wait(now_ns);
         }
@@ -253,38 +245,15 @@ impl Election {
         self.gone_ns > seen_ns
     }
 
-    /// When the leader's host is to be asked whether the leader still runs.
-    pub fn probe_due_ns(&self, seen_ns: u64) -> u64 {
-        if self.is_gone(seen_ns) {
-            return u64::MAX;
-        }
-        let suspect_ns = self.rhythm.suspect_ns();
-        let again_ns = (suspect_ns / 2) << self.probes.min(MAX_DOUBLINGS);
-        seen_ns
-            .saturating_add(suspect_ns)
-            .max(self.probed_ns.saturating_add(again_ns))
-    }
-
-    /// The leader's host is asked now.
-    pub fn probed(&mut self, now_ns: u64) {
-        self.probed_ns = now_ns;
-        self.probes = self.probes.saturating_add(1);
-    }
-
     /// The silence after which a leader is taken for dead, in nanoseconds.
     pub fn silence_ns(&self) -> u64 {
         self.rhythm.silence_ns()
     }
 
-    /// The silence after which a leader's host is asked whether it still runs, in nanoseconds.
-    pub fn suspect_ns(&self) -> u64 {
-        self.rhythm.suspect_ns()
-    }
-
     /// How long a pre-vote may take, in nanoseconds, if the leader was last heard of at `seen_ns`.
     pub fn pre_vote_ns(&self, seen_ns: u64) -> u64 {
         if self.is_gone(seen_ns) {
-            (self.rhythm.timing.suspect_ns / 2) << self.attempts.min(MAX_DOUBLINGS)
+            PRE_VOTE_NS << self.attempts.min(MAX_DOUBLINGS)
         } else {
             self.silence_ns() / 3
         }
@@ -293,9 +262,8 @@ impl Election {
     /// When this member campaigns if the leader was last heard of at `seen_ns`.
     pub fn due_ns(&self, seen_ns: u64) -> u64 {
         let (start_ns, patience_ns, rank_ns) = if self.is_gone(seen_ns) {
-            let rank_ns = self.rhythm.timing.suspect_ns / 8;
-            let again_ns = (rank_ns << self.attempts.min(MAX_DOUBLINGS)) - rank_ns;
-            (self.gone_ns, again_ns, rank_ns)
+            let again_ns = (RANK_NS << self.attempts.min(MAX_DOUBLINGS)) - RANK_NS;
+            (self.gone_ns, again_ns, RANK_NS)
         } else {
             let silence_ns = self.silence_ns();
             (seen_ns, silence_ns, silence_ns / 8)
@@ -351,7 +319,7 @@ mod tests {
     use crate::NodeId;
 
     const MS: u64 = 1_000_000;
-    const TIMING: ElectionTiming = ElectionTiming::of(150 * MS, 4 * MS);
+    const TIMING: ElectionTiming = ElectionTiming::of(150 * MS);
     const LEADER: Ballot = Ballot::new(1, NodeId(1));
 
     /// A follower that has heard of its leader every `interval_ns` for long, and when last.
@@ -367,37 +335,9 @@ mod tests {
     }
 
     #[test]
-    fn suspicion_follows_the_rhythm_of_the_heartbeats() {
-        for (interval_ns, suspect_ns) in [(MS / 4, 4 * MS), (MS, 4 * MS), (10 * MS, 30 * MS)] {
-            let (election, seen_ns) = follower(interval_ns);
-            let due_ns = election.probe_due_ns(seen_ns) - seen_ns;
-            assert!(
-                (suspect_ns..suspect_ns + suspect_ns / 10).contains(&due_ns),
-                "{interval_ns} {due_ns}"
-            );
-            assert_eq!(election.silence_ns(), TIMING.timeout_ns);
-        }
-    }
-
-    #[test]
-    fn questions_that_nobody_answers_grow_rare() {
-        let (mut election, seen_ns) = follower(MS);
-        let mut asked = 0;
-        loop {
-            let due_ns = election.probe_due_ns(seen_ns);
-            if due_ns > seen_ns + 10_000 * MS {
-                break;
-            }
-            election.probed(due_ns);
-            asked += 1;
-        }
-        assert!((10..100).contains(&asked), "{asked} in ten seconds");
-    }
-
-    #[test]
     fn a_leader_that_is_gone_is_not_waited_for_and_not_campaigned_against_in_a_rush() {
         let (mut election, seen_ns) = follower(MS);
-        let asked_ns = election.probe_due_ns(seen_ns);
+        let asked_ns = seen_ns + 1;
         election.gone(asked_ns);
         assert!(election.is_silent(asked_ns, seen_ns));
         let mut now_ns = asked_ns + MS;

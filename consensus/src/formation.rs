@@ -12,7 +12,7 @@ use crate::quorum::Quorums;
 use crate::region::Layout;
 use crate::simulation::{Mutation, mutated};
 use crate::wire::{Flags, Header, Kind};
-use crate::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
@@ -56,6 +56,11 @@ pub struct Terms {
     pub packed: u64,
     /// How long leases last, in nanoseconds: a leader counts on the acceptors' word.
     pub lease_ns: u64,
+    /// The snapshot that the cluster began with ([`SnapshotId::origin`]); zero if with nothing. Of
+    /// two that begin with different states one would go on with slots that the other has.
+    ///
+    /// [`SnapshotId::origin`]: crate::state_machine::SnapshotId::origin
+    pub origin: u64,
 }
 
 impl Terms {
@@ -67,7 +72,11 @@ impl Terms {
             | (groups as u64) << 32
             | (layout.window().trailing_zeros() as u64) << 24
             | layout.value_bytes() as u64;
-        Self { packed, lease_ns }
+        Self {
+            packed,
+            lease_ns,
+            origin: 0,
+        }
     }
 
     /// How many logs are replicated.
@@ -87,7 +96,11 @@ impl fmt::Display for Terms {
             f,
             "quorums of {phase1} and {phase2}, {groups} groups, {window} slots of {value_bytes} \
              bytes, leases of {lease_us} us"
-        )
+        )?;
+        match self.origin {
+            0 => Ok(()),
+            origin => write!(f, ", begun with snapshot {origin:016x}"),
+        }
     }
 }
 
@@ -194,6 +207,7 @@ impl Formation {
             epoch: self.epoch,
             slot: Slot(self.terms.lease_ns),
             watermark: self.terms.packed,
+            vote_ballot: Ballot(self.terms.origin),
             flags,
             length: value.len() as u16,
             ..Header::new(Kind::Hello, GroupId(0), self.node)
@@ -215,6 +229,10 @@ impl Formation {
         let terms = Terms {
             packed: header.watermark,
             lease_ns: header.slot.0,
+            origin: match mutated(Mutation::OriginIgnored) {
+                true => self.terms.origin,
+                false => header.vote_ballot.0,
+            },
         };
         if terms != self.terms {
             let node = header.sender;
@@ -284,6 +302,7 @@ mod tests {
     const TERMS: Terms = Terms {
         packed: 7,
         lease_ns: 9,
+        origin: 0,
     };
 
     fn fresh(node: u16, incarnation: u32) -> Formation {
@@ -346,9 +365,10 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_count_other_quorums_or_leases_never_form() {
+    fn nodes_that_count_other_quorums_or_leases_or_begin_otherwise_never_form() {
         let others = [
             Terms { packed: 8, ..TERMS },
+            Terms { origin: 1, ..TERMS },
             Terms {
                 lease_ns: 8,
                 ..TERMS

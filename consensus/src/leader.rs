@@ -645,6 +645,13 @@ impl Leader {
         now_ns < self.lease_until_ns || mutated(Mutation::LeaseOutlived)
     }
 
+    /// Until when nobody else can lead, and from when on [`Leader::holds_lease`] asks for the next
+    /// lease; zeros without one.
+    pub const fn lease_ns(&self) -> (u64, u64) {
+        let until_ns = self.lease_until_ns;
+        (until_ns, until_ns.saturating_sub(self.lease_ns / 2))
+    }
+
     // Sending.
 
     /// Everything that somebody waits for and that ought to be sent now.

@@ -9,6 +9,7 @@ use crate::acceptor::Acceptor;
 use crate::agenda::Agenda;
 use crate::applied::Applied;
 use crate::auth::{self, Key, Keys};
+use crate::catch_up::Pace;
 use crate::election::ElectionTiming;
 use crate::formation::{Conflict, Formation, Terms};
 use crate::leader::LeaderTiming;
@@ -16,9 +17,9 @@ use crate::local::{Asker, Counters, Durability, Journal, Local};
 use crate::matchmaker::Register;
 use crate::memory::Memory;
 use crate::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
-use crate::replica::{Config as ReplicaConfig, Io, Replica, Turn};
+use crate::replica::{Config as ReplicaConfig, Io, Lessons, Piece, Replica, Turn};
 use crate::standing::Standings;
-use crate::state_machine::{Frozen, StateMachine};
+use crate::state_machine::{Frozen, SnapshotId, StateMachine};
 use crate::wire::{self, Header, Kind, Malformed, Parsed};
 use crate::{Ballot, Epoch, GroupId, Incarnation, NodeId, Slot};
 use alloc::boxed::Box;
@@ -66,6 +67,10 @@ pub struct Config {
     pub leader: LeaderTiming,
     /// Whether leaders ask for leases, so that they answer queries without a round trip.
     pub leases: bool,
+    /// Whether followers answer queries, too, by asking a quorum.
+    pub quorum_reads: bool,
+    /// The snapshot that the cluster began with; see [`Terms`].
+    pub origin: u64,
     /// How long followers wait.
     pub election: ElectionTiming,
     /// Where there are several groups: between two packets by which this node tells each other one
@@ -73,6 +78,8 @@ pub struct Config {
     pub pulse_ns: u64,
     /// In how many groups it campaigns at once at the most.
     pub campaigns: usize,
+    /// How those that lag are taught.
+    pub pace: Pace,
     /// For back-off and nonces.
     pub seed: u64,
     /// Rounds up to this one may have been used by earlier lives.
@@ -171,16 +178,6 @@ impl<I: Io> Io for Signing<'_, I> {
         }
     }
 
-    fn probe(&mut self, to: SocketAddr, header: &Header) {
-        match self.key {
-            Some(key) => {
-                let tag = auth::tag(key, header, &[]);
-                self.io.probe(to, &Header { tag, ..*header });
-            }
-            None => self.io.probe(to, header),
-        }
-    }
-
     fn reserve_rounds(&mut self, round: u64) -> bool {
         self.io.reserve_rounds(round)
     }
@@ -192,10 +189,22 @@ impl<I: Io> Io for Signing<'_, I> {
     fn read_snapshot(
         &mut self,
         group: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
-        self.io.read_snapshot(group, offset, out)
+    ) -> Option<Piece> {
+        self.io.read_snapshot(group, of, offset, out)
+    }
+
+    fn keep_piece(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        self.io.keep_piece(group, id, offset, piece, crc)
     }
 }
 
@@ -213,6 +222,7 @@ pub struct Node<M, J, S> {
     standings: Standings,
     /// The group that is looked at first, so that all have their chance to campaign.
     first: usize,
+    lessons: Lessons,
     /// What the journal had taken and flushed in the last turn.
     journalled: Option<(u64, u64)>,
     pulse: Pulse,
@@ -239,7 +249,10 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
     ) -> Result<Self, NodeError> {
         let lease_ns = crate::region::lease_ns(&memory, GroupId(0));
         let groups = states.len() as u16;
-        let terms = Terms::new(&quorums(&config)?, groups, &acceptor.layout, lease_ns);
+        let terms = Terms {
+            origin: config.origin,
+            ..Terms::new(&quorums(&config)?, groups, &acceptor.layout, lease_ns)
+        };
         if config.peers.iter().all(|peer| peer.node != config.node) {
             return Err(NodeError::NotAMember { node: config.node });
         }
@@ -266,7 +279,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             let Some(kept) = Register::read(kept) else {
                 return Err(NodeError::Register { group: *group });
             };
-            has_changed |= kept.newest.version != Ballot::NONE;
+            has_changed |= kept.has_changed();
         }
         // Once the members have changed, the register says who they are.
         let counts_peers = config.formed && !has_changed;
@@ -292,6 +305,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             agenda: Agenda::new(0),
             standings: Standings::new(config.node, 0),
             first: 0,
+            lessons: Lessons::default(),
             journalled: None,
             pulse: Pulse::default(),
             refused: Refused::default(),
@@ -397,6 +411,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             local: &mut self.local,
             io: &mut io,
             may_campaign: true,
+            lessons: self.lessons,
         };
         if asks_acceptor {
             replica.stepped(&mut turn, header);
@@ -427,7 +442,8 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         }
     }
 
-    /// The network says that no process listens at `address`, where a probe went at `asked_ns`.
+    /// The host of a member, asked at `asked_ns`, says that no process listens at `address` any more:
+    /// the one that did has died. Who is wrong in that causes a campaign, and nothing else.
     pub fn refused_at<I: NodeIo>(
         &mut self,
         now_ns: u64,
@@ -446,6 +462,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                 local: &mut self.local,
                 io: &mut io,
                 may_campaign: true,
+                lessons: self.lessons,
             };
             replica.refused(&mut turn, asked_ns, address);
             self.agenda.set(group, 0);
@@ -455,8 +472,35 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
     /// A frozen snapshot of a group's state, for another thread to write; `None` if the cluster has
     /// not formed or nobody replicates the group here. See [`Replica::freeze`].
     pub fn freeze(&mut self, group: GroupId) -> Option<(Slot, Box<dyn Frozen>)> {
-        let replica = self.replicas.get(usize::from(group.0))?;
+        let replica = self.replicas.get_mut(usize::from(group.0))?;
         Some(replica.freeze(&mut self.local))
+    }
+
+    /// See [`Replica::take_over`].
+    pub fn take_over<I: NodeIo>(
+        &mut self,
+        (now_ns, unix_ms): (u64, u64),
+        group: GroupId,
+        id: SnapshotId,
+        state: Option<Applied<S>>,
+        io: &mut I,
+    ) -> Option<Applied<S>> {
+        let mut io = Signing {
+            io,
+            key: self.config.key,
+        };
+        let mut turn = Turn {
+            now_ns,
+            unix_ms,
+            local: &mut self.local,
+            io: &mut io,
+            may_campaign: true,
+            lessons: self.lessons,
+        };
+        let replica = self.replicas.get_mut(usize::from(group.0))?;
+        let former = replica.take_over(&mut turn, id, state);
+        self.agenda.set(usize::from(group.0), 0);
+        former
     }
 
     /// Does what is due after a batch of packets. Returns when it should be called again at the
@@ -492,6 +536,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                         local: &mut self.local,
                         io: &mut io,
                         may_campaign: true,
+                        lessons: self.lessons,
                     };
                     replica.answered_by_own(&mut turn, &reply);
                     self.agenda.set(usize::from(reply.group.0), 0);
@@ -500,6 +545,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         }
         self.note_news();
         let groups = self.replicas.len();
+        self.lessons.begin_turn(now_ns);
         let first = self.first.checked_rem(groups).unwrap_or_default();
         for (from, end) in [(first, groups), (0, first)] {
             let mut next = from;
@@ -547,8 +593,14 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             local: &mut self.local,
             io,
             may_campaign,
+            lessons: self.lessons,
         };
         replica.turn(&mut turn);
+        let lessons = core::mem::replace(&mut self.lessons, turn.lessons);
+        if lessons.are_free(now_ns) && !self.lessons.are_free(now_ns) {
+            // It taught as much as one may; others go first the next time.
+            self.first = at + 1;
+        }
         let mut due_ns = replica.next_timer_ns(now_ns, unix_ms, &self.local);
         if due_ns <= now_ns && !may_campaign {
             // Others campaign first; it is this one's turn soon.
@@ -556,6 +608,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             self.first = at;
         }
         self.agenda.set(at, due_ns);
+        self.standings.lease(group, replica.lease_ns());
         if let Some(standing) = replica.standing(&self.local) {
             self.standings.set(group, standing);
         }
@@ -601,7 +654,7 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
             let kept = self.config.registers.get(&group);
             let kept = kept.and_then(|kept| Register::read(kept));
             let register = match kept {
-                Some(kept) if kept.newest.version != Ballot::NONE => kept,
+                Some(kept) if kept.has_changed() => kept,
                 // Until the members change, addresses may be configured anew.
                 Some(kept) => Register {
                     newest: formed.newest.clone(),
@@ -620,10 +673,12 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
                     true => self.local.lease_ns(GroupId(number as u16)),
                     false => 0,
                 },
+                quorum_reads: self.config.quorum_reads,
                 election: match groups {
                     1 => self.config.election,
                     _ => self.config.election.pulsed(self.config.pulse_ns, groups),
                 },
+                pace: self.config.pace,
                 seed: self.config.seed.wrapping_add(number as u64),
                 used_round: self.config.used_round,
             };
@@ -647,6 +702,30 @@ impl<M: Memory, J: Journal, S: StateMachine> Node<M, J, S> {
         let group = self.standings.next_changed()?;
         let ballot = self.standings.of(group).led_by;
         Some((group, (ballot != Ballot::NONE).then(|| ballot.node())))
+    }
+
+    /// A group whose lease is another than the host was told of so far: until when nobody else can
+    /// lead, and from when on it is to be renewed; zeros without one.
+    pub fn next_lease(&mut self) -> Option<(GroupId, (u64, u64))> {
+        self.standings.next_lease()
+    }
+
+    /// Queries of a group are answered by its lease: it is renewed when its time has come.
+    pub fn renew_lease(&mut self, group: GroupId, now_ns: u64) {
+        if let Some(replica) = self.replica_mut(group) {
+            replica.renew_lease(now_ns);
+            self.agenda.set(usize::from(group.0), 0);
+        }
+    }
+
+    /// Where the other members of all groups are, each once.
+    pub fn other_members(&self) -> impl Iterator<Item = SocketAddr> {
+        let own = self.config.node;
+        let one = self.replicas.first().filter(|_| self.replicas.len() == 1);
+        let one = one.into_iter();
+        let one = one.flat_map(move |replica| replica.configuration().membership.others(own));
+        // Where there are many, the pulse goes to them.
+        one.map(|member| member.address).chain(self.pulse.peers())
     }
 
     /// How often it told the others that it lives.
@@ -721,6 +800,11 @@ const fn carries_no_value(kind: Kind) -> bool {
             | Kind::Match
             | Kind::Matched
             | Kind::Unmatched
+            | Kind::Garbage
+            | Kind::Stop
+            | Kind::Stopped
+            | Kind::HandOver
+            | Kind::Appoint
             | Kind::Configuration
             | Kind::Reconfigure
     )

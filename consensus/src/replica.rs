@@ -9,19 +9,23 @@ mod elections;
 mod leading;
 mod learning;
 mod matching;
+mod matchmaking;
+mod reading;
 mod reconfiguring;
+mod succession;
 mod teaching;
 
 pub use reconfiguring::Reconfigured;
+pub use teaching::Lessons;
 
 use crate::applied::{Applied, Recipient};
-use crate::catch_up::{CHUNK_BYTES, CatchUp, Chunk, LEARN_SLOTS, SNAPSHOT_CHUNKS};
-use crate::configuration::Configuration;
+use crate::catch_up::{CHUNK_BYTES, CatchUp, FIRST_CHUNKS, LEARN_SLOTS, Pace, SNAPSHOT_CHUNKS};
+use crate::configuration::{Configuration, Matchmakers};
 use crate::election::{Election, ElectionTiming, PreVote};
 use crate::envelope::{ENTRY_BYTES, Entry, EntryKind, Outcome, Status, entries};
 use crate::leader::{Heard, Leader, LeaderTiming, Sending, To};
 use crate::local::{Asker, Durability, Journal, Local};
-use crate::matchmaker::{Match, Register};
+use crate::matchmaker::{Book, Match, Register};
 use crate::memory::Memory;
 use crate::quorum::{Electorate, Member, MemberRole, Membership, Voters};
 use crate::region::GroupView;
@@ -29,14 +33,15 @@ use crate::responses::{Responses, Route};
 use crate::session::Sessions;
 use crate::simulation::{Fault, Mutation, mutated, strikes};
 use crate::standing::Standing;
-use crate::state_machine::{Frozen, StateMachine};
-use crate::wire::{Flags, Header, Kind};
+use crate::state_machine::{Frozen, SnapshotId, StateMachine};
+use crate::wire::{Flags, HEADER_BYTES, Header, Kind};
 use crate::{Ballot, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
+use reading::Reading;
 
 /// Queries that may wait for a barrier at once; past it they are dropped.
 const MAX_READS: usize = 4096;
@@ -63,26 +68,49 @@ const STALL_REPORTS: u8 = 3;
 pub trait Io {
     /// Sends a packet to whoever is reached at `to`. The tag is filled in here.
     fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]);
-    /// Sends a packet to a node that may have died. Where the network tells that nobody listens
-    /// there, the host passes that on to
-    /// [`Node::refused_at`](crate::node::Node::refused_at).
-    fn probe(&mut self, to: SocketAddr, header: &Header) {
-        self.send(to, header, &[]);
-    }
     /// Makes sure, durably, that no later life of this node uses a round up to `round`. False if
     /// that cannot be done now.
     fn reserve_rounds(&mut self, round: u64) -> bool;
     /// Writes down what this node keeps of the group's configurations, in place of what was there,
     /// as durably as its acceptor's votes are. False if that cannot be done now.
     fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool;
-    /// Reads from this node's newest snapshot at `offset` into `out`; returns its slot, its length
-    /// and how many bytes were read. `None` if there is none.
+    /// Reads from a snapshot of this node at `offset` into `out`: from the one of that slot and
+    /// checksum, or from the newest. `None` if there is no such snapshot.
     fn read_snapshot(
         &mut self,
         group: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)>;
+    ) -> Option<Piece>;
+    /// Writes down the piece at `offset` of another node's snapshot, if its checksum is `crc`, and
+    /// returns how many bytes of that snapshot are here, without a gap from its beginning on; what
+    /// an earlier life has received counts. `None` if it can be written down nowhere. A snapshot
+    /// that was being received before is given up. Pieces come in order, after an empty one that
+    /// begins it.
+    ///
+    /// When all of it is here, the host checks it, keeps it as a snapshot of this node, makes a
+    /// state of it beside the worker, and hands that to
+    /// [`Node::take_over`](crate::node::Node::take_over).
+    fn keep_piece(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64>;
+}
+
+/// What was read from a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Which.
+    pub id: SnapshotId,
+    /// How many bytes.
+    pub bytes: usize,
+    /// Their CRC-32C.
+    pub crc: u32,
 }
 
 /// Everything that a call into a replica may touch.
@@ -97,6 +125,8 @@ pub struct Turn<'a, M, J, I> {
     pub io: &'a mut I,
     /// Whether a follower may ask for votes; otherwise too many others do.
     pub may_campaign: bool,
+    /// What may leave to teach others: all groups share it.
+    pub lessons: Lessons,
 }
 
 /// How a replica is set up.
@@ -116,9 +146,13 @@ pub struct Config {
     pub leader: LeaderTiming,
     /// How long leases last, in nanoseconds; leaders ask for none if zero.
     pub lease_ns: u64,
+    /// Whether followers answer queries by asking a quorum.
+    pub quorum_reads: bool,
     /// How long followers wait.
     pub election: ElectionTiming,
-    /// For back-off.
+    /// How those that lag are taught.
+    pub pace: Pace,
+    /// For back-off and nonces.
     pub seed: u64,
     /// Rounds up to this one may have been used by earlier lives.
     pub used_round: u64,
@@ -138,8 +172,8 @@ struct Progress {
     applied: Slot,
     /// The trim that its acceptor keeps whatever its durability covers.
     trim: Slot,
-    /// The newest configuration that it knows.
-    version: Ballot,
+    /// The newest configuration that it knows, and the generation of the newest matchmakers.
+    knows: (Ballot, u32),
     /// Whose leader it follows.
     follows: Ballot,
     heard_ns: u64,
@@ -150,7 +184,7 @@ struct Progress {
 struct Reported {
     recoverable: Slot,
     trimmed: Slot,
-    version: Ballot,
+    knows: (Ballot, u32),
     follows: Ballot,
 }
 
@@ -166,6 +200,10 @@ struct Lead {
     place: Option<usize>,
     /// The matchmakers know configurations that are garbage once this ballot's has all of it.
     collecting: Option<Collecting>,
+    /// Has others follow the matchmakers.
+    succession: Option<Succession>,
+    /// No succession begins before that.
+    succeed_ns: u64,
     /// Members and leavers are told the configuration again then.
     tell_ns: u64,
     since_ns: u64,
@@ -221,7 +259,6 @@ struct Matching {
     garbage: Ballot,
     /// The highest ballot that was matched before this one.
     before: Ballot,
-    since_ns: u64,
     sent_ns: u64,
     tries: u32,
 }
@@ -231,6 +268,36 @@ struct Matching {
 struct Collecting {
     /// Slots up to here may have been chosen by an earlier configuration.
     upto: Slot,
+    /// Which matchmakers have been asked.
+    generation: u32,
+    answered: Voters,
+    sent_ns: u64,
+    tries: u32,
+}
+
+/// How far the matchmakers' succession is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// A majority of them is to match nothing any more, and to tell what it knows.
+    Stopping,
+    /// A majority of the next ones is to know it, too.
+    HandingOver,
+    /// A majority of the old ones is to accept the next ones.
+    Appointing,
+}
+
+/// Others are to follow the matchmakers.
+#[derive(Debug)]
+struct Succession {
+    /// Of the decree by which they are chosen.
+    ballot: Ballot,
+    from: Matchmakers,
+    stage: Stage,
+    /// What those that were stopped have told.
+    book: Book,
+    /// The highest ballot in which one of them has accepted others.
+    accepted: Ballot,
+    next: Matchmakers,
     answered: Voters,
     sent_ns: u64,
     tries: u32,
@@ -278,8 +345,12 @@ pub struct Tally {
     pub queries: u64,
     /// Slots learned from other replicas instead of the own region.
     pub learned: u64,
+    /// Bytes of their values.
+    pub learned_bytes: u64,
     /// Snapshots taken over from other replicas.
     pub snapshots: u64,
+    /// Bytes of them.
+    pub snapshot_bytes: u64,
     /// Requests dropped for want of room or because the leader was not ready.
     pub deferred: u64,
 }
@@ -292,7 +363,9 @@ impl<'a> core::iter::Sum<&'a Self> for Tally {
             entries: sum.entries + one.entries,
             queries: sum.queries + one.queries,
             learned: sum.learned + one.learned,
+            learned_bytes: sum.learned_bytes + one.learned_bytes,
             snapshots: sum.snapshots + one.snapshots,
+            snapshot_bytes: sum.snapshot_bytes + one.snapshot_bytes,
             deferred: sum.deferred + one.deferred,
         })
     }
@@ -309,6 +382,7 @@ pub struct Replica<S> {
     lead: Option<Lead>,
     election: Election,
     catch_up: CatchUp,
+    teaching: teaching::Teaching,
     responses: Responses,
     own_replies: Vec<(Header, Vec<u8>)>,
     /// Applied slots whose records are on their way to the journal, and those that are there.
@@ -330,6 +404,7 @@ pub struct Replica<S> {
     stall: (u32, u8),
     /// Who asked for the leader lately.
     inquirers: VecDeque<Inquirer>,
+    reading: Reading,
     snapshot_wanted: bool,
     /// What the region said in the last turn.
     observed: Option<Observed>,
@@ -346,8 +421,8 @@ struct Observed {
 /// How early a member campaigns in a group: by priority, and among equals each group begins with
 /// another one, so that leaders are spread over the nodes.
 fn precedence(membership: &Membership, group: GroupId, member: &Member) -> (u8, usize) {
-    let lower = |other: &&Member| other.node < member.node;
-    let place = membership.members.iter().filter(lower).count();
+    let higher = |other: &&Member| other.node > member.node;
+    let place = membership.members.iter().filter(higher).count();
     let turned = place + usize::from(group.0);
     (member.priority, turned % membership.members.len().max(1))
 }
@@ -376,7 +451,8 @@ impl<S: StateMachine> Replica<S> {
             applied,
             lead: None,
             election,
-            catch_up: CatchUp::default(),
+            catch_up: CatchUp::new(config.pace.chunk_bytes),
+            teaching: teaching::Teaching::default(),
             responses: Responses::default(),
             own_replies: Vec::new(),
             journalling: None,
@@ -388,6 +464,7 @@ impl<S: StateMachine> Replica<S> {
             doubted: NodeId::NONE,
             stall: (0, 0),
             inquirers: VecDeque::new(),
+            reading: Reading::new(config.seed),
             snapshot_wanted: false,
             observed: None,
             tally: Tally::default(),
@@ -422,6 +499,12 @@ impl<S: StateMachine> Replica<S> {
     /// The newest configuration that it knows.
     pub const fn configuration(&self) -> &Configuration {
         &self.register.newest
+    }
+
+    /// What it knows of configurations: the newest one, and the newest matchmakers.
+    const fn knowledge(&self) -> (Ballot, u32) {
+        let newest = &self.register.newest;
+        (newest.version, newest.matchmakers.generation)
     }
 
     /// The state.
@@ -472,11 +555,6 @@ impl<S: StateMachine> Replica<S> {
         self.election.silence_ns()
     }
 
-    /// The silence after which it asks the leader's host whether it still runs, in nanoseconds.
-    pub fn suspect_ns(&self) -> u64 {
-        self.election.suspect_ns()
-    }
-
     /// Numbers for reports.
     pub const fn tally(&self) -> &Tally {
         &self.tally
@@ -502,7 +580,7 @@ impl<S: StateMachine> Replica<S> {
     /// A frozen snapshot of the state, for another thread to write. What it holds is journalled
     /// first as far as there is room: should it rot, the one before it and the journal lead as far.
     pub fn freeze<M: Memory, J: Journal>(
-        &self,
+        &mut self,
         local: &mut Local<M, J>,
     ) -> (Slot, Box<dyn Frozen>) {
         if !mutated(Mutation::SnapshotAheadOfJournal) {
@@ -511,7 +589,11 @@ impl<S: StateMachine> Replica<S> {
                 let _ = local.record(&record, &[]);
             }
         }
-        (self.applied.slot(), self.applied.freeze())
+        let slot = self.applied.slot();
+        if self.teaching.is_awaited() {
+            self.applied.keep_from(slot.next());
+        }
+        (slot, self.applied.freeze())
     }
 
     /// The snapshot up to `slot` is on disk.
@@ -549,21 +631,27 @@ impl<S: StateMachine> Replica<S> {
             }
             Kind::Request => self.requested(turn, from, header, value),
             Kind::Progress => self.progressed(turn, header),
+            Kind::CatchUp | Kind::SnapshotRequest if header.sender == NodeId::NONE => {
+                self.asked_by_tool(turn, from, header, value.len());
+            }
             Kind::CatchUp => self.asked_to_teach(turn, header),
             Kind::Learn => self.learned(turn, header, value),
-            Kind::SnapshotRequest => {
-                if let Some(to) = self.pupil(header) {
-                    self.send_snapshot(turn, to, header.watermark);
-                }
-            }
+            Kind::SnapshotRequest => self.asked_for_snapshot(turn, header),
             Kind::SnapshotChunk => self.snapshot_piece(turn, from, header, value),
+            Kind::ReadIndex => self.asked_index(turn, from, header),
+            Kind::Index => self.heard_index(header),
             Kind::PreVote => self.asked_pre_vote(turn, from, header),
             Kind::PreVoteGranted => self.pre_vote_granted(turn, header),
             Kind::Transfer => self.asked_to_transfer(turn, from, header),
-            Kind::Match => self.asked_to_match(turn, from, header, value),
-            Kind::Matched | Kind::Unmatched => self.matched(turn, header, value),
-            Kind::Garbage => self.asked_to_collect(turn, from, header),
-            Kind::Collected => self.collected(header),
+            Kind::Match | Kind::Garbage | Kind::Stop | Kind::HandOver | Kind::Appoint => {
+                self.asked_as_matchmaker(turn, from, header, value);
+            }
+            Kind::Matched
+            | Kind::Unmatched
+            | Kind::Collected
+            | Kind::Stopped
+            | Kind::HandedOver
+            | Kind::Appointed => self.answered_by_matchmaker(turn, header, value),
             Kind::Configuration => self.told_configuration(turn, from, value),
             Kind::Reconfigure => self.asked_to_reconfigure(turn, from, header, value),
             Kind::Prepare
@@ -643,6 +731,8 @@ impl<S: StateMachine> Replica<S> {
         if self.catch_up.is_due(turn.now_ns, self.applied.slot()) {
             self.ask_to_be_taught(turn);
         }
+        self.read_by_quorum(turn);
+        self.teach(turn);
         let (group, node) = (self.config.group, self.config.node);
         self.responses.flush(group, node, |to, header, value| {
             turn.io.send(to, header, value);
@@ -686,7 +776,8 @@ impl<S: StateMachine> Replica<S> {
         unix_ms: u64,
         local: &Local<M, J>,
     ) -> u64 {
-        let mut due = self.catch_up.next_timer_ns();
+        let quiet = self.teaching.due_ns().min(self.reading.due_ns());
+        let mut due = self.catch_up.next_timer_ns().min(quiet);
         match &self.lead {
             Some(lead) => {
                 due = due.min(self.matching_due_ns(lead)).min(lead.tell_ns);
@@ -709,9 +800,6 @@ impl<S: StateMachine> Replica<S> {
                     Some(pre_vote) => pre_vote.until_ns,
                     None => self.election_due_ns(local),
                 });
-                if let Some((_, probe_ns)) = self.probe_due(local) {
-                    due = due.min(probe_ns);
-                }
                 if self.leader(now_ns, local).is_some() {
                     due = due.min(self.report_due_ns(local));
                 }

@@ -147,6 +147,8 @@ mutations! {
     OldVoteCounted = "old-vote-counted",
     /// A member that shows another incarnation is pinned anew.
     PinReplaced = "pin-replaced",
+    /// Nodes that begin with different snapshots form a cluster.
+    OriginIgnored = "origin-ignored",
 
     // Configurations.
     /// A matchmaker takes a ballot below one that it has matched.
@@ -163,6 +165,14 @@ mutations! {
     GarbageEarly = "garbage-early",
     /// Earlier configurations are called garbage before the acceptors of the new one know a trim.
     GarbageUntrimmed = "garbage-untrimmed",
+    /// A matchmaker that was stopped goes on matching.
+    StoppedMatches = "stopped-matches",
+    /// Matchmakers are appointed before a majority of them knows what those before them did.
+    NotHandedOver = "not-handed-over",
+    /// Whoever replaces the matchmakers appoints others than those that one of them has accepted.
+    AppointmentOverlooked = "appointment-overlooked",
+    /// A stopped matchmaker accepts successors in a ballot below the one that stopped it.
+    LowerBallotAppoints = "lower-ballot-appoints",
     /// A learner is made a voter before it has caught up.
     LearnerPromotedEarly = "learner-promoted-early",
     /// The votes of learners count.
@@ -203,6 +213,14 @@ mutations! {
     LeaseOutlived = "lease-outlived",
     /// After a restart from its journal an acceptor promises although a lease may run.
     LeaseForgotten = "lease-forgotten",
+    /// A follower reads by one answer less than a quorum.
+    ReadQuorumShort = "read-quorum-short",
+    /// A follower answers before it has applied what a quorum may have chosen.
+    ReadUnapplied = "read-unapplied",
+    /// A follower reads by answers to what it asked before the query came.
+    ReadOfOldRound = "read-of-old-round",
+    /// A follower reads whatever configurations the matchmakers know of.
+    ReadConfigurationUnchecked = "read-configuration-unchecked",
     /// A node does not ask what another leads although its pulse tells of other groups.
     DigestIgnored = "digest-ignored",
     /// A new leader serves before it applied what it inherited.
@@ -263,6 +281,8 @@ mutations! {
     TornTailAccepted = "torn-tail-accepted",
     /// A snapshot is taken whatever its checksum.
     SnapshotUnchecked = "snapshot-unchecked",
+    /// A piece of another node's snapshot is kept whatever its checksum.
+    PieceUnchecked = "piece-unchecked",
 }
 
 impl Mutation {

@@ -53,6 +53,11 @@ pub(crate) struct Standings {
     /// Groups whose leader is another than the host was told, each once.
     changed: Vec<GroupId>,
     is_changed: Vec<bool>,
+    /// Until when each group's leader on this node holds its lease, and from when on it is to be
+    /// renewed; and the groups of which the host was told another one, each once.
+    leases_ns: Vec<(u64, u64)>,
+    leased: Vec<GroupId>,
+    is_leased: Vec<bool>,
     /// Groups that wait for the journal, each once; some of them may wait no longer.
     journalling: Vec<GroupId>,
     is_journalling: Vec<bool>,
@@ -78,6 +83,9 @@ impl Standings {
             awaiting_votes: 0,
             changed: Vec::with_capacity(groups),
             is_changed: vec![false; groups],
+            leases_ns: vec![(0, 0); groups],
+            leased: Vec::with_capacity(groups),
+            is_leased: vec![false; groups],
             journalling: Vec::with_capacity(groups),
             is_journalling: vec![false; groups],
             own,
@@ -151,6 +159,22 @@ impl Standings {
     /// A group whose leader is another than when it was last told of here.
     pub(crate) fn next_changed(&mut self) -> Option<GroupId> {
         take(&mut self.changed, &mut self.is_changed)
+    }
+
+    /// This is a group's lease from now on.
+    pub(crate) fn lease(&mut self, group: GroupId, now: (u64, u64)) {
+        if let Some(known) = self.leases_ns.get_mut(usize::from(group.0))
+            && core::mem::replace(known, now) != now
+        {
+            mark(&mut self.leased, &mut self.is_leased, group);
+        }
+    }
+
+    /// A group whose lease is another than when it was last told of here.
+    pub(crate) fn next_lease(&mut self) -> Option<(GroupId, (u64, u64))> {
+        let group = take(&mut self.leased, &mut self.is_leased)?;
+        let lease_ns = self.leases_ns.get(usize::from(group.0)).copied();
+        Some((group, lease_ns.unwrap_or_default()))
     }
 
     /// A group that waited for the journal.

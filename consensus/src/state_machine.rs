@@ -34,6 +34,15 @@ pub trait StateMachine {
     /// # Errors
     /// Names what is wrong with the bytes; the state is then unchanged.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError>;
+
+    /// Takes the place of `former`, which is behind: whoever reads that one beside the log reads this
+    /// one from here on.
+    fn succeed(&mut self, former: &mut Self)
+    where
+        Self: Sized,
+    {
+        let _ = former;
+    }
 }
 
 /// A frozen state that can be written out piece by piece.
@@ -54,6 +63,15 @@ pub struct SnapshotId {
     pub slot: Slot,
     /// Its length in bytes.
     pub bytes: u64,
+    /// The CRC-32C of all of it.
+    pub crc: u32,
+}
+
+impl SnapshotId {
+    /// A number for a cluster that begins with this snapshot, never zero.
+    pub fn origin(&self) -> u64 {
+        (u64::from(self.crc) << 32 | self.slot.0 & 0xffff_ffff).max(1)
+    }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ const _: () = assert!(core::mem::offset_of!(RawHeader, tag) == TAG_OFFSET);
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
-        /// What a packet says. Codes 57 to 63 are reserved (lease, seal).
+        /// What a packet says. Codes 62 and 63 are reserved (seal).
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[repr(u8)]
         pub enum Kind { $($(#[$doc])* $name = $code,)* }
@@ -104,7 +104,7 @@ kinds! {
     Redirect = 18,
     /// Host to host while a cluster forms: the incarnations seen so far.
     Hello = 32,
-    /// Replica to leader: watermark = applied.
+    /// Replica to leader: watermark = applied, ballot = the generation of the matchmakers it knows.
     Progress = 33,
     /// Replica to replica: send me what was chosen from slot on, up to watermark.
     CatchUp = 34,
@@ -125,6 +125,14 @@ kinds! {
     Inspect = 41,
     /// Node to tool: a description as JSON.
     Report = 42,
+    /// Reader to member or matchmaker: how far may the log be chosen, and by whom?
+    ReadIndex = 43,
+    /// The answer: slot = the last slot that may be chosen as far as the sender knows, vote ballot
+    /// and watermark = the newest and the oldest configuration that it remembers as a matchmaker.
+    Index = 44,
+    /// Node to node: the sender lives, and leads as many groups as slot says; watermark = a digest of
+    /// which in which ballots.
+    Pulse = 45,
     /// Candidate to matchmaker: ballot is about to use the configuration in the value; watermark =
     /// the candidate's incarnation.
     Match = 48,
@@ -134,7 +142,7 @@ kinds! {
     /// Matchmaker to candidate: vote ballot = the highest ballot matched, value = the newest
     /// configuration.
     Unmatched = 50,
-    /// Leader to matchmaker: configurations below version watermark are garbage.
+    /// Leader to matchmaker: configurations below version watermark are garbage, value = the leader's.
     Garbage = 51,
     /// Matchmaker to leader: they are forgotten.
     Collected = 52,
@@ -145,9 +153,21 @@ kinds! {
     Reconfigure = 54,
     /// Leader to tool: watermark = what came of it, value = the configuration in force.
     Reconfigured = 55,
-    /// Node to node: the sender lives, and leads as many groups as slot says; watermark = a digest of
-    /// which in which ballots.
-    Pulse = 56,
+    /// Candidate or leader to matchmaker: match nothing any more, others are to follow. Ballot = the
+    /// decree's, watermark = the sender's incarnation, value = its configuration.
+    Stop = 56,
+    /// Matchmaker to candidate or leader: done. To a Stop: vote ballot = the one in which it has
+    /// accepted the successors in the value, which goes on with what it has written down.
+    Stopped = 57,
+    /// Candidate or leader to a successor: slot = its generation, value = a configuration, then what
+    /// it is to begin with.
+    HandOver = 58,
+    /// Successor to candidate or leader: written down.
+    HandedOver = 59,
+    /// Candidate or leader to matchmaker: accept the successors behind the configuration in the value.
+    Appoint = 60,
+    /// Matchmaker to candidate or leader: accepted.
+    Appointed = 61,
 }
 
 impl Kind {

@@ -5,14 +5,15 @@
 use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
 use nearwire_consensus::auth::{self, Key};
+use nearwire_consensus::catch_up::Pace;
 use nearwire_consensus::election::ElectionTiming;
 use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
 use nearwire_consensus::local::{Durability, NoJournal};
 use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::Io;
-use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
+use nearwire_consensus::replica::{Io, Piece};
+use nearwire_consensus::state_machine::{Frozen, RestoreError, SnapshotId, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{HEADER_BYTES, Header, Kind};
 use nearwire_consensus::{
@@ -100,7 +101,17 @@ impl Io for Sink {
         true
     }
 
-    fn read_snapshot(&mut self, _: GroupId, _: u64, _: &mut [u8]) -> Option<(Slot, u64, usize)> {
+    fn read_snapshot(
+        &mut self,
+        _: GroupId,
+        _: Option<(Slot, u32)>,
+        _: u64,
+        _: &mut [u8],
+    ) -> Option<Piece> {
+        None
+    }
+
+    fn keep_piece(&mut self, _: GroupId, _: SnapshotId, _: u64, _: &[u8], _: u32) -> Option<u64> {
         None
     }
 }
@@ -166,9 +177,12 @@ impl World {
                 resend_ns: 5 * MS,
             },
             leases: false,
-            election: ElectionTiming::of(100 * MS, 20 * MS),
+            quorum_reads: false,
+            election: ElectionTiming::of(100 * MS),
             pulse_ns: 20 * MS,
             campaigns: 16,
+            origin: 0,
+            pace: Pace::default(),
             seed: 1,
             used_round: 0,
             pins: BTreeMap::from([

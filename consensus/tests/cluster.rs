@@ -4,7 +4,9 @@
 
 use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
+use nearwire_consensus::catch_up::Pace;
 use nearwire_consensus::client::{self, Client};
+use nearwire_consensus::configuration::Matchmakers;
 use nearwire_consensus::election::ElectionTiming;
 use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
@@ -13,11 +15,11 @@ use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::{Io, Replica, Role};
-use nearwire_consensus::state_machine::{Frozen, RestoreError, StateMachine};
+use nearwire_consensus::replica::{Io, Piece, Replica, Role};
+use nearwire_consensus::state_machine::{Frozen, RestoreError, SnapshotId, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{Flags, Header, Kind, Parsed, parse};
-use nearwire_consensus::{Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
+use nearwire_consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -139,6 +141,8 @@ struct Stable {
     formed: bool,
     round: u64,
     snapshot: Option<(Slot, Vec<u8>)>,
+    /// What has come of another's.
+    part: Option<(SnapshotId, Vec<u8>)>,
     registers: BTreeMap<GroupId, Vec<u8>>,
 }
 
@@ -176,14 +180,55 @@ impl Io for Outbox<'_> {
     fn read_snapshot(
         &mut self,
         _: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
+    ) -> Option<Piece> {
         let (slot, bytes) = self.stable.snapshot.as_ref()?;
+        let id = snapshot_id(*slot, bytes);
+        if of.is_some_and(|of| of != (id.slot, id.crc)) {
+            return None;
+        }
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let count = rest.len().min(out.len());
         out[..count].copy_from_slice(&rest[..count]);
-        Some((*slot, bytes.len() as u64, count))
+        Some(Piece {
+            id,
+            bytes: count,
+            crc: checksum(&out[..count]),
+        })
+    }
+
+    fn keep_piece(
+        &mut self,
+        _: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        let part = self.stable.part.take().filter(|(of, _)| *of == id);
+        let (_, mut bytes) = part.unwrap_or((id, Vec::new()));
+        if !piece.is_empty() {
+            assert_eq!((offset, crc), (bytes.len() as u64, checksum(piece)));
+            bytes.extend_from_slice(piece);
+        }
+        let here = bytes.len() as u64;
+        self.stable.part = Some((id, bytes));
+        Some(here)
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(16_777_619);
+    bytes.iter().fold(2_166_136_261, step)
+}
+
+fn snapshot_id(slot: Slot, bytes: &[u8]) -> SnapshotId {
+    SnapshotId {
+        slot,
+        bytes: bytes.len() as u64,
+        crc: checksum(bytes),
     }
 }
 
@@ -234,6 +279,10 @@ struct World {
     random: Random,
     weather: Weather,
     durability: Durability,
+    /// Phase 1 and phase 2; majorities if `None`.
+    quorums: Option<(usize, usize)>,
+    quorum_reads: bool,
+    pace: Pace,
     number: u64,
     next_token: u64,
     acknowledged: Vec<(u64, u64)>,
@@ -252,6 +301,36 @@ fn layout() -> Layout {
 
 impl World {
     fn new(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
+        Self::paced(seed, nodes, weather, durability, Pace::default())
+    }
+
+    fn paced(
+        seed: u64,
+        nodes: usize,
+        weather: Weather,
+        durability: Durability,
+        pace: Pace,
+    ) -> Self {
+        let mut world = Self::unstarted(seed, nodes, weather, durability);
+        world.pace = pace;
+        for host in 0..nodes {
+            world.start(host);
+        }
+        world
+    }
+
+    /// Followers answer queries, and the client asks one of them.
+    fn reading(seed: u64, weather: Weather, quorums: Option<(usize, usize)>) -> Self {
+        let mut world = Self::unstarted(seed, 3, weather, Durability::Volatile);
+        (world.quorums, world.quorum_reads) = (quorums, true);
+        world.client = world.client.reading_from(address(1 + seed as usize % 3));
+        for host in 0..3 {
+            world.start(host);
+        }
+        world
+    }
+
+    fn unstarted(seed: u64, nodes: usize, weather: Weather, durability: Durability) -> Self {
         let members = (1..=nodes)
             .map(|n| (NodeId(n as u16), address(n)))
             .collect();
@@ -278,7 +357,7 @@ impl World {
                 wake_ns: 0,
             })
             .collect();
-        let mut world = Self {
+        Self {
             now_ns: 1_000 * MS,
             hosts,
             client: client.expect("valid"),
@@ -286,15 +365,14 @@ impl World {
             random: Random::new(seed),
             weather,
             durability,
+            quorums: None,
+            quorum_reads: false,
+            pace: Pace::default(),
             number: 0,
             next_token: 0,
             acknowledged: Vec::new(),
             reads: 0,
-        };
-        for host in 0..nodes {
-            world.start(host);
         }
-        world
     }
 
     /// Starts the process of a host over whatever survived.
@@ -341,7 +419,7 @@ impl World {
             joins: false,
             registers: host.stable.registers.clone(),
             epoch: Epoch(1),
-            quorums: None,
+            quorums: self.quorums,
             key: None,
             leader: LeaderTiming {
                 heartbeat_ns: 10 * MS,
@@ -349,9 +427,12 @@ impl World {
                 resend_ns: 5 * MS,
             },
             leases: false,
-            election: ElectionTiming::of(100 * MS, 20 * MS),
+            quorum_reads: self.quorum_reads,
+            election: ElectionTiming::of(100 * MS),
             pulse_ns: 20 * MS,
             campaigns: 16,
+            origin: 0,
+            pace: self.pace,
             seed: self.random.next(),
             used_round: host.stable.round,
             pins: host.stable.pins.clone(),
@@ -420,6 +501,18 @@ impl World {
             node.handle(now_ns, unix_ms, from, bytes, &mut io);
         }
         host.wake_ns = node.turn(now_ns, unix_ms, &mut io).max(now_ns + 1_000);
+        if let Some((id, bytes)) = io
+            .stable
+            .part
+            .take_if(|(id, bytes)| bytes.len() as u64 == id.bytes)
+        {
+            assert_eq!(id, snapshot_id(id.slot, &bytes));
+            let mut state = Applied::new(Ledger::default());
+            state.restore(&bytes).expect("as it was written");
+            io.stable.snapshot = Some((id.slot, bytes));
+            node.take_over((now_ns, unix_ms), GroupId(0), id, Some(state), &mut io);
+            host.wake_ns = now_ns + 1_000;
+        }
         if let Some(replica) = node.replica_mut(GroupId(0))
             && replica.take_snapshot_wanted()
         {
@@ -867,7 +960,8 @@ fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
     world.commit(100, 8);
     let leader = world.leader().expect("somebody leads");
     for kind in [Kind::CatchUp, Kind::SnapshotRequest] {
-        for sender in 0..4 {
+        // Tools, which have no number, are answered with no more than they send.
+        for sender in 1..=4 {
             let ask = Header {
                 slot: Slot(1),
                 watermark: 64,
@@ -875,6 +969,104 @@ fn nobody_is_taught_at_an_address_that_only_the_packet_names() {
             };
             assert_eq!(answers(&mut world, leader, &ask, &[]), [], "{kind:?}");
         }
+    }
+}
+
+/// Bytes of lessons, with their heads, that a follower sends another one in `turns` turns that are
+/// `apart_ns` apart, after it was asked for more than it may send.
+fn lessons(pace: Pace, turns: u64, apart_ns: u64) -> (usize, usize) {
+    let mut world = World::paced(9, 3, CALM, Durability::Volatile, pace);
+    world.commit(1_000, 1);
+    world.run_ms(100);
+    let leader = world.leader().expect("somebody leads");
+    let [teacher, pupil] = [1, 2].map(|more| (leader + more) % 3);
+    let ask = Header {
+        slot: Slot(1),
+        watermark: 1_000,
+        ..Header::new(Kind::CatchUp, GroupId(0), NodeId(pupil as u16 + 1))
+    };
+    world.air.clear();
+    let bytes = ask.to_bytes();
+    world.turn_host(teacher, Some((address(pupil + 1), &bytes)));
+    for _ in 1..turns {
+        world.now_ns += apart_ns;
+        world.turn_host(teacher, None);
+    }
+    let is_lesson = |flight: &&Flight| flight.bytes[3] == Kind::Learn as u8;
+    let lessons: Vec<_> = world.air.iter().filter(is_lesson).collect();
+    assert!(lessons.iter().all(|flight| flight.to == address(pupil + 1)));
+    let bytes = lessons.iter().map(|flight| flight.bytes.len()).sum();
+    (lessons.len(), bytes)
+}
+
+#[test]
+fn lessons_leave_a_few_in_a_turn_so_that_votes_do_not_wait_behind_them() {
+    assert_eq!(lessons(Pace::default(), 1, 0).0, 8);
+    assert_eq!(lessons(Pace::default(), 10, 1_000).0, 80);
+}
+
+#[test]
+fn no_more_is_taught_in_a_second_than_the_operator_allows() {
+    let pace = Pace {
+        bytes_per_s: 1_000_000,
+        ..Pace::default()
+    };
+    // Ten milliseconds, and one that had not been used, and the packet that is under way.
+    let (_, bytes) = lessons(pace, 101, 100_000);
+    assert!((9_500..=11_500).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn a_tool_is_answered_with_no_more_than_it_has_sent() {
+    let mut world = World::new(7, 3, CALM, Durability::Volatile);
+    world.commit(100, 8);
+    let leader = world.leader().expect("somebody leads");
+    let applied = world.hosts[leader].replica().expect("up").applied().slot();
+    let ask = |kind, slot, room: usize| Header {
+        slot,
+        length: room as u16,
+        nonce: 77,
+        ..Header::new(kind, GroupId(0), NodeId::NONE)
+    };
+    let room = [0; 100];
+    let offer = ask(Kind::CatchUp, applied, room.len());
+    assert_eq!(
+        answers(
+            &mut world,
+            leader,
+            &ask(Kind::CatchUp, applied.next(), 100),
+            &room
+        ),
+        [],
+        "nobody has that"
+    );
+    let wait = answers(&mut world, leader, &offer, &room);
+    assert_eq!(
+        (wait[0].kind, wait[0].slot),
+        (Kind::SnapshotChunk, Slot::NONE)
+    );
+    for room in [0, 1, 100] {
+        let room = vec![0; room];
+        let offered = answers(
+            &mut world,
+            leader,
+            &ask(Kind::CatchUp, applied, room.len()),
+            &room,
+        );
+        let [first] = offered[..] else {
+            panic!("one answer to one question: {offered:?}");
+        };
+        assert!(first.slot >= applied && usize::from(first.length) <= room.len());
+        assert_eq!(first.nonce, 77);
+        let piece = Header {
+            ballot: first.ballot,
+            watermark: 3,
+            ..ask(Kind::SnapshotRequest, first.slot, room.len())
+        };
+        let pieces = answers(&mut world, leader, &piece, &room);
+        assert_eq!(pieces.len(), 1);
+        assert_eq!(usize::from(pieces[0].length), room.len());
+        assert_eq!(pieces[0].watermark, 3);
     }
 }
 
@@ -968,6 +1160,178 @@ fn a_leader_that_may_be_deposed_answers_no_read() {
     world.client.submit_query(1 << 32, b"").expect("room");
     world.run_ms(300);
     assert_eq!(world.reads, 0);
+}
+
+/// A follower that is asked a query by a stranger, and what its peers are made to say.
+struct Asked {
+    world: World,
+    reader: usize,
+    nonce: u32,
+    slot: Slot,
+}
+
+impl Asked {
+    fn new(quorums: Option<(usize, usize)>) -> Self {
+        let mut world = World::reading(18, CALM, quorums);
+        world.commit(10, 1);
+        world.run_ms(50);
+        let leader = world.leader().expect("somebody leads");
+        let reader = (leader + 1) % 3;
+        let slot = world.hosts[reader].replica().expect("up").applied().slot();
+        Self {
+            world,
+            reader,
+            nonce: 0,
+            slot,
+        }
+    }
+
+    /// Asks a query. What the reader then asks others never arrives.
+    fn query(&mut self) -> usize {
+        let mut value = Vec::new();
+        Entry {
+            kind: EntryKind::Query,
+            session: SessionId(0),
+            sequence: Sequence(7),
+            behind: 0,
+            body: b"",
+        }
+        .append(&mut value);
+        let header = Header {
+            flags: Flags::QUERY,
+            length: value.len() as u16,
+            ..Header::new(Kind::Request, GroupId(0), NodeId::NONE)
+        };
+        let answered = answers(&mut self.world, self.reader, &header, &value).len();
+        self.asks();
+        answered
+    }
+
+    /// Notes the round in which the reader asks.
+    fn asks(&mut self) {
+        for flight in std::mem::take(&mut self.world.air) {
+            if let Parsed::Ours(header, _) = parse(&flight.bytes, 65_535)
+                && header.kind == Kind::ReadIndex
+            {
+                self.nonce = header.nonce;
+            }
+        }
+    }
+
+    /// The peer `step` places further answers, up to `slot`, and remembers this configuration.
+    /// Returns how many answers leave the reader.
+    fn index(&mut self, step: usize, slot: Slot, version: u64) -> usize {
+        self.index_of(step, slot, version, Matchmakers::FIRST)
+    }
+
+    /// The same, as a matchmaker of this generation.
+    fn index_of(&mut self, step: usize, slot: Slot, version: u64, generation: u32) -> usize {
+        let peer = (self.reader + step) % 3;
+        let index = Header {
+            incarnation: self.world.hosts[peer].birth.incarnation(),
+            epoch: Epoch(1),
+            slot,
+            ballot: Ballot(u64::from(generation)),
+            vote_ballot: Ballot(version),
+            nonce: self.nonce,
+            ..Header::new(Kind::Index, GroupId(0), NodeId(peer as u16 + 1))
+        };
+        let from = address(peer + 1);
+        self.world
+            .turn_host(self.reader, Some((from, &index.to_bytes())));
+        let air = self.world.air.iter();
+        let answered = air
+            .filter(|flight| {
+                matches!(parse(&flight.bytes, 65_535), Parsed::Ours(header, _)
+                    if header.kind == Kind::Response)
+            })
+            .count();
+        self.asks();
+        answered
+    }
+}
+
+#[test]
+fn a_follower_reads_when_a_quorum_has_said_how_far() {
+    for (quorums, others) in [(None, 1), (Some((3, 1)), 2)] {
+        let mut asked = Asked::new(quorums);
+        assert_eq!(asked.query(), 0);
+        let slot = asked.slot;
+        for step in 1..=others {
+            assert_eq!(asked.index(step, slot, 0), usize::from(step == others));
+        }
+    }
+}
+
+#[test]
+fn matchmakers_that_have_others_after_them_vouch_for_no_configuration() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let slot = asked.slot;
+    for step in 1..=2 {
+        assert_eq!(asked.index_of(step, slot, 0, Matchmakers::FIRST + 1), 0);
+    }
+    assert_eq!(asked.index(1, slot, 0), 1);
+}
+
+#[test]
+fn a_follower_reads_once_it_has_applied_what_may_be_chosen() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let next = asked.slot.next();
+    assert_eq!(asked.index(1, next, 0), 0);
+    // After a while the leader is to answer: the slot may never be chosen.
+    asked.world.run_ms(25);
+    let reader = asked.world.hosts[asked.reader].replica().expect("up");
+    assert_eq!(reader.tally().queries, 0);
+    assert_eq!(asked.query(), 0);
+    let slot = asked.slot;
+    assert_eq!(asked.index(1, slot, 0), 1);
+}
+
+#[test]
+fn a_query_waits_for_answers_to_what_was_asked_after_it() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let (slot, nonce) = (asked.slot, asked.nonce);
+    assert_eq!(asked.query(), 0);
+    assert_eq!(asked.nonce, nonce, "one round at a time");
+    assert_eq!(asked.index(1, slot, 0), 1, "the first one");
+    assert_ne!(asked.nonce, nonce, "the second one");
+    let late = std::mem::replace(&mut asked.nonce, nonce);
+    assert_eq!(asked.index(2, slot, 0), 0, "answers to the round before");
+    asked.nonce = late;
+    assert_eq!(asked.index(1, slot, 0), 1);
+}
+
+#[test]
+fn a_follower_reads_by_no_configuration_that_another_may_have_replaced() {
+    let mut asked = Asked::new(None);
+    assert_eq!(asked.query(), 0);
+    let newer = Ballot::new(99, NodeId(1)).0;
+    let slot = asked.slot;
+    assert_eq!(asked.index(1, slot, newer), 0);
+    assert_eq!(asked.index(2, slot, 0), 1, "a majority remembers no other");
+}
+
+#[test]
+fn followers_answer_clients_in_any_weather() {
+    for seed in 0..12 {
+        let mut world = World::reading(seed, STORM, None);
+        for _ in 0..20 {
+            world.commit(3, 2);
+            world.read();
+        }
+        world.check();
+    }
+    let mut world = World::reading(1, CALM, None);
+    world.commit(1, 1);
+    for _ in 0..20 {
+        world.read();
+    }
+    let queries = |host: &Host| host.replica().expect("up").tally().queries;
+    assert_eq!(queries(&world.hosts[1]), 20);
+    assert_eq!(world.hosts.iter().map(queries).sum::<u64>(), 20);
 }
 
 #[test]

@@ -35,6 +35,25 @@ impl Placement {
     }
 }
 
+/// Puts the calling thread behind the one that started it, whose SCHED_FIFO priority it has
+/// inherited: with the same one, what it does at length would keep the other waiting on their CPU.
+/// Without one the system shares the CPU between them.
+pub fn step_back() {
+    let mut parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: thread 0 is the calling thread, and `parameters`, which the first call writes and the
+    // last one reads, outlives them.
+    unsafe {
+        if libc::sched_getscheduler(0) == libc::SCHED_FIFO
+            && libc::sched_getparam(0, &raw mut parameters) == 0
+            && parameters.sched_priority > 1
+        {
+            parameters.sched_priority -= 1;
+            // To lower it takes no privilege.
+            libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters);
+        }
+    }
+}
+
 fn set_fifo(priority: u8) -> Result<(), Error> {
     let parameters = libc::sched_param {
         sched_priority: i32::from(priority),

@@ -2,7 +2,7 @@
 
 mod flush;
 
-use crate::config::{Durability, Region, Wait};
+use crate::config::{Durability, Reads, Region, Wait};
 use crate::inspect::Inspector;
 use crate::kv::{Call, Op};
 use crate::local_cluster::{self, LocalCluster};
@@ -66,12 +66,18 @@ pub struct LocalTarget {
     wait: Wait,
     /// How long a replica looks for packets before it sleeps, in microseconds.
     linger_us: u64,
+    /// How Redis clients are served, if they are.
+    reads: Option<Reads>,
+    /// More lines of each replica's configuration.
+    settings: String,
     running: Option<Running>,
     /// What programs on interfaces need around them: made once for a site.
     programs: Option<Programs>,
     /// The journal's code path, once it is known.
     journal: Option<String>,
     unsupported: Option<String>,
+    /// Nodes beside the replicas that wait to be made members.
+    strangers: usize,
 }
 
 struct Programs {
@@ -162,11 +168,34 @@ impl LocalTarget {
             durability,
             wait,
             linger_us,
+            reads: None,
+            settings: String::new(),
             running: None,
             programs: None,
             journal: None,
             unsupported: None,
+            strangers: 0,
         }
+    }
+
+    /// Runs so many nodes for so many members that are none.
+    #[must_use]
+    pub fn with_strangers(self, strangers: impl FnOnce(usize) -> usize) -> Self {
+        Self {
+            strangers: strangers(REPLICAS),
+            ..self
+        }
+    }
+
+    /// How many nodes run.
+    pub const fn nodes(&self) -> usize {
+        REPLICAS + self.strangers
+    }
+
+    /// With these lines in each replica's configuration.
+    #[must_use]
+    pub fn configured(self, settings: String) -> Self {
+        Self { settings, ..self }
     }
 
     /// Is not to be measured, and why: its row will say so.
@@ -174,6 +203,15 @@ impl LocalTarget {
     pub fn unsupported(self, reason: Option<String>) -> Self {
         Self {
             unsupported: reason,
+            ..self
+        }
+    }
+
+    /// Serves Redis clients as well, with such reads.
+    #[must_use]
+    pub fn serving_redis(self, reads: Reads) -> Self {
+        Self {
+            reads: Some(reads),
             ..self
         }
     }
@@ -189,6 +227,11 @@ impl LocalTarget {
         options.durability = self.durability;
         options.wait = self.wait;
         options.xdp = (self.engine == Engine::Xdp).then_some(OnHostDeath::Seal);
+        if let Some(reads) = self.reads {
+            options.resp = true;
+            options.settings = format!("reads = \"{}\"\n", reads.name());
+        }
+        options.settings += &self.settings;
         options.worker = format!("linger_us = {}\n", self.linger_us);
         // A worker that spins stays below the other threads on its CPU, which would starve beside
         // it: its journal's, and the one that starts it.
@@ -199,6 +242,7 @@ impl LocalTarget {
             let below = below.ok_or("replicas that poll need a --priority of 2 or more")?;
             options.worker += &format!("fifo_priority = {below}\n");
         }
+        options.joining = self.strangers;
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
         let mut running = Running {
             cluster: LocalCluster::prepare(options)?,

@@ -62,6 +62,8 @@ pub struct Config {
     pub worker: Worker,
     /// How long things take.
     pub timing: Timing,
+    /// How those that lag are taught.
+    pub catch_up: CatchUp,
     /// Where the acceptor votes before its packets reach this process; nowhere if absent.
     pub offload: Option<Offload>,
     /// A file with the cluster's key (32 hexadecimal digits): every packet carries a tag if set.
@@ -69,6 +71,8 @@ pub struct Config {
     /// Whether this node may listen where others than this machine reach it, with neither a key for
     /// its packets nor passwords or TLS for its clients.
     pub insecure: bool,
+    /// As whom a node goes on that root starts; as root if absent.
+    pub security: Option<Security>,
 }
 
 /// What a command line or the environment says instead of the file.
@@ -163,15 +167,12 @@ impl Config {
         )
     }
 
-    /// Shortest silence of a leader before a follower asks the leader's host whether it still runs,
-    /// in nanoseconds: what followers come down to under load, when a leader is heard of four times
-    /// in that time. A worker that polls watches more closely.
-    pub fn suspect_ns(&self) -> u64 {
-        let by_watcher = match self.worker.wait {
-            Wait::Blocking => 4_000,
-            Wait::Polling => 1_000,
-        };
-        self.timing.suspect_us.unwrap_or(by_watcher) * 1_000
+    /// How long a leader that has news waits for more before it tells, in nanoseconds.
+    pub const fn decide_ns(&self) -> u64 {
+        match self.worker.wait {
+            Wait::Blocking => 1_000_000,
+            Wait::Polling => 250_000,
+        }
     }
 
     /// Between two packets by which a node with several groups tells each other one that it lives, in
@@ -278,6 +279,14 @@ pub struct Peer {
     pub resp: Option<SocketAddr>,
 }
 
+/// What a node gives up when it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    /// The user that it becomes.
+    pub user: String,
+}
+
 /// Flexible quorums: phase 1 and phase 2 together must exceed the number of members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -294,6 +303,14 @@ pub const MAX_GROUPS: u16 = 1024;
 const USUAL_SLOTS: u64 = 4096;
 /// Slots of all groups together, from which each has its part unless more or fewer are asked for.
 const SHARED_SLOTS: u64 = 65_536;
+
+/// How those that lag are taught.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CatchUp {
+    /// Bytes that this node sends them in a second at the most; zero is no limit.
+    pub bytes_per_s: u64,
+}
 
 /// The region's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -367,6 +384,20 @@ pub enum Reads {
     /// A quorum's promise to follow nobody else for a while: no round trip, but the clocks of two
     /// machines must not run apart by 20 % or more, nor one stand still while its machine does.
     Lease,
+    /// Every node answers, from what it has applied: it asks a quorum how far that must be. Needs no
+    /// clock and no leader.
+    Quorum,
+}
+
+impl Reads {
+    /// The name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Barrier => "barrier",
+            Self::Lease => "lease",
+            Self::Quorum => "quorum",
+        }
+    }
 }
 
 /// How a worker waits.
@@ -414,9 +445,6 @@ pub enum Engine {
     Xdp,
 }
 
-/// Shortest [`Timing::suspect_us`]: below it a leader would do little else but tell that it lives.
-pub const MIN_SUSPECT_US: u64 = 500;
-
 /// How long things take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -425,9 +453,6 @@ pub struct Timing {
     pub heartbeat_ms: u64,
     /// Silence of the leader before a follower campaigns.
     pub election_ms: u64,
-    /// Silence of a leader under load before a follower asks its host whether it still runs, in
-    /// microseconds: see [`Config::suspect_ns`].
-    pub suspect_us: Option<u64>,
     /// How long a lease lasts that acceptors grant a leader, in microseconds: fixed once the region
     /// exists. See [`Reads::Lease`].
     pub lease_us: u64,
@@ -438,7 +463,6 @@ impl Default for Timing {
         Self {
             heartbeat_ms: 10,
             election_ms: 150,
-            suspect_us: None,
             lease_us: 4_000,
         }
     }

@@ -165,6 +165,10 @@ pub struct Identity {
     /// The kernel's boot id at that moment: the first that can have votes in its memory. A machine
     /// that restarted before has lost nothing.
     pub formed_boot_id: Option<String>,
+    /// The snapshot that the cluster began with, [`SnapshotId::origin`]; zero if with nothing.
+    ///
+    /// [`SnapshotId::origin`]: consensus::state_machine::SnapshotId::origin
+    pub origin: u64,
     /// What its members had configured alike.
     pub terms: Option<Terms>,
     /// That membership's number.
@@ -178,6 +182,8 @@ pub struct Identity {
     pub leaving: Option<PathBuf>,
     /// There is a register: a node that came back without it would forget what it matched.
     pub registered: bool,
+    /// It formed no cluster: it waits to be made a member, or was made one.
+    pub joined: bool,
 }
 
 /// Who may open the directory, and how it is made if it is new.
@@ -210,11 +216,15 @@ struct Text {
     /// Packed terms and the nanoseconds of a lease.
     terms: Option<[u64; 2]>,
     #[serde(default)]
+    origin: String,
+    #[serde(default)]
     generation: u64,
     bpffs: Option<PathBuf>,
     leaving: Option<PathBuf>,
     #[serde(default)]
     registered: bool,
+    #[serde(default)]
+    joined: bool,
     pins: BTreeMap<String, u32>,
 }
 
@@ -543,11 +553,13 @@ fn new_identity(
         pins: BTreeMap::new(),
         formed: false,
         formed_boot_id: None,
+        origin: 0,
         terms: None,
         generation: 0,
         bpffs: None,
         leaving: None,
         registered: false,
+        joined: false,
         epoch: Epoch::default(),
     })
 }
@@ -570,10 +582,15 @@ fn encode(identity: &Identity) -> Result<String, DataDirectoryError> {
         formed: identity.formed,
         formed_boot_id: identity.formed_boot_id.clone(),
         terms: identity.terms.map(|terms| [terms.packed, terms.lease_ns]),
+        origin: match identity.origin {
+            0 => String::new(),
+            origin => format!("{origin:016x}"),
+        },
         generation: identity.generation,
         bpffs: identity.bpffs.clone(),
         leaving: identity.leaving.clone(),
         registered: identity.registered,
+        joined: identity.joined,
         pins,
     })?;
     Ok(format!(
@@ -620,6 +637,12 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         .map(|(node, incarnation)| Ok((NodeId(node.parse()?), Incarnation(incarnation))))
         .collect::<Result<_, std::num::ParseIntError>>()
         .map_err(|error| damaged(format!("pins: {error}")))?;
+    let origin = match text.origin.as_str() {
+        "" => 0,
+        origin => {
+            u64::from_str_radix(origin, 16).map_err(|error| damaged(format!("origin: {error}")))?
+        }
+    };
     Ok(Identity {
         cluster: text.cluster,
         node: NodeId(text.node),
@@ -631,13 +654,17 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
         pins,
         formed: text.formed,
         formed_boot_id: text.formed_boot_id,
-        terms: text
-            .terms
-            .map(|[packed, lease_ns]| Terms { packed, lease_ns }),
+        terms: text.terms.map(|[packed, lease_ns]| Terms {
+            packed,
+            lease_ns,
+            origin,
+        }),
+        origin,
         generation: text.generation,
         bpffs: text.bpffs,
         leaving: text.leaving,
         registered: text.registered,
+        joined: text.joined,
         epoch: Epoch(text.epoch),
     })
 }

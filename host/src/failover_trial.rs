@@ -1,17 +1,21 @@
-//! What `nearwire bench failover` measures: how long clients wait when the leader is killed.
+//! What `nearwire bench failover` measures: how long clients wait when another node comes to lead.
 //!
-//! One client writes without a pause. In each trial the leader is killed with SIGKILL, the longest
-//! time between two acknowledged writes is noted, and the killed replica is started again. Between
-//! two trials nobody is disturbed, so that a change of the leader's ballot there is an election
-//! that nobody asked for: a false one.
+//! One client writes without a pause. In each trial the leader is killed with SIGKILL, or asked to
+//! hand over, or all members are replaced by others, and the longest time between two acknowledged
+//! writes is noted; a killed replica is started again. Between two trials nobody is disturbed, so
+//! that a change of the leader's ballot there is an election that nobody asked for: a false one.
 
 use crate::bench_target::LocalTarget;
+use crate::inspect::{HandOver, Inspector};
 use crate::local_cluster::LocalCluster;
+use crate::members::{Operator, Wish};
 use bench::cluster::Command;
 use bench::run::{Cluster, Target, TargetError};
 use bench::site::Site;
 use consensus::client::{self, Client};
+use consensus::quorum::{Member, MemberRole};
 use consensus::wire::{self, Parsed};
+use consensus::{Incarnation, NodeId};
 use datapath::{Service, Transmit, Wait, Worker};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
@@ -32,13 +36,38 @@ const DWELL: Duration = Duration::from_millis(50);
 const AFTERMATH: Duration = Duration::from_millis(200);
 /// A restarted replica is level when it lacks no more slots than are decided meanwhile.
 const LEVEL_SLOTS: u64 = 2_000;
+/// There is no cluster.
+const STOPPED: &str = "the cluster has been stopped";
 /// Longest sleep of the client, so that its end is noticed soon.
 const MAX_SLEEP: Duration = Duration::from_millis(20);
+
+/// Why another node comes to lead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The leader is killed with SIGKILL.
+    Kill,
+    /// The leader is asked to hand over to another member.
+    Move,
+    /// All members are replaced by as many others, the leader among them.
+    Replace,
+}
+
+impl Cause {
+    /// How many nodes run that are no members.
+    pub const fn strangers(self, members: usize) -> usize {
+        match self {
+            Self::Kill | Self::Move => 0,
+            Self::Replace => members,
+        }
+    }
+}
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How often the leader is killed.
+    /// Why another node comes to lead.
+    pub cause: Cause,
+    /// How often one does.
     pub trials: usize,
     /// Undisturbed writing before each trial.
     pub settle: Duration,
@@ -156,7 +185,7 @@ struct Lead {
     decided: u64,
 }
 
-/// Kills the leader of `target`'s cluster on `site` again and again.
+/// Has other nodes of `target`'s cluster on `site` lead, again and again.
 ///
 /// # Errors
 /// The cluster does not start, or does not recover.
@@ -242,10 +271,12 @@ impl Run<'_> {
             self.dwell(self.options.settle, |_, _| Ok(()))?;
             let now = self.await_lead()?;
             outcome.false_elections += u64::from(now.ballot != lead.ballot);
-            let (gap, successor) = self.kill(&now)?;
+            let (gap, successor) = self.succeed(&now)?;
             outcome.gaps.push(gap);
             lead = successor;
-            self.restart(now.node)?;
+            if self.options.cause == Cause::Kill {
+                self.restart(now.node)?;
+            }
         }
         if !self.options.calm.is_zero() {
             let burning = AtomicBool::new(true);
@@ -277,15 +308,18 @@ impl Run<'_> {
     }
 
     fn cluster(&mut self) -> Result<&mut LocalCluster, TargetError> {
-        let cluster = self.target.cluster();
-        cluster.ok_or_else(|| "the cluster has been stopped".into())
+        self.target.cluster().ok_or_else(|| STOPPED.into())
     }
 
-    /// Kills the leader. Returns the longest time between two writes that were acknowledged from then
-    /// until one was by its successor, and at least [`AFTERMATH`], and the successor.
-    fn kill(&mut self, leader: &Lead) -> Result<(Duration, Lead), TargetError> {
+    /// Has another node lead. Returns the longest time between two writes that were acknowledged from
+    /// then until one was by the successor, and at least [`AFTERMATH`], and the successor.
+    fn succeed(&mut self, leader: &Lead) -> Result<(Duration, Lead), TargetError> {
         self.shared.longest_gap_ns.store(0, Ordering::Relaxed);
-        self.cluster()?.kill(leader.node);
+        match self.options.cause {
+            Cause::Kill => self.cluster()?.kill(leader.node),
+            Cause::Move => self.hand_over(leader.node)?,
+            Cause::Replace => self.replace()?,
+        }
         // Nobody is asked meanwhile: answers cost a replica time.
         self.dwell(AFTERMATH, |_, _| Ok(()))?;
         let deadline = Instant::now() + PATIENCE;
@@ -294,17 +328,65 @@ impl Run<'_> {
             if lead.ballot > leader.ballot {
                 break lead;
             }
-            self.check(deadline, "follows the leader that was killed")?;
+            self.check(deadline, "follows the former leader")?;
             thread::sleep(LOOK);
         };
-        // What the dead leader had answered was taken before this.
+        // What the former leader had answered was taken before this.
         let before = self.shared.acknowledged.load(Ordering::Relaxed);
         while self.shared.acknowledged.load(Ordering::Relaxed) == before {
-            self.check(deadline, "acknowledges a write after the leader was killed")?;
+            self.check(deadline, "acknowledges a write of the next leader")?;
             thread::sleep(Duration::from_millis(1));
         }
         let gap_ns = self.shared.longest_gap_ns.load(Ordering::Relaxed);
         Ok((Duration::from_nanos(gap_ns), successor))
+    }
+
+    /// Asks the leader to hand over to the next node.
+    fn hand_over(&mut self, leader: u16) -> Result<(), TargetError> {
+        let members = self.cluster()?.members();
+        let place = usize::from(leader) % members.len();
+        let (successor, from) = (members[place].0, members[usize::from(leader) - 1].1);
+        let said = as_client(self.site, || {
+            let mut inspector = Inspector::new(&[from], None)?;
+            inspector.hand_over(from, successor, ANSWER)
+        })?;
+        match said? {
+            HandOver::Accepted => Ok(()),
+            other => Err(format!("replica {leader} does not hand over: {other:?}").into()),
+        }
+    }
+
+    /// Replaces the members by all other nodes.
+    fn replace(&mut self) -> Result<(), TargetError> {
+        let nodes = self.cluster()?.members();
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|&(_, address)| address).collect();
+        let mut operator = as_client(self.site, || Operator::new(seeds, None))??;
+        let now = operator.look(PATIENCE)?;
+        let former = now.configuration.membership.members;
+        let is_member = |node: NodeId| former.iter().any(|member| member.node == node);
+        let mut members = Vec::new();
+        for (node, address) in nodes {
+            if is_member(node) {
+                continue;
+            }
+            let report = self.inspect(node.0)?;
+            let incarnation = report.and_then(|report| report["incarnation"].as_u64());
+            let incarnation =
+                incarnation.ok_or_else(|| format!("replica {node} does not answer"))?;
+            members.push(Member {
+                node,
+                address,
+                incarnation: Incarnation(u32::try_from(incarnation)?),
+                priority: 0,
+                role: MemberRole::Voter,
+            });
+        }
+        let wish = Wish {
+            members,
+            quorums: None,
+        };
+        operator.change(&wish, PATIENCE)?;
+        Ok(())
     }
 
     /// Starts a killed replica again and waits until it is level with the leader.
@@ -399,11 +481,15 @@ impl Run<'_> {
     }
 
     fn inspect(&mut self, node: u16) -> Result<Option<serde_json::Value>, TargetError> {
-        let client = self.site.client().node.clone();
-        let cluster = self.cluster()?;
-        Ok(match client {
-            Some(client) => client.run(|| cluster.inspect(node, ANSWER))?,
-            None => cluster.inspect(node, ANSWER),
-        })
+        let cluster = self.target.cluster().ok_or(STOPPED)?;
+        as_client(self.site, || cluster.inspect(node, ANSWER))
     }
+}
+
+/// What `work` gives in the client's place: a socket that it makes stays there.
+fn as_client<T: Send>(site: &Site, work: impl FnOnce() -> T + Send) -> Result<T, TargetError> {
+    Ok(match &site.client().node {
+        Some(client) => client.run(work)?,
+        None => work(),
+    })
 }

@@ -1,12 +1,14 @@
 //! What a tool asks of running nodes: what they are doing, to hand leadership over, and to change the
 //! members.
 
+use crate::backup::questions;
 use consensus::auth::{self, Keys};
 use consensus::client::decode_address;
 use consensus::configuration::Configuration;
 use consensus::replica::Reconfigured;
+use consensus::state_machine::SnapshotId;
 use consensus::wire::{self, Header, Kind, Parsed};
-use consensus::{Ballot, GroupId, NodeId};
+use consensus::{Ballot, GroupId, NodeId, Slot};
 use datapath::{Datapath, Error, Received, Transmit, Udp, Wait, clock};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -33,6 +35,13 @@ impl Report {
     pub fn node(&self, field: &str) -> Option<NodeId> {
         let number = self.0.get(field)?.as_u64()?;
         u16::try_from(number).ok().map(NodeId)
+    }
+
+    /// How many groups its cluster has.
+    pub fn groups(&self) -> u16 {
+        let groups = self.0.get("groups").map(|groups| &groups["count"]);
+        let count = groups.and_then(|count| u16::try_from(count.as_u64()?).ok());
+        count.unwrap_or(1)
     }
 
     /// Whether the node says that it leads.
@@ -199,6 +208,63 @@ impl Inspector {
             Answered::One
         })?;
         Ok(answer)
+    }
+
+    /// Asks a node for a snapshot that reaches at least `slot`, with `room` for the answer.
+    pub(crate) fn offered_snapshot(
+        &mut self,
+        node: SocketAddr,
+        slot: Slot,
+        room: &[u8],
+        timeout: Duration,
+    ) -> Result<Option<SnapshotId>, Error> {
+        let mut offered = None;
+        let question = questions::offer(slot, room.len());
+        self.ask(&[node], &question, room, timeout, |_, header, _| {
+            // Without a slot: one is being made.
+            if header.kind != Kind::SnapshotChunk || header.slot == Slot::NONE {
+                return Answered::Not;
+            }
+            offered = Some(SnapshotId {
+                slot: header.slot,
+                bytes: header.vote_ballot.0,
+                crc: header.ballot.0 as u32,
+            });
+            Answered::One
+        })?;
+        Ok(offered)
+    }
+
+    /// Asks for a piece of a snapshot: it will be among the [pieces](Self::pieces).
+    pub(crate) fn ask_for_piece(
+        &mut self,
+        node: SocketAddr,
+        id: SnapshotId,
+        offset: u64,
+        room: &[u8],
+    ) {
+        self.send(node, questions::piece(id, offset, room.len()), room);
+    }
+
+    /// Sends what was asked, waits for pieces of snapshots, and hands them over.
+    pub(crate) fn pieces(
+        &mut self,
+        at_most: Duration,
+        mut take: impl FnMut(&Header, &[u8]),
+    ) -> Result<(), Error> {
+        self.socket.flush()?;
+        self.socket.wait(at_most)?;
+        for packet in 0..self.socket.receive()? {
+            let (_, datagram) = self.socket.halves().0.packet(packet);
+            let Parsed::Ours(header, value) = wire::parse(datagram, MAX_DATAGRAM_VALUE) else {
+                continue;
+            };
+            let tagged = |keys: Keys| keys.is_authentic(&header, value);
+            if header.kind == Kind::SnapshotChunk && self.keys.is_none_or(tagged) {
+                take(&header, value);
+            }
+        }
+        Ok(())
     }
 
     /// Sends `question` to each node, and again to those who have not answered. An answer is known

@@ -1,6 +1,8 @@
 //! The host side of nearwire: runs replicas, keeps what must outlive them, and serves clients.
 
+pub mod backup;
 pub mod bench_target;
+pub mod catch_up_trial;
 pub mod client;
 pub mod config;
 pub mod conform;
@@ -21,6 +23,8 @@ pub mod mapping;
 pub mod members;
 pub mod node;
 pub mod offload;
+pub mod privileges;
+pub mod read_trial;
 pub mod region_place;
 pub mod rehearsal;
 pub mod resp;

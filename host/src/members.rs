@@ -1,9 +1,9 @@
 //! How a wish for other members becomes changes, each of which a leader takes: learners first, then
 //! everything else at once.
 
-use crate::inspect::{Change, Inspector};
+use crate::inspect::{Change, Inspector, Report};
 use consensus::auth::Keys;
-use consensus::configuration::Configuration;
+use consensus::configuration::{Configuration, Matchmakers};
 use consensus::quorum::{Member, MemberRole, Membership, QuorumError, Quorums};
 use consensus::replica::Reconfigured;
 use consensus::{GroupId, Incarnation, NodeId};
@@ -15,6 +15,16 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(10);
 /// How long one node is waited for before another is asked.
 const ANSWER: Duration = Duration::from_millis(300);
+
+/// What all nodes of a cluster have alike, as their reports name it. Leaders count on it: a lease that
+/// one acceptor gives for less is no lease.
+const ALIKE: [&str; 5] = [
+    "durability",
+    "groups",
+    "window_slots",
+    "value_bytes",
+    "lease_ns",
+];
 
 /// Who is to be a member, whatever that takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -126,6 +136,24 @@ pub enum Error {
         /// Who they were to be.
         members: Vec<Member>,
     },
+    /// A node does not say how it is set up.
+    #[error("the node at {address} does not answer")]
+    Silent {
+        /// Where it is.
+        address: SocketAddr,
+    },
+    /// A new member is set up differently.
+    #[error("the node at {address} has {key} {has}, and the cluster {wanted}")]
+    Unlike {
+        /// Where it is.
+        address: SocketAddr,
+        /// What differs, as in reports.
+        key: &'static str,
+        /// What the node has.
+        has: serde_json::Value,
+        /// What the leader has.
+        wanted: serde_json::Value,
+    },
     /// They are unsound.
     #[error(transparent)]
     Quorums(#[from] QuorumError),
@@ -148,6 +176,13 @@ impl Error {
             Self::Refused { .. } => {
                 Some("its program may be another version: see `nearwire status`")
             }
+            Self::Silent { .. } => Some(
+                "see `nearwire status`; a new node runs with `join = true` in its configuration",
+            ),
+            Self::Unlike { .. } => Some(
+                "start it with the cluster's configuration and an empty data directory, then try \
+                 again",
+            ),
             Self::Quorums(_) => Some("give --phase1 and --phase2, or other members"),
             Self::Datapath(_) => None,
         }
@@ -251,9 +286,7 @@ impl Operator {
                 reports.iter().any(Option::is_some)
             })?;
             if let Some(report) = reports.into_iter().flatten().next() {
-                let groups = report.0.get("groups").map(|groups| &groups["count"]);
-                let groups = groups.and_then(|count| u16::try_from(count.as_u64()?).ok());
-                return Ok(groups.unwrap_or(1));
+                return Ok(report.groups());
             }
         }
         let asked = self.seeds.clone();
@@ -297,7 +330,7 @@ impl Operator {
         let wish = Configuration {
             version: now.configuration.version,
             membership,
-            matchmakers: Vec::new(),
+            matchmakers: Matchmakers::NONE,
         };
         match self.ask(Some(&wish), until)?.came {
             // A learner that is behind catches up; what else there is, the next look shows.
@@ -310,6 +343,40 @@ impl Operator {
                 let members = wish.membership.members;
                 Err(Error::Refused { members })
             }
+        }
+    }
+
+    /// Makes sure that the node at `stranger` is set up as the one at `leader` is.
+    ///
+    /// # Errors
+    /// It is not, or one of them does not answer in time.
+    pub fn check_alike(
+        &mut self,
+        leader: SocketAddr,
+        stranger: SocketAddr,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let mut report = |address| {
+            let reports = self.inspector.inspect(&[address], patience, |_| false)?;
+            let report = reports.into_iter().flatten().next();
+            report.ok_or(Error::Silent { address })
+        };
+        let (there, here) = (report(leader)?, report(stranger)?);
+        let of = |report: &Report, key: &str| match key {
+            "groups" => report.groups().into(),
+            _ => report.0.get(key).cloned().unwrap_or_default(),
+        };
+        match ALIKE
+            .into_iter()
+            .find(|key| of(&there, key) != of(&here, key))
+        {
+            None => Ok(()),
+            Some(key) => Err(Error::Unlike {
+                address: stranger,
+                key,
+                has: of(&here, key),
+                wanted: of(&there, key),
+            }),
         }
     }
 
@@ -340,6 +407,7 @@ impl Operator {
         patience: Duration,
     ) -> Result<bool, Error> {
         let now = self.look(patience)?;
+        let leader = now.configuration.membership.member(now.leader).copied();
         let mut members = now.configuration.membership.members;
         let Some(own) = members.iter_mut().find(|member| member.node == node) else {
             return Ok(false);
@@ -349,6 +417,9 @@ impl Operator {
             own.role = MemberRole::Voter;
         }
         own.incarnation = incarnation;
+        if let Some(leader) = leader {
+            self.check_alike(leader.address, own.address, ANSWER)?;
+        }
         let wish = Wish {
             members,
             quorums: None,

@@ -3,22 +3,23 @@
 use crate::cutting::Cutting;
 use crate::data_directory::{DataDirectory, boot_id};
 use crate::engine::Software;
-use crate::front::{Access, Completion, Failure, Submission, WorkerEnd};
+use crate::front::{Access, Completion, Failure, Lease, Submission, WorkerEnd};
 use crate::fullness::Fullness;
 use crate::resp::cluster::Leaders;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{Done, Failed, Snapshots};
 use crate::supervision::Supervision;
 use crate::wal::Wal;
+use consensus::applied::Applied;
 use consensus::auth::{self, Key, Keys};
 use consensus::client::{self, Client, SubmitError};
 use consensus::formation::{Conflict, Terms};
 use consensus::node::{Node, NodeIo};
 use consensus::quorum::MemberRole;
-use consensus::replica::{Io, Replica, Role, Tally};
-use consensus::state_machine::StateMachine;
+use consensus::replica::{Io, Piece, Replica, Role, Tally};
+use consensus::state_machine::{SnapshotId, StateMachine};
 use consensus::wire::{Flags, Header, Kind};
 use consensus::{GroupId, Incarnation, NodeId, Slot};
-use datapath::{Awaits, Prober, Service, Stats, Transmit, clock};
+use datapath::{Awaits, Lifelines, Service, Stats, Transmit, clock};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +30,7 @@ use std::time::Duration;
 pub const GROUP: GroupId = GroupId(0);
 /// Groups that a turn looks after at the most: of a thousand each has its turn often enough.
 const GROUPS_PER_TURN: usize = 16;
-/// Rounds reserved ahead, so that an election waits for no disk.
+/// Rounds reserved ahead, so that an election waits for no disk but the matchmakers'.
 const ROUNDS_AHEAD: u64 = 1024;
 /// Slots applied between two snapshots of a journalled state.
 pub const SNAPSHOT_SLOTS: u64 = 50_000;
@@ -88,6 +89,8 @@ struct Front {
     end: WorkerEnd,
     /// What the sessions are made with.
     config: client::Config,
+    /// Where queries are asked, if not the leader.
+    reads_from: Option<SocketAddr>,
     /// Begun with the first submission for the group.
     sessions: Vec<Option<Box<Session>>>,
     /// The groups whose session has something to do.
@@ -105,24 +108,30 @@ struct Session {
 }
 
 impl Front {
+    fn begin(&self, group: GroupId) -> Result<Box<Session>, client::ConfigError> {
+        let client = Client::new(client::Config {
+            group,
+            seed: self.config.seed.wrapping_add(u64::from(group.0)),
+            ..self.config.clone()
+        })?;
+        Ok(Box::new(Session {
+            client: match self.reads_from {
+                Some(address) => client.reading_from(address),
+                None => client,
+            },
+            moved_ns: 0,
+            is_busy: false,
+        }))
+    }
+
     /// The group's session, which has something to do from now on.
     fn session(&mut self, now_ns: u64, group: GroupId) -> Option<&mut Session> {
-        let place = self.sessions.get_mut(usize::from(group.0))?;
-        if place.is_none() {
-            let config = client::Config {
-                group,
-                seed: self.config.seed.wrapping_add(u64::from(group.0)),
-                ..self.config.clone()
-            };
+        if self.sessions.get(usize::from(group.0))?.is_none() {
             // What the first one took the others take.
-            let client = Client::new(config).ok()?;
-            *place = Some(Box::new(Session {
-                client,
-                moved_ns: now_ns,
-                is_busy: false,
-            }));
+            let begun = self.begin(group).ok()?;
+            *self.sessions.get_mut(usize::from(group.0))? = Some(begun);
         }
-        let session = place.as_mut()?;
+        let session = self.sessions.get_mut(usize::from(group.0))?.as_mut()?;
         if !std::mem::replace(&mut session.is_busy, true) {
             session.moved_ns = now_ns;
             self.busy.push(group);
@@ -164,13 +173,15 @@ struct Kept {
 }
 
 /// What the node needs of the host while it runs.
-struct Host {
+struct Host<S> {
     directory: DataDirectory,
     address: SocketAddr,
     terms: Terms,
     reserved_round: u64,
-    snapshots: Snapshots,
-    prober: Prober,
+    snapshots: Snapshots<S>,
+    lifelines: Lifelines,
+    /// Whose ends they tell.
+    watched: Vec<SocketAddr>,
     /// Packets to this very node: a front's requests and the answers to them.
     to_self: VecDeque<(Header, Vec<u8>)>,
     inspections: Vec<(SocketAddr, Header)>,
@@ -178,23 +189,18 @@ struct Host {
 }
 
 /// The host, with the way out of this turn.
-struct Outbox<'a, T> {
-    host: &'a mut Host,
+struct Outbox<'a, T, S> {
+    host: &'a mut Host<S>,
     tx: &'a mut T,
 }
 
-impl<T: Transmit> Io for Outbox<'_, T> {
+impl<T: Transmit, S> Io for Outbox<'_, T, S> {
     fn send(&mut self, to: SocketAddr, header: &Header, value: &[u8]) {
         if to == self.host.address {
             self.host.to_self.push_back((*header, value.to_vec()));
         } else {
             self.tx.send(to, &header.to_bytes(), value);
         }
-    }
-
-    fn probe(&mut self, to: SocketAddr, header: &Header) {
-        let now_ns = clock::monotonic_ns();
-        self.host.prober.send(now_ns, to, &header.to_bytes());
     }
 
     fn reserve_rounds(&mut self, round: u64) -> bool {
@@ -229,14 +235,26 @@ impl<T: Transmit> Io for Outbox<'_, T> {
     fn read_snapshot(
         &mut self,
         group: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
-        self.host.snapshots.read(group, offset, out)
+    ) -> Option<Piece> {
+        self.host.snapshots.read(group, of, offset, out)
+    }
+
+    fn keep_piece(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        self.host.snapshots.keep(group, id, offset, piece, crc)
     }
 }
 
-impl<T: Transmit> NodeIo for Outbox<'_, T> {
+impl<T: Transmit, S> NodeIo for Outbox<'_, T, S> {
     fn pin(&mut self, pins: &BTreeMap<NodeId, Incarnation>, formed: bool) -> bool {
         let result = boot_id().and_then(|boot_id| {
             self.host.directory.update(|identity| {
@@ -266,7 +284,7 @@ impl<T: Transmit> NodeIo for Outbox<'_, T> {
 /// A node as a worker's service.
 pub struct NodeService<S> {
     node: Node<Software, Wal, S>,
-    host: Host,
+    host: Host<S>,
     front: Option<Front>,
     key: Option<Key>,
     new_keys: NewKeys,
@@ -296,8 +314,10 @@ pub struct Parts<S> {
     pub directory: DataDirectory,
     /// Where its datagrams go.
     pub address: SocketAddr,
+    /// What tells of others that died.
+    pub lifelines: Lifelines,
     /// Its snapshots.
-    pub snapshots: Snapshots,
+    pub snapshots: Snapshots<S>,
     /// Slots applied between two of them.
     pub snapshot_slots: u64,
     /// The worker's end of a client front.
@@ -334,6 +354,7 @@ impl<S: StateMachine> NodeService<S> {
                     .map(|peer| (peer.node, peer.address))
                     .collect();
                 members.sort_by_key(|(node, _)| *node != config.node);
+                let reads_from = config.quorum_reads.then_some(parts.address);
                 let config = client::Config {
                     members,
                     group: GROUP,
@@ -342,22 +363,19 @@ impl<S: StateMachine> NodeService<S> {
                     max_in_flight: FRONT_WINDOW,
                     seed: config.seed ^ 0x6672_6f6e_7400_0000,
                 };
-                let first = Client::new(config.clone())?;
-                let mut sessions: Vec<_> = (0..groups).map(|_| None).collect();
-                if let Some(place) = sessions.first_mut() {
-                    *place = Some(Box::new(Session {
-                        client: first,
-                        moved_ns: 0,
-                        is_busy: false,
-                    }));
-                }
-                Some(Front {
+                let mut front = Front {
                     end,
                     config,
-                    sessions,
+                    reads_from,
+                    sessions: (0..groups).map(|_| None).collect(),
                     busy: Vec::with_capacity(usize::from(groups)),
                     waiting: None,
-                })
+                };
+                let first = front.begin(GROUP)?;
+                if let Some(place) = front.sessions.first_mut() {
+                    *place = Some(first);
+                }
+                Some(front)
             }
         };
         let reserved_round = parts.directory.identity().reserved_round;
@@ -375,7 +393,8 @@ impl<S: StateMachine> NodeService<S> {
                 terms: parts.node.formation().terms(),
                 reserved_round,
                 snapshots: parts.snapshots,
-                prober: Prober::new(parts.address.ip()),
+                lifelines: parts.lifelines,
+                watched: Vec::new(),
                 to_self: VecDeque::new(),
                 inspections: Vec::new(),
                 error: None,
@@ -543,19 +562,75 @@ impl<S: StateMachine> NodeService<S> {
         due
     }
 
-    /// Takes snapshots when they are due and cuts the journal behind them.
-    fn keep_state(&mut self, now_ns: u64) {
-        match self.host.snapshots.poll() {
-            Some((group, Ok(slot))) => {
+    /// Has the leases renewed by which the front answers queries itself.
+    fn renew_leases(&mut self, now_ns: u64) {
+        let Some(front) = &mut self.front else { return };
+        front.end.wanted_leases(|group| {
+            self.node.renew_lease(group, now_ns);
+        });
+    }
+
+    /// Says until when the front may answer queries itself.
+    fn lend_leases(&mut self) {
+        while let Some((group, (until_ns, renew_ns))) = self.node.next_lease() {
+            if let Some(front) = &mut self.front {
+                front.end.lend(group, Lease { until_ns, renew_ns });
+            }
+        }
+    }
+
+    /// Watches whoever is a member now.
+    fn watch_members(&mut self) {
+        let watched = self.host.watched.iter().copied();
+        if !self.node.other_members().eq(watched) {
+            self.host.watched = self.node.other_members().collect();
+            self.host.lifelines.watch(self.host.watched.clone());
+        }
+    }
+
+    /// Takes over the state that was made of another's snapshot, or learns that there is none.
+    fn take_over<T: Transmit>(
+        &mut self,
+        now_ns: u64,
+        group: GroupId,
+        id: SnapshotId,
+        state: Option<Applied<S>>,
+        tx: &mut T,
+    ) {
+        let now = (now_ns, self.unix_ms(now_ns));
+        let host = &mut self.host;
+        let mut io = Outbox { host, tx };
+        let former = self.node.take_over(now, group, id, state, &mut io);
+        if let Some(former) = former {
+            self.host.snapshots.forget(group, former);
+        }
+    }
+
+    /// Takes snapshots when they are due and cuts the journal behind them. Returns whether a state is
+    /// another one now.
+    fn keep_state<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> bool {
+        let done = self.host.snapshots.poll();
+        let is_other = matches!(done, Some((_, Ok(Done::Received(..)))));
+        match done {
+            Some((group, Ok(Done::Written(slot)))) => {
                 self.host.error = None;
                 self.saved(group, slot);
             }
-            Some((group, Err(error))) => {
+            Some((group, Ok(Done::Received(id, state)))) => {
+                self.host.error = None;
+                self.take_over(now_ns, group, id, Some(*state), tx);
+                self.saved(group, id.slot);
+            }
+            Some((group, Err(Failed::Writing(error)))) => {
                 self.host.error = Some(error.to_string());
                 if let Some(kept) = self.kept.get_mut(usize::from(group.0)) {
                     kept.snapshot_failed = true;
                     kept.snapshot_due_ns = now_ns + SNAPSHOT_PAUSE_NS;
                 }
+            }
+            Some((group, Err(Failed::Receiving(id, error)))) => {
+                self.host.error = Some(error.to_string());
+                self.take_over(now_ns, group, id, None, tx);
             }
             None => {}
         }
@@ -569,6 +644,7 @@ impl<S: StateMachine> NodeService<S> {
             let below = self.kept.iter().map(|kept| kept.cutting.below()).min();
             self.node.local_mut().journal_mut().cut(below.unwrap_or(0));
         }
+        is_other
     }
 
     /// The same for one group. True if it needs less of the journal than before.
@@ -589,7 +665,7 @@ impl<S: StateMachine> NodeService<S> {
         let holds_back = kept.cutting.holds_back(appended, self.snapshot_slots);
         let due = appended > 0
             && (applied.0 >= newest.0 + self.snapshot_slots || holds_back && applied > newest);
-        if self.host.snapshots.is_busy() || now_ns < kept.snapshot_due_ns {
+        if self.host.snapshots.is_busy(group) || now_ns < kept.snapshot_due_ns {
             return is_cut;
         }
         if !due && !kept.snapshot_failed && !replica.take_snapshot_wanted() {
@@ -792,12 +868,10 @@ impl<S: StateMachine> NodeService<S> {
         let layout = local.acceptor().layout;
         let mut more = vec![
             ("recoverable", total(Replica::recoverable).into()),
+            ("learned_bytes", tally.learned_bytes.into()),
+            ("snapshot_bytes", tally.snapshot_bytes.into()),
             ("window_slots", layout.window().into()),
             ("value_bytes", layout.value_bytes().into()),
-            (
-                "suspect_us",
-                replica.map(|replica| replica.suspect_ns() / 1_000).into(),
-            ),
             ("lease_ns", local.lease_ns(GROUP).into()),
             // The replicated groups come first.
             (
@@ -913,27 +987,29 @@ impl<S: StateMachine> Service for NodeService<S> {
         self.deliver(now_ns, tx);
         self.serve_front(now_ns, tx);
         self.deliver(now_ns, tx);
-        let refused = self.host.prober.refused(now_ns);
+        self.renew_leases(now_ns);
         let mut io = Outbox {
             host: &mut self.host,
             tx,
         };
-        if let Some(refusal) = refused {
+        while let Some(refusal) = io.host.lifelines.refused() {
             self.node.refused_at(now_ns, unix_ms, refusal, &mut io);
         }
         let mut due = self.node.turn(now_ns, unix_ms, &mut io);
         while let Some((group, leader)) = self.node.next_leader() {
             self.leaders.set(group, leader);
         }
+        self.lend_leases();
         // Even without an answer: a redirect that came before gave the front a request to send.
         self.deliver(now_ns, tx);
         due = due.min(self.serve_front(now_ns, tx));
         if !self.host.to_self.is_empty() {
             due = now_ns;
         }
-        self.keep_state(now_ns);
+        if self.keep_state(now_ns, tx) {
+            due = now_ns;
+        }
         due = due.min(self.supervise(now_ns));
-        due = due.min(self.host.prober.next_timer_ns(now_ns));
         self.check_fatal();
         self.publish(now_ns, tx);
         Duration::from_nanos(due.saturating_sub(now_ns)).min(MAX_SLEEP)
@@ -951,6 +1027,7 @@ impl<S: StateMachine> Service for NodeService<S> {
 
     fn observe(&mut self, stats: &Stats) {
         self.stats = *stats;
+        self.watch_members();
     }
 
     fn stopping(&self) -> bool {

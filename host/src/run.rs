@@ -7,12 +7,15 @@ use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
 use crate::members::Operator;
-use crate::node::{Facts, Fatal, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes};
+use crate::node::{
+    Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
+};
+use crate::privileges::{self, PrivilegeError};
 use crate::region_place::{self, InKernel, RegionError, Terms};
 use crate::rehearsal::Rehearsal;
 use crate::resp;
 use crate::resp::cluster::{Cluster, Leaders, Member};
-use crate::snapshot_file::{Newest, Snapshot, SnapshotError};
+use crate::snapshot_file::{Newest, Snapshot, SnapshotDirectory, SnapshotError};
 use crate::snapshots::{self, Snapshots};
 use crate::supervision::{Supervision, Wish};
 use crate::wal::Wal;
@@ -20,6 +23,7 @@ use crate::xdp::{self, Pinned};
 use consensus::acceptor::Acceptor;
 use consensus::applied::Applied;
 use consensus::auth::{Key, Keys};
+use consensus::catch_up::Pace;
 use consensus::election::ElectionTiming;
 use consensus::formation;
 use consensus::leader::LeaderTiming;
@@ -30,7 +34,7 @@ use consensus::region::{Birth, Layout, LayoutError};
 use consensus::state_machine::RestoreError;
 use consensus::wire;
 use consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
-use datapath::{Datapath, Placement, Udp, Worker, clock};
+use datapath::{Datapath, Lifelines, Placement, Udp, Worker, clock};
 use nix::sys::signal::Signal;
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::BTreeMap;
@@ -42,8 +46,6 @@ use std::time::Duration;
 /// How long one attempt to become a member again may take.
 const PUT_BACK: Duration = Duration::from_secs(10);
 const MS: u64 = 1_000_000;
-/// How often a leader under load is heard of in the shortest silence that means something.
-const BEATS_IN_SUSPICION: u64 = 4;
 /// In how many groups a node campaigns at once: each takes some round trips, and a thousand at once
 /// would be late for each other.
 const CAMPAIGNS: usize = 16;
@@ -110,6 +112,9 @@ pub enum Error {
     /// The key file.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The user that it is to become.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// What a test asks for in the environment.
     #[error("{0}")]
     Rehearsal(String),
@@ -169,6 +174,18 @@ pub enum Error {
         /// What is configured.
         configured: formation::Terms,
     },
+    /// What it was to begin with is gone.
+    #[error(
+        "data directory {} was made to begin with snapshot {origin:016x}, which is not in it: \
+         remove it and restore it again: `nearwire snapshot restore`",
+        path.display()
+    )]
+    NoOrigin {
+        /// The directory.
+        path: PathBuf,
+        /// The snapshot.
+        origin: u64,
+    },
     /// It ended by itself.
     #[error(transparent)]
     Fatal(#[from] Fatal),
@@ -191,6 +208,8 @@ impl Error {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run(config: &Config) -> Result<(), Error> {
+    // It also takes the parent's death out of what the kernel looks after.
+    privileges::drop(config)?;
     if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         die_with(&parent.to_string_lossy())?;
     }
@@ -225,39 +244,70 @@ fn die_with(parent: &str) -> Result<(), Error> {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
-    match run_life(config, stop, false) {
-        Err(error) if config.rejoin && error.is_refused_identity() => {
-            let aside = set_aside(&config.data_directory)?;
-            tracing::warn!(%error, aside = %aside.display(), "begins a new life");
-            let config = Config {
-                join: true,
-                ..config.clone()
-            };
-            run_life(&config, stop, true)
+    // An earlier process may have ended before the node was a member again.
+    let mut rejoins = config.rejoin && beside(&config.data_directory, REJOINS).exists();
+    let mut has_begun = false;
+    loop {
+        let life = Config {
+            join: config.join || rejoins,
+            ..config.clone()
+        };
+        match run_life(&life, stop, rejoins) {
+            Err(error) if config.rejoin && !has_begun && error.is_refused_identity() => {
+                match set_aside(&config.data_directory) {
+                    Ok(aside) => {
+                        tracing::warn!(%error, aside = %aside.display(), "begins a new life");
+                        (rejoins, has_begun) = (true, true);
+                    }
+                    Err(refused) => {
+                        tracing::warn!(error = %refused, "cannot begin a new life");
+                        return Err(error);
+                    }
+                }
+            }
+            ended => return ended,
         }
-        ended => ended,
     }
 }
 
-/// Moves a data directory out of the way, under a name that no other one has.
+/// What the file beside the data directory is called that says that a new life is to take the place
+/// of a former one.
+const REJOINS: &str = ".rejoins";
+
+fn beside(directory: &Path, suffix: &str) -> PathBuf {
+    // Without a slash at its end.
+    let mut name = directory.components().as_path().as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Moves a data directory out of the way, under a name that no other one has, once it is on record
+/// why.
 fn set_aside(directory: &Path) -> Result<PathBuf, Error> {
     let refused = |source| Error::System {
         doing: "move the data directory aside",
         source,
     };
-    let mut name = directory.as_os_str().to_owned();
-    name.push(format!(".lost-{}", clock::unix_ms()));
-    let aside = PathBuf::from(name);
-    std::fs::rename(directory, &aside).map_err(refused)?;
+    let aside = beside(directory, &format!(".lost-{}", clock::unix_ms()));
+    let record = beside(directory, REJOINS);
+    std::fs::File::create(&record)
+        .and_then(|record| record.sync_all())
+        .map_err(refused)?;
+    if let Err(error) = std::fs::rename(directory, &aside) {
+        let _ = std::fs::remove_file(&record);
+        return Err(refused(error));
+    }
     Ok(aside)
 }
 
-/// Has the others take this node for what it was, in its new life. It gives up when the node stops.
+/// Has the others take this node for what it was, in its new life. If the node stops first, its next
+/// process goes on.
 fn put_back(
     config: &Config,
     incarnation: Incarnation,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), Error> {
+    let record = beside(&config.data_directory, REJOINS);
     let others = config.peers.iter().filter(|peer| peer.node != config.node);
     let seeds: Vec<_> = others.map(|peer| peer.address).collect();
     let (node, stop) = (NodeId(config.node), Arc::clone(stop));
@@ -267,11 +317,18 @@ fn put_back(
             let done = Operator::new(seeds.clone(), keys)
                 .and_then(|mut operator| operator.put_back(node, incarnation, PUT_BACK));
             match done {
-                Ok(true) => return tracing::info!(%node, "is a member again"),
-                Ok(false) => return tracing::warn!(%node, "is no member any more: left alone"),
-                Err(error) => tracing::warn!(%node, %error, "is no member yet"),
+                Ok(true) => tracing::info!(%node, "is a member again"),
+                Ok(false) => tracing::warn!(%node, "is no member any more: left alone"),
+                Err(error) => {
+                    tracing::warn!(%node, %error, "is no member yet");
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
             }
-            std::thread::sleep(Duration::from_millis(100));
+            if let Err(error) = std::fs::remove_file(&record) {
+                tracing::warn!(%error, file = %record.display(), "cannot be removed: remove it");
+            }
+            return;
         }
     };
     let spawned = std::thread::Builder::new()
@@ -318,6 +375,10 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     };
     let datapath = Udp::bind(own.address, wait)?;
     let waker = datapath.waker();
+    let lifelines = Lifelines::start(own.address, {
+        let waker = waker.clone();
+        move || waker.wake()
+    })?;
     let leaders = Leaders::new(config.region.groups);
     let server = bind_resp(config, layout, &directory, &leaders)?;
 
@@ -334,9 +395,12 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     directory.update(|identity| {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
+        identity.joined |= config.join;
     })?;
     directory.begin_registers(config.region.groups)?;
     let applied: Vec<Slot> = opened.states.iter().map(Applied::slot).collect();
+    let readers = opened.states.iter().map(|state| state.machine().reader());
+    let readers: Vec<_> = readers.collect();
     #[allow(unused_mut, reason = "a build for tests has defects to switch on")]
     let mut wal = Wal::new(opened.journal);
     #[cfg(any(debug_assertions, feature = "kill-points"))]
@@ -373,7 +437,15 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         journal_again(node.local_mut(), &applied)?;
     }
     let path_of = directory.snapshots_paths();
-    let snapshots = Snapshots::start(path_of, opened.newest, {
+    let polls = config.worker.wait == Wait::Polling;
+    let placed = move || {
+        // A worker that polls is below it, or it would never run on the worker's CPU.
+        if !polls {
+            datapath::step_back();
+        }
+    };
+    let (directories, newest) = (opened.directories, &opened.newest);
+    let snapshots = Snapshots::start(path_of, directories, newest, Kv::new, placed, {
         let waker = waker.clone();
         move || waker.wake()
     })
@@ -383,13 +455,19 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     })?;
 
     let mut front_end = None;
+    let groups = config.region.groups;
     let front = server.as_ref().map(|server| {
         let wake_worker: front::Wake = Arc::new({
             let waker = waker.clone();
             move || waker.wake()
         });
-        let (front, worker) = front::attach(FRONT_CAPACITY, wake_worker, server.waker());
-        front_end = Some(front);
+        let (front, worker) = front::attach(FRONT_CAPACITY, groups, wake_worker, server.waker());
+        let read = Box::new(move |group: GroupId, query: &[u8], reply: &mut Vec<u8>| {
+            if let Some(reader) = readers.get(usize::from(group.0)) {
+                reader.query(query, reply);
+            }
+        });
+        front_end = Some(front.reading(read));
         worker
     });
     let mut resp = server.iter().flat_map(resp::Server::local_addrs).copied();
@@ -399,6 +477,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         node,
         directory,
         address: own.address,
+        lifelines,
         snapshots,
         snapshot_slots: rehearsal.snapshot_slots.unwrap_or(SNAPSHOT_SLOTS),
         front,
@@ -565,21 +644,27 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
-        joins: config.join,
+        joins: config.join || identity.joined,
         registers,
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
         key,
         leader: LeaderTiming::of(
             config.timing.heartbeat_ms * MS,
-            config.suspect_ns() / BEATS_IN_SUSPICION,
+            config.decide_ns(),
             config.durability.of_core(),
         ),
         // A cluster that formed before leases were among its terms has not agreed on their length.
         leases: config.reads == Reads::Lease && (!identity.formed || identity.terms.is_some()),
-        election: ElectionTiming::of(config.timing.election_ms * MS, config.suspect_ns()),
+        quorum_reads: config.reads == Reads::Quorum,
+        election: ElectionTiming::of(config.timing.election_ms * MS),
         pulse_ns: config.pulse_ns(),
         campaigns: CAMPAIGNS,
+        pace: Pace {
+            bytes_per_s: config.catch_up.bytes_per_s,
+            ..Pace::default()
+        },
+        origin: identity.origin,
         seed: seed ^ identity.region_nonce,
         used_round,
         pins: identity.pins.clone(),
@@ -603,6 +688,7 @@ struct Opened {
     journal: Option<Journal>,
     /// The state of each group.
     states: Vec<Applied<Kv>>,
+    directories: BTreeMap<GroupId, SnapshotDirectory>,
     newest: BTreeMap<GroupId, Snapshot>,
     highest_round: u64,
     restored: u64,
@@ -664,7 +750,14 @@ fn open_state(
         }
         Ok::<_, Error>(())
     };
-    snapshots::look(&directory.snapshots_paths(), groups, take)?;
+    let directories = snapshots::look(&directory.snapshots_paths(), groups, take)?;
+    let origin = newest.get(&GROUP).map(|snapshot| snapshot.id().origin());
+    if identity.origin != 0 && !identity.formed && origin != Some(identity.origin) {
+        return Err(Error::NoOrigin {
+            path: directory.path().to_owned(),
+            origin: identity.origin,
+        });
+    }
 
     let lease_ns = config.timing.lease_us * 1_000;
     let terms = Terms {
@@ -773,6 +866,7 @@ fn open_state(
         acceptor,
         journal,
         states,
+        directories,
         newest,
         highest_round,
         restored,

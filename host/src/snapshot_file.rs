@@ -10,6 +10,10 @@
 //!   36  crc32c u32 of the other bytes of this header
 //!   40  zeroes
 //!   64  the body, as the state machine wrote it
+//!
+//! snapshot-<slot, 20 digits>-<bytes>-<crc32c, 8 hexadecimal digits>.part
+//!   a snapshot of another node on its way here: 64 bytes for the header, then what has come of the
+//!   body. The next life goes on with it.
 //! ```
 //!
 //! Integers are little-endian. A file is written under a name that ends in `.tmp`, flushed,
@@ -18,10 +22,10 @@
 
 use crate::kill_point::kill_point;
 use consensus::simulation::{Mutation, mutated};
-use consensus::state_machine::SnapshotId;
+use consensus::state_machine::{RestoreError, SnapshotId};
 use consensus::{GroupId, Slot};
 use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -73,7 +77,7 @@ const HEADER_BYTES: usize = size_of::<Header>();
 const _: () = assert!(HEADER_BYTES == 64);
 
 impl Header {
-    fn new(group: GroupId, id: SnapshotId, body_crc: u32) -> Self {
+    fn new(group: GroupId, id: SnapshotId) -> Self {
         let mut header = Self {
             magic: MAGIC,
             version: VERSION.into(),
@@ -81,7 +85,7 @@ impl Header {
             zero: 0.into(),
             slot: id.slot.0.into(),
             bytes: id.bytes.into(),
-            body_crc: body_crc.into(),
+            body_crc: id.crc.into(),
             crc: 0.into(),
             reserved: [0; 24],
         };
@@ -92,6 +96,44 @@ impl Header {
     fn checksum(mut self) -> u32 {
         self.crc = 0.into();
         crc32_iscsi(self.as_bytes())
+    }
+
+    fn read(file: &File) -> Result<Self, String> {
+        let mut bytes = [0; HEADER_BYTES];
+        file.read_exact_at(&mut bytes, 0)
+            .map_err(|error| format!("header: {error}"))?;
+        let header = Self::read_from_bytes(&bytes).map_err(|_| "header".to_owned())?;
+        if header.magic != MAGIC || header.checksum() != header.crc.get() {
+            return Err("its header is damaged".to_owned());
+        }
+        if header.version.get() != VERSION {
+            let found = header.version;
+            return Err(format!(
+                "format version {found}, this program reads {VERSION}"
+            ));
+        }
+        Ok(header)
+    }
+
+    /// Checks that the body is what this says.
+    fn check_body(&self, file: &File) -> Result<SnapshotId, String> {
+        let id = SnapshotId {
+            slot: Slot(self.slot.get()),
+            bytes: self.bytes.get(),
+            crc: self.body_crc.get(),
+        };
+        let length = file.metadata().map_err(|error| error.to_string())?.len();
+        if length != HEADER_BYTES as u64 + id.bytes {
+            return Err(format!(
+                "it is {length} bytes long, not {HEADER_BYTES} + {}",
+                id.bytes
+            ));
+        }
+        let crc = body_crc(file, id.bytes).map_err(|error| error.to_string())?;
+        if crc != id.crc && !mutated(Mutation::SnapshotUnchecked) {
+            return Err("its body does not match its checksum".to_owned());
+        }
+        Ok(id)
     }
 }
 
@@ -164,6 +206,144 @@ impl Snapshot {
     }
 }
 
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// A snapshot of another node on its way here.
+#[derive(Debug)]
+pub struct Arrival {
+    id: SnapshotId,
+    path: PathBuf,
+    file: File,
+    here: u64,
+}
+
+impl Arrival {
+    /// Which it will be.
+    pub(crate) const fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// Bytes of the body that are here.
+    pub(crate) const fn here(&self) -> u64 {
+        self.here
+    }
+
+    /// Adds to the body.
+    ///
+    /// # Errors
+    /// The system refuses, for instance because the disk is full.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        self.write_at(self.here, bytes)?;
+        self.here += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes a piece of the body at its place.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn write_at(&self, offset: u64, piece: &[u8]) -> Result<(), SnapshotError> {
+        self.file
+            .write_all_at(piece, HEADER_BYTES as u64 + offset)
+            .map_err(refused("write", &self.path))
+    }
+
+    /// Gives it up.
+    pub(crate) fn remove(self) {
+        // It has no name that anybody goes by.
+        let _ = fs::remove_file(&self.path);
+    }
+
+    fn open(path: PathBuf, id: SnapshotId) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path)?;
+        let here = file.metadata()?.len().saturating_sub(HEADER_BYTES as u64);
+        Ok(Self {
+            id,
+            path,
+            file,
+            here,
+        })
+    }
+
+    /// What a file's name says of it.
+    fn named(path: &Path) -> Option<SnapshotId> {
+        let name = path.file_name()?.to_str()?;
+        let name = name.strip_prefix("snapshot-")?.strip_suffix(".part")?;
+        let mut parts = name.split('-');
+        let id = SnapshotId {
+            slot: Slot(parts.next()?.parse().ok()?),
+            bytes: parts.next()?.parse().ok()?,
+            crc: u32::from_str_radix(parts.next()?, 16).ok()?,
+        };
+        parts.next().is_none().then_some(id)
+    }
+}
+
+fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == wanted)
+}
+
+/// Opens a snapshot's file, wherever it is, and checks every byte. Returns its group, too.
+///
+/// # Errors
+/// The file cannot be read, is damaged, or is none.
+pub fn open(path: &Path) -> Result<(GroupId, Snapshot), SnapshotError> {
+    let file = File::open(path).map_err(refused("open snapshot", path))?;
+    let checked = Header::read(&file).and_then(|header| {
+        let id = header.check_body(&file)?;
+        Ok((GroupId(header.group.get()), id))
+    });
+    let (group, id) = checked.map_err(|why| refused("read snapshot", path)(invalid(why)))?;
+    let path = path.to_owned();
+    Ok((group, Snapshot { id, path, file }))
+}
+
+/// Begins a snapshot's file outside of a data directory.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn create(path: &Path, id: SnapshotId) -> Result<Arrival, SnapshotError> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".part");
+    let unfinished = PathBuf::from(unfinished);
+    // What an earlier attempt has left is of no use: pieces may be missing anywhere.
+    let _ = fs::remove_file(&unfinished);
+    Arrival::open(unfinished, id).map_err(refused("make", path))
+}
+
+/// All of a snapshot outside of a data directory is there: gives it its name. Durable when this
+/// returns.
+///
+/// # Errors
+/// The system refuses, or the bytes are not those that were announced; nothing is left of it then.
+pub(crate) fn complete(
+    arrival: Arrival,
+    group: GroupId,
+    path: &Path,
+) -> Result<SnapshotId, SnapshotError> {
+    let header = Header::new(group, arrival.id);
+    let completed = (|| {
+        arrival.file.write_all_at(header.as_bytes(), 0)?;
+        arrival.file.sync_all()?;
+        header.check_body(&arrival.file).map_err(invalid)?;
+        fs::rename(&arrival.path, path)?;
+        let directory = path.parent().filter(|one| !one.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    })();
+    match completed {
+        Ok(()) => Ok(arrival.id),
+        Err(error) => {
+            arrival.remove();
+            Err(refused("save snapshot", path)(error))
+        }
+    }
+}
+
 /// The snapshots of one group.
 #[derive(Debug)]
 pub struct SnapshotDirectory {
@@ -187,10 +367,7 @@ impl SnapshotDirectory {
             damaged: Vec::new(),
         };
         for entry in directory.names()? {
-            if entry
-                .extension()
-                .is_some_and(|extension| extension == "tmp")
-            {
+            if has_extension(&entry, "tmp") {
                 fs::remove_file(&entry).map_err(refused("remove", &entry))?;
             }
         }
@@ -235,6 +412,78 @@ impl SnapshotDirectory {
         Ok(id)
     }
 
+    /// What an earlier life has received of another node's snapshot.
+    pub(crate) fn arrival(&self) -> Option<Arrival> {
+        let names = self.names().ok()?;
+        let parts = names.into_iter().filter_map(|path| {
+            let id = Arrival::named(&path)?;
+            Some((id, path))
+        });
+        let (id, path) = parts.max_by_key(|(id, _)| id.slot)?;
+        let arrival = Arrival::open(path, id).ok()?;
+        (arrival.here <= id.bytes).then_some(arrival)
+    }
+
+    /// Begins to receive another node's snapshot. Gives up the one before.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn receive(&self, id: SnapshotId) -> Result<Arrival, SnapshotError> {
+        self.discard();
+        let (slot, bytes, crc) = (id.slot.0, id.bytes, id.crc);
+        let name = format!("snapshot-{slot:020}-{bytes}-{crc:08x}.part");
+        let path = self.path.join(name);
+        Arrival::open(path.clone(), id).map_err(refused("make", &path))
+    }
+
+    /// Removes what has come of another node's snapshot.
+    pub(crate) fn discard(&self) {
+        let names = self.names().unwrap_or_default();
+        for path in names.iter().filter(|path| has_extension(path, "part")) {
+            // What stays is found by its checksum, or removed by the next one.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// All of another node's snapshot is here: it becomes one of this node's if `restore` makes
+    /// something of its body. Durable when this returns.
+    ///
+    /// # Errors
+    /// The system refuses, or the bytes are not those that were announced, or make no sense; nothing
+    /// is left of them then.
+    pub(crate) fn finish<T>(
+        &mut self,
+        arrival: &Arrival,
+        restore: impl FnOnce(&[u8]) -> Result<T, RestoreError>,
+    ) -> Result<(Snapshot, T), SnapshotError> {
+        let (id, path) = (arrival.id, self.path_of(arrival.id.slot));
+        let finished = (|| {
+            let header = Header::new(self.group, id);
+            arrival.file.write_all_at(header.as_bytes(), 0)?;
+            arrival.file.sync_all()?;
+            self.check(&arrival.file, id.slot).map_err(invalid)?;
+            let snapshot = Snapshot {
+                id,
+                path: path.clone(),
+                file: arrival.file.try_clone()?,
+            };
+            let body = snapshot.body().map_err(|error| error.source)?;
+            let state = restore(&body).map_err(invalid)?;
+            kill_point("snapshot.before-rename");
+            fs::rename(&arrival.path, &path)?;
+            kill_point("snapshot.after-rename");
+            File::open(&self.path)?.sync_all()?;
+            Ok((snapshot, state))
+        })();
+        let finished = finished.map_err(|error| {
+            self.discard();
+            refused("take over snapshot", &arrival.path)(error)
+        })?;
+        self.damaged.retain(|damaged| *damaged != path);
+        self.prune()?;
+        Ok(finished)
+    }
+
     fn write_file(
         &self,
         path: &Path,
@@ -258,8 +507,9 @@ impl SnapshotDirectory {
                 break;
             }
         }
-        let id = SnapshotId { slot, bytes };
-        let header = Header::new(self.group, id, narrow(digest.finalize()));
+        let crc = narrow(digest.finalize());
+        let id = SnapshotId { slot, bytes, crc };
+        let header = Header::new(self.group, id);
         file.write_all_at(header.as_bytes(), 0)?;
         file.sync_all()?;
         Ok(id)
@@ -291,39 +541,12 @@ impl SnapshotDirectory {
     }
 
     fn check(&self, file: &File, slot: Slot) -> Result<SnapshotId, String> {
-        let mut bytes = [0; HEADER_BYTES];
-        file.read_exact_at(&mut bytes, 0)
-            .map_err(|error| format!("header: {error}"))?;
-        let header = Header::read_from_bytes(&bytes).map_err(|_| "header".to_owned())?;
-        if header.magic != MAGIC || header.checksum() != header.crc.get() {
-            return Err("its header is damaged".to_owned());
-        }
-        if header.version.get() != VERSION {
-            let found = header.version;
-            return Err(format!(
-                "format version {found}, this program reads {VERSION}"
-            ));
-        }
+        let header = Header::read(file)?;
         if header.group.get() != self.group.0 || header.slot.get() != slot.0 {
             let (group, slot) = (header.group, header.slot);
             return Err(format!("it is of group {group}, slot {slot}"));
         }
-        let id = SnapshotId {
-            slot,
-            bytes: header.bytes.get(),
-        };
-        let length = file.metadata().map_err(|error| error.to_string())?.len();
-        if length != HEADER_BYTES as u64 + id.bytes {
-            return Err(format!(
-                "it is {length} bytes long, not {HEADER_BYTES} + {}",
-                id.bytes
-            ));
-        }
-        let crc = body_crc(file, id.bytes).map_err(|error| error.to_string())?;
-        if crc != header.body_crc.get() && !mutated(Mutation::SnapshotUnchecked) {
-            return Err("its body does not match its checksum".to_owned());
-        }
-        Ok(id)
+        header.check_body(file)
     }
 
     fn prune(&mut self) -> Result<(), SnapshotError> {
@@ -430,7 +653,8 @@ mod tests {
             id,
             SnapshotId {
                 slot: Slot(10),
-                bytes: 2_100_000
+                bytes: 2_100_000,
+                crc: id.crc
             }
         );
         let newest = directory.newest().unwrap();

@@ -39,5 +39,5 @@ pub(crate) const ALONE: &[Alone] = &[
     alone("linearizability", Mutation::LessonSkipsSlot, 40),
     alone("liveness", Mutation::EqualBallotRefused, 5),
     // A world that panics, whatever is checked, is caught by what the code asserts of itself.
-    alone("assertion", Mutation::LearnsWhileFetching, 40),
+    alone("assertion", Mutation::LearnsWhileFetching, 100),
 ];

@@ -3,6 +3,7 @@
 use crate::region::{VALUE_BYTES, acceptor, birth, blank, layout};
 use crate::{Script, fuzz};
 use consensus::applied::Applied;
+use consensus::catch_up::Pace;
 use consensus::client::{self, Client};
 use consensus::election::ElectionTiming;
 use consensus::envelope::{Entry, EntryKind};
@@ -10,7 +11,8 @@ use consensus::leader::LeaderTiming;
 use consensus::local::{Durability, NoJournal};
 use consensus::node::{Config, Node, NodeIo, Peer};
 use consensus::region::Region;
-use consensus::replica::Io;
+use consensus::replica::{Io, Piece};
+use consensus::state_machine::SnapshotId;
 use consensus::wire::{Flags, Header, Kind};
 use consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use nearwire::kv::{self, Kv};
@@ -90,7 +92,17 @@ impl Io for Void {
         true
     }
 
-    fn read_snapshot(&mut self, _: GroupId, _: u64, _: &mut [u8]) -> Option<(Slot, u64, usize)> {
+    fn read_snapshot(
+        &mut self,
+        _: GroupId,
+        _: Option<(Slot, u32)>,
+        _: u64,
+        _: &mut [u8],
+    ) -> Option<Piece> {
+        None
+    }
+
+    fn keep_piece(&mut self, _: GroupId, _: SnapshotId, _: u64, _: &[u8], _: u32) -> Option<u64> {
         None
     }
 }
@@ -126,9 +138,12 @@ fn config() -> Config {
             resend_ns: 5 * MS,
         },
         leases: false,
-        election: ElectionTiming::of(100 * MS, 20 * MS),
+        quorum_reads: false,
+        election: ElectionTiming::of(100 * MS),
         pulse_ns: 20 * MS,
         campaigns: 16,
+        origin: 0,
+        pace: Pace::default(),
         seed: 1,
         used_round: 0,
         pins: (1..=3)

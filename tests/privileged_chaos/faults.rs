@@ -5,7 +5,7 @@
 //! their memory at a time, for nothing could be promised then.
 
 use crate::network::Weather;
-use crate::world::{CLIENTS, NODES, Trouble, World};
+use crate::world::{CLIENTS, Defect, NODES, Trouble, World};
 use nearwire::config::Durability;
 use nix::sys::signal::Signal;
 use std::fs::{self, OpenOptions};
@@ -18,8 +18,8 @@ pub(crate) struct Fault {
     pub(crate) name: &'static str,
     /// What it does, in a few words.
     pub(crate) what: &'static str,
-    /// How often it is drawn, compared with the others. None: it is the last of its cluster, which
-    /// has a node less from then on.
+    /// How often it is drawn, compared with the others. None: it befalls each cluster once, because
+    /// it costs a matchmaker, of which a majority has to be left.
     pub(crate) weight: Option<u64>,
     /// Where it makes sense.
     pub(crate) fits: fn(&World) -> bool,
@@ -28,7 +28,7 @@ pub(crate) struct Fault {
 
 const ANYWHERE: fn(&World) -> bool = |_| true;
 
-/// Every fault. Changes of the membership and leases come here as well.
+/// Every fault.
 pub(crate) const FAULTS: &[Fault] = &[
     Fault {
         name: "partition",
@@ -157,17 +157,25 @@ pub(crate) const FAULTS: &[Fault] = &[
         strike: unpinned,
     },
     Fault {
+        name: "members-changed",
+        what: "a node votes no more, and votes again, while others die or are cut off",
+        weight: Some(4),
+        fits: ANYWHERE,
+        strike: members_changed,
+    },
+    Fault {
         name: "memory-lost",
-        what: "a machine restarts without its memory: it is refused",
+        what: "a machine restarts without its memory: it is refused, and put back",
         weight: None,
         fits: |world| world.setting.durability != Durability::Sync,
         strike: |world| machine_lost(world, Loss::Memory),
     },
     Fault {
         name: "machine-lost",
-        what: "a machine comes back with nothing: it does not count",
+        what: "a machine comes back with nothing: it does not count, and is put back",
         weight: None,
-        fits: ANYWHERE,
+        // Without its data directory it takes itself for no member, whatever it forgets.
+        fits: |world| world.setting.defect != Some(Defect::LostMemoryCounted),
         strike: |world| machine_lost(world, Loss::Everything),
     },
 ];
@@ -444,13 +452,16 @@ fn flip(world: &mut World, journal: &Path) -> std::io::Result<Flipped> {
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"segment-"))
         {
-            segments.push(path);
+            let bytes = fs::read(&path)?;
+            let written: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+            // One that was made ahead has nothing in it.
+            if !written.is_empty() {
+                segments.push((path, written));
+            }
         }
     }
     segments.sort();
-    let file = segments.remove(world.random.below(segments.len() as u64) as usize);
-    let bytes = fs::read(&file)?;
-    let written: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    let (file, written) = segments.remove(world.random.below(segments.len() as u64) as usize);
     let at = written[world.random.below(written.len() as u64) as usize] as u64;
     let flipped = Flipped {
         file,
@@ -522,18 +533,7 @@ fn machine_lost(world: &mut World, loss: Loss) -> Result<(), Trouble> {
     world.cluster.kill(forgetful);
     forget_memory(world, forgetful)?;
     if loss == Loss::Everything {
-        for entry in fs::read_dir(world.data(forgetful))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let path = entry.path();
-            let removed = match path.is_dir() {
-                true => fs::remove_dir_all(&path),
-                false => fs::remove_file(&path),
-            };
-            removed.map_err(|error| format!("remove {}: {error}", path.display()))?;
-        }
+        empty(&world.data(forgetful))?;
     }
     world.clear_up();
     world.switch.change(|weather| {
@@ -553,11 +553,77 @@ fn machine_lost(world: &mut World, loss: Loss) -> Result<(), Trouble> {
             ));
         }
     }
+    if !refused && world.setting.defect == Some(Defect::LostMemoryCounted) {
+        // It shall show in what clients see.
+        world.lost = None;
+        return Ok(());
+    }
     // Whoever has no disk either does not know what it has forgotten, and asks to be let in.
     if loss == Loss::Memory && !refused {
         return Err(format!(
             "node {forgetful} has lost its memory, and goes on as if it had not"
         ));
+    }
+    put_back(world, forgetful)
+}
+
+/// Removes everything in a directory that is a mount.
+fn empty(directory: &Path) -> Result<(), Trouble> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let removed = match path.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.map_err(|error| format!("remove {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Has a node that lost its memory take its former place, as another.
+fn put_back(world: &mut World, node: u16) -> Result<(), Trouble> {
+    world.cluster.kill(node);
+    forget_memory(world, node)?;
+    empty(&world.data(node))?;
+    world.start_stranger(node);
+    let at = world.others(node)[0];
+    let name = node.to_string();
+    world
+        .change_members(at, &["replace", "--lost", &name])?
+        .end()?;
+    world.lost = None;
+    world.note(format!("node {node} is put back"));
+    Ok(())
+}
+
+/// One node votes no more and then again. Meanwhile another dies or is cut off: what was begun is
+/// ended by whoever leads then.
+fn members_changed(world: &mut World) -> Result<(), Trouble> {
+    let node = world.target();
+    let name = node.to_string();
+    world.note(format!("node {node}"));
+    for word in ["demote", "promote"] {
+        let at = world.any();
+        let change = world.change_members(at, &[word, &name])?;
+        let victim = world.target();
+        match world.random.below(4) {
+            0 => {
+                world.dwell(0, 30);
+                world.note(format!("node {victim} dies at {word}"));
+                world.cluster.kill(victim);
+                world.dwell(50, 1000);
+                world.start_node(victim);
+            }
+            1 => {
+                world.note(format!("node {victim} is cut off at {word}"));
+                let others = world.others(victim);
+                under(world, 1500, |weather| {
+                    others.iter().for_each(|other| weather.part(victim, *other));
+                });
+            }
+            _ => {}
+        }
+        change.end()?;
     }
     Ok(())
 }

@@ -2,9 +2,9 @@
 //! software, whose network, disks and machines fail while clients record what they are told.
 //!
 //! A run is a sequence of clusters. The seed says how each is set up and which faults befall it in
-//! which order; when they strike is up to the machine. Each cluster ends with a machine that loses
-//! its memory, and with every key read back; then two judges look for an order of all that its
-//! clients saw.
+//! which order; when they strike is up to the machine. In the middle of each a machine loses its
+//! memory and its node is put back as a new one, and in the end every key is read back; then two
+//! judges look for an order of all that its clients saw.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use world::{Defect, Mark, Setting, Trouble, World};
 
-/// How long faults befall one cluster, before the last one.
+/// How long faults befall one cluster.
 const CHAPTER: Duration = Duration::from_secs(40);
 /// The same where a defect is to be found.
 const SHORT_CHAPTER: Duration = Duration::from_secs(12);
@@ -52,6 +52,8 @@ struct Plan {
     engines: Engines,
     /// None: each cluster has another.
     durability: Option<Durability>,
+    /// Whether leaders have leases. None: by turns.
+    leases: Option<bool>,
     defect: Option<Defect>,
     /// Where logs, histories and pictures go.
     directory: PathBuf,
@@ -70,6 +72,7 @@ impl Plan {
             chapter: CHAPTER,
             engines: Engines::Mixed,
             durability: None,
+            leases: None,
             defect: None,
             directory: target.join(format!("{name}-{seed}")),
         }
@@ -99,6 +102,12 @@ impl Plan {
             plan.chapter = SHORT_CHAPTER;
             Defect::from_name(&name).unwrap_or_else(|| panic!("there is no defect {name}"))
         });
+        plan.leases = match variable("READS").as_deref() {
+            None | Some("mixed") => None,
+            Some("lease") => Some(true),
+            Some("barrier") => Some(false),
+            Some(other) => panic!("NEARWIRE_CHAOS_READS: there is no {other}"),
+        };
         plan
     }
 
@@ -124,6 +133,9 @@ impl Plan {
         };
         Setting {
             durability,
+            leases: self
+                .leases
+                .unwrap_or((number + self.seed).is_multiple_of(2)),
             in_kernel,
             defect: self.defect,
         }
@@ -197,16 +209,21 @@ fn chapter(name: &str, directory: &Path, setting: Setting, seed: u64, length: Du
     }
 }
 
-/// Draws faults until the time is over; the last one costs a node.
+/// Draws faults until the time is over; the one in the middle costs a node its memory.
 fn befall(world: &mut World, length: Duration, marks: &mut Vec<Mark>) -> Result<(), Trouble> {
     world.load()?;
     let begin = Instant::now();
-    while begin.elapsed() < length {
-        let fault = draw(world, |fault| fault.weight);
-        strike(world, fault, marks)?;
+    for until in [length / 2, length] {
+        while begin.elapsed() < until {
+            let fault = draw(world, |fault| fault.weight);
+            strike(world, fault, marks)?;
+        }
+        if until < length {
+            let loss = draw(world, |fault| fault.weight.is_none().then_some(1));
+            strike(world, loss, marks)?;
+        }
     }
-    let last = draw(world, |fault| fault.weight.is_none().then_some(1));
-    strike(world, last, marks)
+    Ok(())
 }
 
 fn draw(world: &mut World, weight: fn(&Fault) -> Option<u64>) -> &'static Fault {
@@ -257,12 +274,13 @@ fn nothing_that_befalls_a_cluster_takes_the_order_from_what_its_clients_see() {
 }
 
 /// Runs with a defect until it is reported.
-fn must_be_reported(name: &str, durability: Durability) {
+fn must_be_reported(name: &str, durability: Durability, leases: bool) {
     let defect = Defect::from_name(name).expect("there is such a defect");
     let plan = Plan {
         length: DEFECT_LIMIT,
         chapter: SHORT_CHAPTER,
         durability: Some(durability),
+        leases: Some(leases),
         defect: Some(defect),
         ..Plan::new(name)
     };
@@ -273,10 +291,15 @@ fn must_be_reported(name: &str, durability: Durability) {
 
 #[test]
 fn a_stale_read_of_a_leader_that_was_replaced_is_reported() {
-    must_be_reported("read-unconfirmed", Durability::Async);
+    must_be_reported("read-unconfirmed", Durability::Async, false);
+}
+
+#[test]
+fn a_stale_read_of_a_leader_whose_lease_has_run_out_is_reported() {
+    must_be_reported("lease-outlived", Durability::Async, true);
 }
 
 #[test]
 fn an_acceptor_that_lost_its_memory_and_is_counted_is_reported() {
-    must_be_reported("lost-memory-counted", Durability::Volatile);
+    must_be_reported("lost-memory-counted", Durability::Volatile, false);
 }

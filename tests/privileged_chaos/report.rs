@@ -162,10 +162,9 @@ impl Report {
         let unanswered = (chapter.history.len() - returns.len()) as u64;
         let seconds = returns.last().map_or(0.0, |at_ns| *at_ns as f64 / NS_PER_S);
         println!(
-            "cluster {number}: {}, {}: {} faults in {seconds:.0} s, {} operations, {unanswered} \
+            "cluster {number}: {}: {} faults in {seconds:.0} s, {} operations, {unanswered} \
              without an answer, {gap}{}",
-            chapter.setting.durability.name(),
-            chapter.setting.engines(),
+            chapter.setting.describe(),
             chapter.marks.len(),
             chapter.history.len(),
             if failed { ": NOT as it should be" } else { "" },
@@ -174,10 +173,9 @@ impl Report {
             let _ = std::fs::remove_dir_all(directory);
         }
         let title = format!(
-            "seed {}, cluster {number}: {}, {}",
+            "seed {}, cluster {number}: {}",
             self.seed,
-            chapter.setting.durability.name(),
-            chapter.setting.engines()
+            chapter.setting.describe()
         );
         let picture = directory.with_extension("svg");
         if let Some(timeline) = chapter.timeline(&title) {

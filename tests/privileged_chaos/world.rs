@@ -17,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub(crate) const NODES: [u16; 3] = [1, 2, 3];
@@ -47,6 +47,8 @@ pub(crate) type Trouble = String;
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) durability: Durability,
+    /// Whether leaders read by a lease, instead of by a barrier.
+    pub(crate) leases: bool,
     /// Whether the acceptor of each node is in the kernel.
     pub(crate) in_kernel: [bool; 3],
     /// A deliberate defect of every process.
@@ -74,10 +76,15 @@ impl Defect {
 }
 
 impl Setting {
-    pub(crate) fn engines(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let name = |in_kernel: &bool| if *in_kernel { "xdp" } else { "software" };
         let names: Vec<&str> = self.in_kernel.iter().map(name).collect();
-        names.join(" + ")
+        let durability = self.durability.name();
+        format!("{durability}, {}, {}", self.reads(), names.join(" + "))
+    }
+
+    const fn reads(&self) -> &'static str {
+        if self.leases { "lease" } else { "barrier" }
     }
 }
 
@@ -103,7 +110,7 @@ pub(crate) struct World {
     _disks: Disks,
     pub(crate) setting: Setting,
     pub(crate) random: Random,
-    /// The node whose memory is gone for good.
+    /// The node whose memory is gone, until it is put back.
     pub(crate) lost: Option<u16>,
     boots: [u32; 3],
     /// What each node rehearses.
@@ -128,7 +135,9 @@ impl World {
         options.addresses = site.replicas().iter().map(|place| place.ip).collect();
         options.durability = setting.durability;
         options.resp = true;
-        options.settings = format!("\n[region]\nwindow_slots = {WINDOW_SLOTS}\n{CALM}");
+        let reads = setting.reads();
+        options.settings =
+            format!("reads = \"{reads}\"\n\n[region]\nwindow_slots = {WINDOW_SLOTS}\n{CALM}");
         options.xdp = Some(OnHostDeath::KeepVoting);
         if let Some(Defect::Core(mutation)) = setting.defect {
             options.environment = vec![(MUTATION.to_owned(), mutation.name().to_owned())];
@@ -296,9 +305,19 @@ impl World {
     }
 
     pub(crate) fn start_node(&mut self, node: u16) {
+        self.start_with(node, &[]);
+    }
+
+    /// Starts a node that knows nothing, to be made a member.
+    pub(crate) fn start_stranger(&mut self, node: u16) {
+        self.start_with(node, &[("NEARWIRE_JOIN", "true")]);
+    }
+
+    fn start_with(&mut self, node: u16, variables: &[(&str, &str)]) {
         let index = usize::from(node) - 1;
         let mut command = self.cluster.command(node).expect("a log file");
         command
+            .envs(variables.iter().copied())
             .env(rehearsal::VARIABLE, &self.rehearsals[index])
             .env(BOOT_ID_VARIABLE, format!("boot-{}", self.boots[index]));
         let child = self.site.spawn(index, command);
@@ -360,27 +379,39 @@ impl World {
         program: &str,
         words: &[&str],
     ) -> Result<String, Trouble> {
+        self.begin_at(node, program, words)?.end()
+    }
+
+    /// The same, without waiting for its end.
+    fn begin_at(&self, node: u16, program: &str, words: &[&str]) -> Result<Errand, Trouble> {
         let mut command = Command::new(program);
         command
             .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let refused = |error| format!("run {program} {words:?} at node {node}: {error}");
+        let what = format!("{program} {words:?} at node {node}");
         let child = self.site.spawn(usize::from(node) - 1, command);
-        let ended = child
-            .map_err(refused)?
-            .wait_with_output()
-            .map_err(refused)?;
-        let said = String::from_utf8_lossy(&ended.stdout).into_owned()
-            + &String::from_utf8_lossy(&ended.stderr);
-        if ended.status.success() {
-            return Ok(said);
-        }
-        Err(format!(
-            "{program} {words:?} at node {node} ended with {}: {said}",
-            ended.status
-        ))
+        let child = child.map_err(|error| format!("run {what}: {error}"))?;
+        Ok(Errand { what, child })
+    }
+
+    /// Begins `nearwire member WORDS` at a node.
+    pub(crate) fn change_members(&self, at: u16, words: &[&str]) -> Result<Errand, Trouble> {
+        let config = self.config(at);
+        let options = [
+            "--config",
+            config.to_str().expect("a plain path"),
+            "--timeout-ms",
+            "60000",
+        ];
+        let words: Vec<&str> = ["member"]
+            .iter()
+            .chain(words)
+            .chain(&options)
+            .copied()
+            .collect();
+        self.begin_at(at, env!("CARGO_BIN_EXE_nearwire"), &words)
     }
 
     /// `nearwire offload WORD` for a node.
@@ -467,6 +498,27 @@ impl World {
             format!("node {node} {fate}: {report}\n{log}\n{files}\n")
         };
         NODES.map(describe).concat()
+    }
+}
+
+/// A program that runs beside what else happens.
+pub(crate) struct Errand {
+    what: String,
+    child: Child,
+}
+
+impl Errand {
+    /// Waits for its end, which must be a good one. Returns what it said.
+    pub(crate) fn end(self) -> Result<String, Trouble> {
+        let what = &self.what;
+        let ended = self.child.wait_with_output();
+        let ended = ended.map_err(|error| format!("wait for {what}: {error}"))?;
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned()
+            + &String::from_utf8_lossy(&ended.stderr);
+        match ended.status.success() {
+            true => Ok(said),
+            false => Err(format!("{what} ended with {}: {said}", ended.status)),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask chaos`: real processes under faults on purpose, for as long as is asked for.
 //!
 //! The run is a test, `tests/privileged_chaos`, which this tells what to do; the step `chaos` of the
-//! test command runs it for about a minute, and both of its deliberate bugs.
+//! test command runs it for about a minute, and its deliberate bugs.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -43,6 +43,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "mixed")]
     durability: Durability,
 
+    /// What leaders read by: with `mixed` every other cluster has leases.
+    #[arg(long, value_enum, default_value = "mixed")]
+    reads: Reads,
+
     /// A deliberate bug, which the run has to report: `lost-memory-counted`, or one of those that
     /// `cargo xtask mutants --list` names, such as `read-unconfirmed`.
     #[arg(long, value_name = "NAME")]
@@ -62,6 +66,13 @@ enum Durability {
     Volatile,
     Async,
     Sync,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Reads {
+    Mixed,
+    Lease,
+    Barrier,
 }
 
 /// Runs it; the answer is whether nothing was wrong.
@@ -86,6 +97,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     tell("SECONDS", length.as_secs().to_string());
     tell("ENGINE", name(&arguments.engine));
     tell("DURABILITY", name(&arguments.durability));
+    tell("READS", name(&arguments.reads));
     arguments
         .seed
         .iter()

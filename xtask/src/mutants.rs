@@ -41,6 +41,13 @@ const NEED_MORE: &[Mutation] = &[
     Mutation::TornTailAccepted,
     Mutation::SnapshotUnchecked,
     Mutation::KernelVoteNotJournalled,
+    Mutation::MatchmakerForgets,
+    Mutation::EarlierQuorumNotAsked,
+    Mutation::GarbageEarly,
+    Mutation::GarbageUntrimmed,
+    Mutation::LearnerPromotedEarly,
+    Mutation::LearnerCounted,
+    Mutation::PieceUnchecked,
 ];
 
 /// Which defects, and how they are told.

@@ -36,6 +36,13 @@ pub(super) struct Pulse {
     looked_at: usize,
 }
 
+impl Pulse {
+    /// Where it goes.
+    pub(super) fn peers(&self) -> impl Iterator<Item = SocketAddr> {
+        self.peers.iter().map(|peer| peer.address)
+    }
+}
+
 /// Whom a pulse goes to, and what it says.
 #[derive(Clone, Copy, Debug)]
 struct Peer {

@@ -17,6 +17,9 @@ impl<S: StateMachine> Replica<S> {
         };
         let serving = self.lead.as_ref().is_some_and(|lead| lead.leader.leads());
         if !serving {
+            if header.flags.has(Flags::QUERY) && self.reads_by_quorum() {
+                return self.query_follower(turn.now_ns, route, header.session(), value);
+            }
             self.remember_inquirer(turn.now_ns, route, header.session());
             return self.redirect(turn, from, header);
         }
@@ -174,7 +177,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// Tells whoever is reached by `route` that `leader` leads, or that nobody is known to.
-    fn name_leader<M: Memory, J: Journal, I: Io>(
+    pub(super) fn name_leader<M: Memory, J: Journal, I: Io>(
         &self,
         turn: &mut Turn<'_, M, J, I>,
         route: Route,
@@ -226,6 +229,28 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    fn serving(&mut self) -> Option<&mut Lead> {
+        let applied = self.applied.slot();
+        self.lead.as_mut().filter(|lead| {
+            lead.leader.leads() && !lead.is_early(applied) && lead.transfer.is_none()
+        })
+    }
+
+    /// Until when the present state may answer queries without this replica, and from when on
+    /// whoever does so has the lease renewed, in nanoseconds of the monotonic clock; zeros if not.
+    ///
+    /// Who reads the clock after the query came, and this before, answers as the leader would.
+    pub fn lease_ns(&mut self) -> (u64, u64) {
+        self.serving().map_or((0, 0), |lead| lead.leader.lease_ns())
+    }
+
+    /// Queries are answered by the lease: it is to be renewed when its time has come.
+    pub fn renew_lease(&mut self, now_ns: u64) {
+        if let Some(lead) = self.serving() {
+            lead.leader.holds_lease(now_ns);
+        }
+    }
+
     pub(super) fn serve_reads(&mut self) {
         let Self {
             applied,
@@ -236,7 +261,6 @@ impl<S: StateMachine> Replica<S> {
         } = self;
         let Some(lead) = lead else { return };
         let confirmed = lead.leader.confirmed();
-        let mut reply = Vec::new();
         while lead
             .reads
             .front()
@@ -245,20 +269,7 @@ impl<S: StateMachine> Replica<S> {
             let Some(read) = lead.reads.pop_front() else {
                 break;
             };
-            for entry in entries(&read.body).map_while(Result::ok) {
-                if entry.kind != EntryKind::Query {
-                    continue;
-                }
-                reply.clear();
-                applied.query(entry.body, &mut reply);
-                tally.queries += 1;
-                let outcome = Outcome {
-                    sequence: entry.sequence,
-                    status: Status::Done,
-                    body: &reply,
-                };
-                responses.add(read.route, read.session, &outcome);
-            }
+            answer_queries(applied, responses, tally, &read);
         }
     }
 
@@ -276,5 +287,29 @@ impl<S: StateMachine> Replica<S> {
         {
             Self::stamp(lead, turn.unix_ms);
         }
+    }
+}
+
+/// Answers the queries of a Request from the present state.
+pub(super) fn answer_queries<S: StateMachine>(
+    applied: &Applied<S>,
+    responses: &mut Responses,
+    tally: &mut Tally,
+    read: &Read,
+) {
+    let mut reply = Vec::new();
+    for entry in entries(&read.body).map_while(Result::ok) {
+        if entry.kind != EntryKind::Query {
+            continue;
+        }
+        reply.clear();
+        applied.query(entry.body, &mut reply);
+        tally.queries += 1;
+        let outcome = Outcome {
+            sequence: entry.sequence,
+            status: Status::Done,
+            body: &reply,
+        };
+        responses.add(read.route, read.session, &outcome);
     }
 }

@@ -130,21 +130,31 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    pub(super) fn campaign<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let promised = turn
-            .local
-            .view(self.config.group)
-            .map_or(Ballot::NONE, |view| view.promised);
-        self.election.pre_vote = None;
-        let round = self.election.round.max(promised.round()) + 1;
+    /// A ballot above all that this node knows, which no life of it has used. `None` if that cannot
+    /// be written down now.
+    pub(super) fn draw_ballot<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) -> Option<Ballot> {
+        let promised = turn.local.view(self.config.group).map(|view| view.promised);
+        let own = self.lead.as_ref().map(|lead| lead.leader.ballot());
+        let known = promised.into_iter().chain(own).map(Ballot::round);
+        let round = known.fold(self.election.round, u64::max) + 1;
         if round > Ballot::MAX_ROUND
             || !mutated(Mutation::BallotReused) && !turn.io.reserve_rounds(round)
         {
-            return self.election.wait(turn.now_ns);
+            return None;
         }
         self.election.round = round;
+        Some(Ballot::new(round, self.config.node))
+    }
+
+    pub(super) fn campaign<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        self.election.pre_vote = None;
+        let Some(ballot) = self.draw_ballot(turn) else {
+            return self.election.wait(turn.now_ns);
+        };
         self.tally.campaigns += 1;
-        let ballot = Ballot::new(round, self.config.node);
         let configuration = self.register.newest.clone();
         let electorate = Electorate::of(configuration.membership.clone());
         let leader = Leader::new(
@@ -159,11 +169,13 @@ impl<S: StateMachine> Replica<S> {
         self.lead = Some(Lead {
             leader,
             progress: vec![Progress::default(); configuration.membership.members.len()],
-            matching: Some(Matching::new(ballot, configuration, turn.now_ns)),
+            matching: Some(Matching::new(ballot, configuration)),
             next: None,
             electorate,
             place: self.place,
             collecting: None,
+            succession: None,
+            succeed_ns: 0,
             tell_ns: 0,
             since_ns: turn.now_ns,
             led_ns: turn.now_ns,
@@ -325,10 +337,13 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub(super) fn watch<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        self.probe(turn);
         match &self.election.pre_vote {
             Some(pre_vote) if turn.now_ns < pre_vote.until_ns => {}
-            Some(_) => self.election.wait(turn.now_ns),
+            Some(_) => {
+                self.election.wait(turn.now_ns);
+                // Those that it asked may no longer vote, or not know yet that it does.
+                self.ask_configuration(turn);
+            }
             // Others campaign first.
             None if !turn.may_campaign => self.election.looked(turn.now_ns),
             None => {
@@ -349,48 +364,16 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// Asks the host of a leader that has fallen silent whether it still runs. The kernel of one
-    /// whose process has died says so at once; one that was stopped, and a host that has gone, say
-    /// nothing.
-    fn probe<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let Some((address, due_ns)) = self.probe_due(turn.local) else {
-            return;
-        };
-        if turn.now_ns >= due_ns {
-            self.election.probed(turn.now_ns);
-            let report = self.progress_report(turn.local);
-            turn.io.probe(address, &report);
-        }
-    }
-
-    /// Whose host is asked whether it still runs, and when.
-    pub(super) fn probe_due<M: Memory, J: Journal>(
-        &self,
-        local: &Local<M, J>,
-    ) -> Option<(SocketAddr, u64)> {
-        let view = local.view(self.config.group)?;
-        if !self.may_be_led(&view) {
-            return None;
-        }
-        let node = view.decided.ballot.node();
-        let member = self.register.newest.membership.member(node)?;
-        Some((
-            member.address,
-            self.election.probe_due_ns(local.seen_ns(node)),
-        ))
-    }
-
-    /// A host, asked at `asked_ns`, says that no process listens at `address`.
+    /// A host, asked at `asked_ns`, says that no process listens at `address` any more.
     pub fn refused<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
         asked_ns: u64,
         address: SocketAddr,
     ) {
-        if self.lead.is_none()
-            && let Some((leader, _)) = self.probe_due(turn.local)
-            && leader == address
-        {
+        let leader = self.followed(turn.local);
+        let leader = leader.and_then(|node| self.register.newest.membership.member(node));
+        if self.lead.is_none() && leader.is_some_and(|leader| leader.address == address) {
             self.election.gone(asked_ns);
         }
     }
@@ -408,6 +391,12 @@ impl<S: StateMachine> Replica<S> {
         ballot >= view.promised
             && ballot != self.election.ceased
             && ballot.node() != self.config.node
+    }
+
+    /// Who may lead this group, by what this node's acceptor has seen.
+    fn followed<M: Memory, J: Journal>(&self, local: &Local<M, J>) -> Option<NodeId> {
+        let view = local.view(self.config.group)?;
+        self.may_be_led(&view).then(|| view.decided.ballot.node())
     }
 
     /// When the leader of this group was last heard of, if it may still lead.

@@ -71,11 +71,13 @@ impl<S: StateMachine> Replica<S> {
         let Some(place) = place_of(&self.register.newest.membership.members, header) else {
             return;
         };
+        let known = self.knowledge();
         let Some(lead) = &mut self.lead else {
             return self.disclaim(turn, header);
         };
         if let Some(progress) = lead.progress.get_mut(place) {
-            if header.vote_ballot < self.register.newest.version {
+            let (version, generation) = known;
+            if header.vote_ballot < version || header.epoch.0 < generation {
                 lead.tell_ns = lead
                     .tell_ns
                     .min(turn.now_ns + self.config.leader.heartbeat_ns);
@@ -83,7 +85,7 @@ impl<S: StateMachine> Replica<S> {
             *progress = Progress {
                 applied: Slot(header.watermark),
                 trim: header.slot,
-                version: header.vote_ballot,
+                knows: (header.vote_ballot, header.epoch.0),
                 follows: header.ballot,
                 heard_ns: turn.now_ns,
             };
@@ -98,20 +100,16 @@ impl<S: StateMachine> Replica<S> {
     /// that every replica heard of lately has applied.
     pub(super) fn trim<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         let (recoverable, trimmed) = (self.recoverable, self.trimmed);
-        let version = self.register.newest.version;
+        let knows = self.knowledge();
         let Some(lead) = &mut self.lead else { return };
         if let Some(own) = lead.place.and_then(|place| lead.progress.get_mut(place)) {
             *own = Progress {
                 applied: recoverable,
                 trim: trimmed,
-                version,
+                knows,
                 follows: lead.leader.ballot(),
                 heard_ns: turn.now_ns,
             };
-        }
-        if lead.next.is_some() {
-            // Who is about to vote has what lies below the trim, and must not fall behind it.
-            return;
         }
         let voters = lead.electorate.membership.voters();
         let enough = if mutated(Mutation::TrimPastReplicas) {
@@ -127,7 +125,11 @@ impl<S: StateMachine> Replica<S> {
             return;
         };
         let trim = lead.leader.trim();
+        let members = &lead.electorate.membership.members;
+        let is = |place: usize, role| members.get(place).is_some_and(|one| one.role == role);
         let live = places()
+            // Witnesses apply nothing.
+            .filter(|(place, _)| !is(*place, MemberRole::Witness))
             // Learners that have caught up shall not fall behind again.
             .filter(|(place, other)| voters.has(*place) || other.applied.next() >= trim)
             .filter(|(_, other)| turn.now_ns.saturating_sub(other.heard_ns) < LAGGARD_NS)
@@ -139,7 +141,20 @@ impl<S: StateMachine> Replica<S> {
         } else {
             live.unwrap_or(*safe)
         };
-        lead.leader.raise_trim(Slot(limit.min(*safe)).next());
+        // Who is about to vote has what lies below the trim, and must not fall behind it.
+        let next = lead.next.as_ref().map(|next| &next.configuration);
+        let is_about_to_vote = |place: usize| {
+            let member = members
+                .get(place)
+                .filter(|one| one.role == MemberRole::Learner);
+            let in_next = member.zip(next);
+            let in_next = in_next.and_then(|(one, next)| next.member(one.node, one.incarnation));
+            in_next.is_some_and(|one| one.role == MemberRole::Voter)
+        };
+        let joining = places().filter(|(place, _)| is_about_to_vote(*place));
+        let joining = joining.map(|(_, other)| other.applied.0).min();
+        let limit = limit.min(*safe).min(joining.unwrap_or(u64::MAX));
+        lead.leader.raise_trim(Slot(limit).next());
     }
 
     /// Whether nothing is to be said in this group: everybody who lives follows this leader, has
@@ -150,13 +165,14 @@ impl<S: StateMachine> Replica<S> {
         let is_busy = lead.matching.is_some()
             || lead.next.is_some()
             || lead.collecting.is_some()
+            || lead.succession.is_some()
             || lead.transfer.is_some()
             || !lead.reads.is_empty()
             || !self.is_voter();
         if self.config.election.pulse_ns == 0 || is_busy || !leader.is_told() {
             return false;
         }
-        let version = self.register.newest.version;
+        let knowledge = self.knowledge();
         let rests = |(place, member): (usize, &Member)| {
             if member.node == self.config.node {
                 return true;
@@ -167,7 +183,7 @@ impl<S: StateMachine> Replica<S> {
             now_ns.saturating_sub(heard_ns) >= LAGGARD_NS
                 || has_all
                     && there.follows == leader.ballot()
-                    && there.version == version
+                    && there.knows == knowledge
                     && there.trim >= leader.trim()
         };
         lead.electorate.members().enumerate().all(rests)
@@ -176,6 +192,7 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn drive<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         self.tell_configuration(turn);
         self.ask_matchmakers(turn);
+        self.replace_matchmakers(turn);
         self.stamp_for_machine(turn);
         // Own votes may complete a round at once (a single member, or the last vote missing), which
         // may give the next batch its turn: each pass decides something or is the last.
@@ -201,7 +218,7 @@ impl<S: StateMachine> Replica<S> {
                 }
             } else if campaigning_ns > self.config.election.campaign_ns {
                 // A candidate that has to catch up first may take longer, while it gets on.
-                let pulled = self.catch_up.pulling().map_or(0, |(_, bytes, _)| bytes);
+                let pulled = self.catch_up.pulling().map_or(0, |(_, here)| here);
                 let learned = (self.applied.slot(), pulled);
                 if learned == lead.learned {
                     self.step_down(turn);

@@ -114,15 +114,15 @@ impl<S: StateMachine> Replica<S> {
         let Reported {
             recoverable,
             trimmed,
-            version,
+            knows,
             follows,
         } = self.to_report(local);
         Header {
             incarnation: local.acceptor().incarnation,
-            epoch: self.register.newest.membership.epoch,
+            epoch: crate::Epoch(knows.1),
             slot: trimmed,
             ballot: follows,
-            vote_ballot: version,
+            vote_ballot: knows.0,
             nonce: if left > 0 { stalled_us } else { 0 },
             watermark: recoverable.0,
             ..Header::new(Kind::Progress, self.config.group, self.config.node)
@@ -134,7 +134,7 @@ impl<S: StateMachine> Replica<S> {
         Reported {
             recoverable: self.recoverable,
             trimmed: self.trimmed,
-            version: self.register.newest.version,
+            knows: self.knowledge(),
             follows: view.map_or(Ballot::NONE, |view| view.decided.ballot),
         }
     }
@@ -149,7 +149,7 @@ impl<S: StateMachine> Replica<S> {
         // A new leader knows nothing yet, and trims for those it has heard of lately.
         let has_news = now.recoverable > before.recoverable
             || now.trimmed > before.trimmed
-            || now.version != before.version
+            || now.knows != before.knows
             || now.follows != before.follows;
         // A leader that rests has what it wants to know. Of one in the kernel's hands no packet
         // tells.
@@ -212,6 +212,7 @@ impl<S: StateMachine> Replica<S> {
                 break;
             }
             self.tally.learned += 1;
+            self.tally.learned_bytes += value.len() as u64;
             self.apply(ballot, value);
             learned = self.catch_up.take_early(slot.next());
         }
@@ -229,23 +230,39 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         let applied = self.applied.slot();
-        match self
-            .catch_up
-            .chunk(turn.now_ns, self.config.node, applied, header, value)
-        {
-            Chunk::Wait => {}
-            Chunk::Ask(request) => turn.io.send(from, &request, &[]),
-            Chunk::Complete(bytes) => {
-                // Damaged bytes leave the state as it was: it is asked for again.
-                if Applied::<S>::snapshot_slot(&bytes) == Some(header.slot)
-                    && self.applied.restore(&bytes).is_ok()
-                {
-                    self.tally.snapshots += 1;
-                    self.miss_record(turn.local);
-                    self.advanced(turn);
-                }
-            }
+        let group = self.config.group;
+        let request = self.catch_up.chunk(
+            turn.now_ns,
+            self.config.node,
+            applied,
+            header,
+            value,
+            |id, offset, piece, crc| turn.io.keep_piece(group, id, offset, piece, crc),
+        );
+        if let Some(request) = request {
+            turn.io.send(from, &request, &[]);
         }
+    }
+
+    /// Takes over the state that the host has made of a snapshot that was received, which is on this
+    /// node's disk; `None` if it was damaged. Returns the state that is no longer needed.
+    pub fn take_over<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        id: SnapshotId,
+        state: Option<Applied<S>>,
+    ) -> Option<Applied<S>> {
+        self.catch_up.restored(turn.now_ns, state.is_some());
+        let state = state?;
+        if !self.learns() || state.slot() <= self.applied.slot() {
+            return Some(state);
+        }
+        self.tally.snapshots += 1;
+        self.tally.snapshot_bytes += id.bytes;
+        let former = self.applied.give_way_to(state);
+        self.snapshot_saved(self.applied.slot());
+        self.advanced(turn);
+        Some(former)
     }
 
     pub(super) fn note_journalled<M: Memory, J: Journal>(&mut self, local: &Local<M, J>) {

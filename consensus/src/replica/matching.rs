@@ -1,12 +1,12 @@
 //! How a ballot's configuration is matched, and how older ones become garbage: this node as a
-//! candidate or leader, and as a matchmaker.
+//! candidate or leader.
 
 use super::*;
 use crate::quorum::place_of;
 
 impl Matching {
     /// About to ask.
-    pub(super) fn new(ballot: Ballot, configuration: Configuration, now_ns: u64) -> Self {
+    pub(super) fn new(ballot: Ballot, configuration: Configuration) -> Self {
         Self {
             ballot,
             bytes: configuration.to_bytes(),
@@ -15,7 +15,6 @@ impl Matching {
             found: Vec::new(),
             garbage: Ballot::NONE,
             before: Ballot::NONE,
-            since_ns: now_ns,
             sent_ns: 0,
             tries: 0,
         }
@@ -39,9 +38,15 @@ impl Matching {
         self.before <= ballot || mutated(Mutation::BypassUnchecked)
     }
 
+    /// Which matchmakers it asks.
+    pub(super) const fn generation(&self) -> u32 {
+        self.configuration.matchmakers.generation
+    }
+
     /// Whether any two that are told so share a matchmaker.
     fn is_complete(&self) -> bool {
-        self.answered.count() > self.configuration.matchmakers.len() / 2
+        let matchmakers = &self.configuration.matchmakers;
+        matchmakers.is_majority(self.answered.count())
     }
 
     /// The other configurations in which something may be chosen still.
@@ -54,132 +59,14 @@ impl Matching {
 }
 
 impl<S: StateMachine> Replica<S> {
-    fn is_matchmaker(&self) -> bool {
-        let own = (self.config.node, self.config.incarnation);
-        let mut matchmakers = self.register.newest.matchmakers.iter();
-        matchmakers.any(|member| (member.node, member.incarnation) == own)
-    }
-
-    /// Writes the register down. What is used before that would be forgotten by the next life.
-    pub(super) fn keep_register<I: Io>(&self, io: &mut I) -> bool {
-        mutated(Mutation::MatchmakerForgets)
-            || io.keep_register(self.config.group, &self.register.to_bytes())
-    }
-
-    // As a matchmaker.
-
-    pub(super) fn asked_to_match<M: Memory, J: Journal, I: Io>(
-        &mut self,
-        turn: &mut Turn<'_, M, J, I>,
-        from: SocketAddr,
-        header: &Header,
-        value: &[u8],
-    ) {
-        let Some((configuration, _)) = Configuration::read(value) else {
-            return;
-        };
-        // Another life of this node may have been a matchmaker; this one remembers nothing of it.
-        if header.incarnation != self.config.incarnation {
-            return;
-        }
-        self.election.round = self.election.round.max(header.ballot.round());
-        let asker = Incarnation(header.watermark as u32);
-        let answer = self.match_ballot(turn.io, header.ballot, asker, &configuration);
-        if let Some((reply, value)) = answer {
-            let reply = Header {
-                nonce: header.nonce,
-                ..reply
-            };
-            turn.io.send(from, &reply, &value);
-        }
-    }
-
-    fn match_ballot<I: Io>(
-        &mut self,
-        io: &mut I,
-        ballot: Ballot,
-        asker: Incarnation,
-        configuration: &Configuration,
-    ) -> Option<(Header, Vec<u8>)> {
-        if !self.is_matchmaker() {
-            return None;
-        }
-        let kept = self.register.matchmaker.clone();
-        let mut value = Vec::new();
-        let mut reply = Header {
-            incarnation: self.config.incarnation,
-            ballot,
-            ..Header::new(Kind::Matched, self.config.group, self.config.node)
-        };
-        match self
-            .register
-            .matchmaker
-            .handle_match(ballot, asker, configuration)
-        {
-            Match::Matched {
-                before,
-                garbage,
-                configurations,
-            } => {
-                (reply.vote_ballot, reply.watermark) = (before, garbage.0);
-                for one in configurations {
-                    one.append(&mut value);
-                }
-            }
-            Match::Refused { highest, newest } => {
-                (reply.kind, reply.vote_ballot) = (Kind::Unmatched, highest);
-                if let Some(newest) = newest.filter(|one| one.version > configuration.version) {
-                    newest.append(&mut value);
-                }
-            }
-            Match::Full => return None,
-        }
-        reply.length = value.len() as u16;
-        if self.register.matchmaker != kept && !self.keep_register(io) {
-            self.register.matchmaker = kept;
-            return None;
-        }
-        Some((reply, value))
-    }
-
-    pub(super) fn asked_to_collect<M: Memory, J: Journal, I: Io>(
-        &mut self,
-        turn: &mut Turn<'_, M, J, I>,
-        from: SocketAddr,
-        header: &Header,
-    ) {
-        if header.incarnation == self.config.incarnation
-            && self.collect(turn.io, Ballot(header.watermark))
-        {
-            let reply = Header {
-                kind: Kind::Collected,
-                sender: self.config.node,
-                length: 0,
-                ..*header
-            };
-            turn.io.send(from, &reply, &[]);
-        }
-    }
-
-    fn collect<I: Io>(&mut self, io: &mut I, version: Ballot) -> bool {
-        if !self.is_matchmaker() {
-            return false;
-        }
-        let kept = self.register.matchmaker.clone();
-        self.register.matchmaker.collect(version);
-        if self.register.matchmaker != kept && !self.keep_register(io) {
-            self.register.matchmaker = kept;
-            return false;
-        }
-        true
-    }
-
-    // As a candidate or leader.
-
     /// When the matchmakers are to be asked again, or for the first time.
     pub(super) fn matching_due_ns(&self, lead: &Lead) -> u64 {
         let resend_ns = self.config.leader.resend_ns;
+        let generation = self.register.newest.matchmakers.generation;
         let asked = lead.matching.as_ref().or(lead.next.as_ref());
+        if asked.is_some_and(|asked| asked.generation() != generation) {
+            return 0;
+        }
         let asked = asked.map(|matching| (matching.sent_ns, matching.tries));
         let collecting = lead.collecting.filter(|one| one.sent_ns != 0);
         let collecting = collecting.map(|one| (one.sent_ns, one.tries));
@@ -193,17 +80,24 @@ impl<S: StateMachine> Replica<S> {
             .map(due)
             .min()
             .unwrap_or(u64::MAX)
+            .min(self.succession_due_ns(lead))
     }
 
     pub(super) fn ask_matchmakers<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
     ) {
+        let generation = self.register.newest.matchmakers.generation;
         let Some(lead) = &mut self.lead else { return };
-        let stale = |next: &Matching| turn.now_ns.saturating_sub(next.since_ns) > TRANSFER_NS;
-        if lead.next.as_ref().is_some_and(stale) {
-            lead.next = None;
+        let has_others = |one: &Matching| one.generation() != generation;
+        if lead.matching.as_ref().is_some_and(has_others) {
+            // What the former ones have matched, the others may not know: it takes a higher ballot.
+            self.step_down(turn);
+            return self.campaign(turn);
         }
+        // Otherwise it is asked for until a majority has it: some may have written it down already.
+        lead.next.take_if(|next| has_others(next));
+        let is_candidate = lead.matching.is_some();
         let Some(matching) = lead.matching.as_mut().or(lead.next.as_mut()) else {
             return;
         };
@@ -211,56 +105,110 @@ impl<S: StateMachine> Replica<S> {
         if matching.sent_ns != 0 && turn.now_ns < matching.sent_ns + resend_ns {
             return;
         }
-        matching.tries += u32::from(matching.sent_ns != 0);
+        let is_again = matching.sent_ns != 0;
+        matching.tries += u32::from(is_again);
         matching.sent_ns = turn.now_ns.max(1);
-        let own = (self.config.node, self.config.incarnation);
         let header = Header {
             epoch: matching.configuration.membership.epoch,
+            slot: Slot(generation.into()),
             ballot: matching.ballot,
             watermark: self.config.incarnation.0.into(),
-            length: matching.bytes.len() as u16,
             ..Header::new(Kind::Match, self.config.group, self.config.node)
         };
+        let (bytes, answered) = (matching.bytes.clone(), matching.answered);
+        let matchmakers = matching.configuration.matchmakers.members.clone();
+        if is_again && is_candidate {
+            // Those that it asks may be gone because others have taken over.
+            self.ask_configuration(turn);
+        }
+        self.ask_each(turn, &matchmakers, answered, &header, &bytes);
+    }
+
+    /// Asks those of `whom` that have not answered, this node itself among them.
+    pub(super) fn ask_each<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        whom: &[Member],
+        answered: Voters,
+        request: &Header,
+        value: &[u8],
+    ) {
+        let own = (self.config.node, self.config.incarnation);
         let mut asks_own = false;
-        for (place, member) in matching.configuration.matchmakers.iter().enumerate() {
-            if (member.node, member.incarnation) == own {
-                asks_own = true;
-            } else if !matching.answered.has(place) {
-                let incarnation = member.incarnation;
-                let header = Header {
-                    incarnation,
-                    ..header
-                };
-                turn.io.send(member.address, &header, &matching.bytes);
+        let request = Header {
+            length: value.len() as u16,
+            ..*request
+        };
+        for (place, member) in whom.iter().enumerate() {
+            if answered.has(place) {
+                continue;
+            }
+            let incarnation = member.incarnation;
+            let request = Header {
+                incarnation,
+                ..request
+            };
+            match (member.node, incarnation) == own {
+                true => asks_own = true,
+                false => turn.io.send(member.address, &request, value),
             }
         }
-        if asks_own {
-            let (ballot, configuration) = (matching.ballot, matching.configuration.clone());
-            let own = self.config.incarnation;
-            if let Some((reply, value)) = self.match_ballot(turn.io, ballot, own, &configuration) {
-                self.matched(turn, &reply, &value);
+        if asks_own && let Some((configuration, rest)) = Configuration::read(value) {
+            let answer = self.answer_as_matchmaker(turn.io, &request, &configuration, rest);
+            if let Some((reply, value)) = answer {
+                self.answered_by_matchmaker(turn, &reply, &value);
             }
         }
     }
 
-    /// A matchmaker has answered.
-    pub(super) fn matched<M: Memory, J: Journal, I: Io>(
+    /// A matchmaker has answered, or one that is to be.
+    pub(super) fn answered_by_matchmaker<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
         reply: &Header,
         value: &[u8],
     ) {
+        let Some(lead) = &self.lead else { return };
+        let is = |ballot: Option<Ballot>| ballot == Some(reply.ballot);
+        let asked = lead.matching.as_ref().or(lead.next.as_ref());
+        let asks = is(asked.map(|matching| matching.ballot));
+        let succeeds = is(lead.succession.as_ref().map(|one| one.ballot));
+        let collects = is(lead.collecting.map(|_| lead.leader.ballot()));
+        match reply.kind {
+            Kind::Matched if asks => self.matched(turn, reply, value),
+            Kind::Collected if collects => self.collected(reply),
+            Kind::Stopped | Kind::HandedOver | Kind::Appointed if succeeds => {
+                self.succession_answered(turn, reply, value);
+            }
+            // Somebody had others follow, and has not finished.
+            Kind::Stopped if (asks || collects) && lead.succession.is_none() => {
+                self.begin_succession(turn);
+            }
+            Kind::Unmatched if asks || succeeds || collects => {
+                self.unmatched(turn, reply, value);
+            }
+            _ => {}
+        }
+    }
+
+    /// A matchmaker has written it down.
+    fn matched<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        reply: &Header,
+        value: &[u8],
+    ) {
+        let generation = self.register.newest.matchmakers.generation;
         let Some(lead) = &mut self.lead else { return };
-        let mut asked = lead.matching.as_mut().or(lead.next.as_mut());
-        let Some(matching) = asked.take_if(|matching| matching.ballot == reply.ballot) else {
+        let Some(matching) = lead.matching.as_mut().or(lead.next.as_mut()) else {
             return;
         };
-        let place = place_of(&matching.configuration.matchmakers, reply);
+        let place = place_of(&matching.configuration.matchmakers.members, reply);
         let (Some(place), Some(configurations)) = (place, Configuration::read_all(value)) else {
             return;
         };
-        if reply.kind == Kind::Unmatched {
-            return self.unmatched(turn, reply, configurations);
+        if matching.generation() != generation {
+            return;
         }
         matching.note(place, reply, configurations);
         if !matching.is_complete() {
@@ -273,23 +221,33 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// Another ballot or configuration is ahead of this candidate's.
+    /// Another ballot or configuration is ahead of what this node has asked for.
     fn unmatched<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
         reply: &Header,
-        configurations: Vec<Configuration>,
+        value: &[u8],
     ) {
         self.election.round = self.election.round.max(reply.vote_ballot.round());
-        let newest = configurations.into_iter().max_by_key(|one| one.version);
+        let was_next = self.lead.as_ref().is_some_and(|lead| lead.next.is_some());
+        let was_candidate = self
+            .lead
+            .as_ref()
+            .is_some_and(|lead| lead.matching.is_some());
+        let newest = Configuration::read(value).map(|(newest, _)| newest);
         if newest.is_some_and(|newest| self.adopt(turn, newest)) {
-            if self.is_voter() {
+            // A leader goes on, where only the matchmakers are others.
+            let begins = was_candidate || was_next && self.lead.is_none();
+            if begins && self.is_voter() {
                 self.campaign(turn);
             }
             return;
         }
+        self.succession_refused(turn, reply);
         let Some(lead) = &mut self.lead else { return };
-        if reply.vote_ballot < reply.ballot {
+        let asked = lead.matching.as_ref().or(lead.next.as_ref());
+        let is_asked = asked.is_some_and(|matching| matching.ballot == reply.ballot);
+        if !is_asked || reply.vote_ballot < reply.ballot {
             return;
         }
         if lead.matching.is_some() {
@@ -306,13 +264,16 @@ impl<S: StateMachine> Replica<S> {
         let Some(mut matching) = lead.matching.take() else {
             return;
         };
+        // What one matchmaker calls garbage others may still tell the next candidate of.
+        let own = matching.configuration.version;
+        let has_others = matching.found.iter().any(|one| one.version != own);
         let earlier = matching.earlier();
         let mut electorate = Electorate::of(matching.configuration.membership);
         let asks = !mutated(Mutation::EarlierQuorumNotAsked);
         if asks && !earlier.iter().all(|one| electorate.add(&one.membership)) {
             return self.step_down(turn);
         }
-        lead.collecting = (!earlier.is_empty()).then(Collecting::default);
+        lead.collecting = has_others.then(Collecting::default);
         self.sit(electorate);
     }
 
@@ -345,61 +306,50 @@ impl<S: StateMachine> Replica<S> {
         turn: &mut Turn<'_, M, J, I>,
     ) {
         let resend_ns = self.config.leader.resend_ns;
+        let newest = &self.register.newest;
         let Some(lead) = &mut self.lead else { return };
         let is_safe = lead.is_safe_alone();
         let Some(collecting) = &mut lead.collecting else {
             return;
         };
+        if collecting.generation != newest.matchmakers.generation {
+            *collecting = Collecting {
+                upto: collecting.upto,
+                generation: newest.matchmakers.generation,
+                ..Collecting::default()
+            };
+        }
         let due_ns = collecting.sent_ns + (resend_ns << collecting.tries.min(5));
         if !is_safe || collecting.sent_ns != 0 && turn.now_ns < due_ns {
             return;
         }
         collecting.tries += u32::from(collecting.sent_ns != 0);
         collecting.sent_ns = turn.now_ns.max(1);
-        let answered = collecting.answered;
-        let own = (self.config.node, self.config.incarnation);
-        let version = self.register.newest.version;
         let header = Header {
-            epoch: self.register.newest.membership.epoch,
+            epoch: newest.membership.epoch,
+            slot: Slot(collecting.generation.into()),
             ballot: lead.leader.ballot(),
-            watermark: version.0,
+            watermark: newest.version.0,
             ..Header::new(Kind::Garbage, self.config.group, self.config.node)
         };
-        let mut asks_own = false;
-        for (place, member) in self.register.newest.matchmakers.iter().enumerate() {
-            if (member.node, member.incarnation) == own {
-                asks_own = true;
-            } else if !answered.has(place) {
-                let incarnation = member.incarnation;
-                let header = Header {
-                    incarnation,
-                    ..header
-                };
-                turn.io.send(member.address, &header, &[]);
-            }
-        }
-        if asks_own && self.collect(turn.io, version) {
-            let incarnation = self.config.incarnation;
-            self.collected(&Header {
-                incarnation,
-                ..header
-            });
-        }
+        let (answered, value) = (collecting.answered, newest.to_bytes());
+        let matchmakers = newest.matchmakers.members.clone();
+        self.ask_each(turn, &matchmakers, answered, &header, &value);
     }
 
     /// A matchmaker has forgotten them.
-    pub(super) fn collected(&mut self, reply: &Header) {
+    fn collected(&mut self, reply: &Header) {
         let Some(lead) = &mut self.lead else { return };
         let matchmakers = &self.register.newest.matchmakers;
-        let (Some(place), Some(collecting)) = (place_of(matchmakers, reply), &mut lead.collecting)
-        else {
+        let place = place_of(&matchmakers.members, reply);
+        let (Some(place), Some(collecting)) = (place, &mut lead.collecting) else {
             return;
         };
-        if reply.ballot != lead.leader.ballot() {
+        if u64::from(collecting.generation) != reply.slot.0 {
             return;
         }
         collecting.answered.add(place);
-        if collecting.answered.count() > matchmakers.len() / 2 {
+        if matchmakers.is_majority(collecting.answered.count()) {
             lead.collecting = None;
             lead.electorate.forget_earlier();
         }
@@ -449,7 +399,7 @@ mod tests {
 
     fn matching() -> Matching {
         let ballot = Ballot::new(9, NodeId(1));
-        Matching::new(ballot, configuration(9, &[1, 2, 4]), 0)
+        Matching::new(ballot, configuration(9, &[1, 2, 4]))
     }
 
     fn matched(before: Ballot, garbage: u64) -> Header {

@@ -94,8 +94,10 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn progress_of_change(&self) -> Reconfigured {
-        let busy = |lead: &Lead| lead.next.is_some() || lead.collecting.is_some();
-        match self.lead.as_ref().is_some_and(busy) {
+        let busy = |lead: &Lead| {
+            lead.next.is_some() || lead.collecting.is_some() || lead.succession.is_some()
+        };
+        match self.wants_other_matchmakers() || self.lead.as_ref().is_some_and(busy) {
             true => Reconfigured::UnderWay,
             false => Reconfigured::Settled,
         }
@@ -157,12 +159,10 @@ impl<S: StateMachine> Replica<S> {
         if !acceptors.all(|member| may_vote(member).is_some()) {
             return Reconfigured::Behind;
         }
-        let round = self.election.round.max(lead.leader.ballot().round()) + 1;
-        if round > Ballot::MAX_ROUND || !turn.io.reserve_rounds(round) {
+        let Some(ballot) = self.draw_ballot(turn) else {
             return Reconfigured::UnderWay;
-        }
-        self.election.round = round;
-        let ballot = Ballot::new(round, self.config.node);
+        };
+        let newest = &self.register.newest;
         let configuration = Configuration {
             version: ballot,
             membership: Membership {
@@ -171,7 +171,9 @@ impl<S: StateMachine> Replica<S> {
             },
             matchmakers: newest.matchmakers.clone(),
         };
-        lead.next = Some(Matching::new(ballot, configuration, turn.now_ns));
+        if let Some(lead) = &mut self.lead {
+            lead.next = Some(Matching::new(ballot, configuration));
+        }
         self.ask_matchmakers(turn);
         Reconfigured::UnderWay
     }
@@ -205,7 +207,7 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         let mut electorate = Electorate::of(next.configuration.membership);
-        // They are told, but nobody counts them.
+        // They are told, but nobody counts them; for whom there is no room asks by itself.
         let _ = electorate.add(&before.membership);
         // The others apply what the old ballot decided without asking for it.
         lead.leader.hurry();
@@ -232,9 +234,10 @@ impl<S: StateMachine> Replica<S> {
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
     ) {
+        let (has_changed, knowledge) = (self.register.has_changed(), self.knowledge());
         let Some(lead) = &mut self.lead else { return };
         let newest = &self.register.newest;
-        if newest.version == Ballot::NONE {
+        if !has_changed {
             lead.tell_ns = u64::MAX;
             return;
         }
@@ -245,7 +248,7 @@ impl<S: StateMachine> Replica<S> {
         let (header, bytes) = describe(&self.config, newest);
         for (place, member) in lead.electorate.members().enumerate() {
             let told = lead.progress.get(place);
-            let knows = told.is_some_and(|told| told.version == newest.version);
+            let knows = told.is_some_and(|told| told.knows == knowledge);
             if !knows && member.node != self.config.node {
                 lead.tell_ns = turn.now_ns + self.config.leader.heartbeat_ns;
                 turn.io.send(member.address, &header, &bytes);
@@ -263,7 +266,8 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         let (header, bytes) = describe(&self.config, newest);
-        for member in newest.membership.members.iter().chain(&newest.matchmakers) {
+        let matchmakers = &newest.matchmakers.members;
+        for member in newest.membership.members.iter().chain(matchmakers) {
             if member.node != self.config.node {
                 turn.io.send(member.address, &header, &bytes);
             }
@@ -280,29 +284,55 @@ impl<S: StateMachine> Replica<S> {
         let Some((configuration, _)) = Configuration::read(value) else {
             return;
         };
+        let told = (configuration.version, configuration.matchmakers.generation);
+        self.adopt(turn, configuration);
         let latest = self.register.latest();
-        if configuration.version < latest.version {
-            let (header, bytes) = describe(&self.config, latest);
+        if told.0 < latest.version || told.1 < latest.matchmakers.generation {
+            let (header, bytes) = describe(&self.config, &latest);
             turn.io.send(from, &header, &bytes);
-        } else {
-            self.adopt(turn, configuration);
         }
     }
 
-    /// Goes by `configuration` from here on, if it is newer. False if it is not, or cannot be
-    /// written down now.
+    /// Tells those who were matchmakers who is.
+    pub(super) fn tell_former<M: Memory, J: Journal, I: Io>(
+        &self,
+        turn: &mut Turn<'_, M, J, I>,
+        former: &Matchmakers,
+    ) {
+        let (header, bytes) = describe(&self.config, &self.register.newest);
+        for member in &former.members {
+            if member.node != self.config.node {
+                turn.io.send(member.address, &header, &bytes);
+            }
+        }
+    }
+
+    /// Goes by `configuration` from here on, if its members or its matchmakers are newer. False if
+    /// neither are, or if it cannot be written down now.
     pub(super) fn adopt<M: Memory, J: Journal, I: Io>(
         &mut self,
         turn: &mut Turn<'_, M, J, I>,
         configuration: Configuration,
     ) -> bool {
-        if configuration.version <= self.register.newest.version {
+        let newest = &self.register.newest;
+        let has_members = configuration.version > newest.version;
+        if !has_members && configuration.matchmakers.generation <= newest.matchmakers.generation {
             return false;
         }
-        let before = core::mem::replace(&mut self.register.newest, configuration);
+        let before = self.register.clone();
+        self.register.know(&configuration.matchmakers);
+        if has_members {
+            (
+                self.register.newest.version,
+                self.register.newest.membership,
+            ) = (configuration.version, configuration.membership);
+        }
         if !self.keep_register(turn.io) {
-            self.register.newest = before;
+            self.register = before;
             return false;
+        }
+        if !has_members {
+            return true;
         }
         if self.lead.is_some() {
             self.step_down(turn);

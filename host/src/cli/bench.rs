@@ -1,7 +1,7 @@
 //! `nearwire bench`.
 
 use super::output::Output;
-use super::{Failure, failover, groups, output, step};
+use super::{Failure, catch_up, failover, groups, output, reads, step};
 use anyhow::Context;
 use bench::hgrm;
 use bench::load::Load;
@@ -25,7 +25,8 @@ use std::time::Duration;
 ///
 /// For `lat` and `rate` three replicas and a client are started here, each on a CPU of its own as
 /// far as there are enough. In every round the cluster and a UDP echo in the leader's place take
-/// turns. `failover` kills their leader again and again, `groups` compares one log with many. `step` times a single acceptor, without a
+/// turns. `failover` kills their leader again and again; `catch-up` brings back a follower that was
+/// away for a million slots; `groups` compares one log with many. `step` times a single acceptor, without a
 /// network.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -38,6 +39,8 @@ Examples:
   nearwire bench lat --durability sync --data-directory /var/tmp
   sudo nearwire bench step --engine xdp --output json    what one request costs an acceptor
   sudo nearwire bench failover --where netns --priority 10   the leader is killed 200 times
+  sudo nearwire bench reads --where netns --priority 10      what reads cost beside writes
+  sudo nearwire bench catch-up --where netns             a follower returns, a million slots behind
 
 docs/benchmarks.md says how each figure is taken and what it leaves out. Exit code 3 means that
 nothing could be measured here; what could not be measured beside other things is a row that says
@@ -55,6 +58,8 @@ enum What {
     Rate(LoadArgs),
     Failover(failover::Args),
     Groups(groups::Args),
+    Reads(reads::Args),
+    CatchUp(catch_up::Args),
     Step(step::Args),
 }
 
@@ -240,6 +245,8 @@ pub(crate) fn main(args: Args, output: Output) -> anyhow::Result<()> {
         What::Rate(args) => (args, 32),
         What::Failover(args) => return failover::main(&args, output),
         What::Groups(args) => return groups::main(&args, output),
+        What::Reads(args) => return reads::main(&args, output),
+        What::CatchUp(args) => return catch_up::main(&args, output),
         What::Step(args) => return step::main(&args, output),
     };
     let latency = outstanding == 1;
@@ -431,14 +438,14 @@ impl Files {
 }
 
 /// Progress on standard error: a bar for people, a line per turn for logs.
-struct Shown {
+pub(super) struct Shown {
     engine: &'static str,
     bar: Option<ProgressBar>,
     last: (&'static str, usize),
 }
 
 impl Shown {
-    fn new(engine: &'static str) -> Self {
+    pub(super) fn new(engine: &'static str) -> Self {
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {msg}");
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(1000).with_prefix(engine);
@@ -454,7 +461,7 @@ impl Shown {
         }
     }
 
-    fn show(&mut self, progress: Progress) {
+    pub(super) fn show(&mut self, progress: Progress) {
         let Progress {
             what,
             round,

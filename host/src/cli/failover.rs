@@ -6,6 +6,7 @@ use super::{Failure, output};
 use anyhow::Context;
 use bench::machine::Machine;
 use bench::site;
+use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use consensus::envelope::SESSION_WINDOW;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,16 +17,18 @@ use serde::Serialize;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// Kill the leader under load, again and again: how long clients wait.
+/// Kill or replace the leader under load, again and again: how long clients wait.
 ///
 /// Three replicas and a client are started here. In each trial the leader is killed with SIGKILL,
 /// and the longest time between two acknowledged writes is its figure; then it is started again.
-/// An election that nobody's death explains is a false one.
+/// Or it hands over, or all members are replaced by three others. An election between two trials
+/// is a false one.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   sudo nearwire bench failover --where netns --priority 10 --output json
   sudo nearwire bench failover --where netns --priority 10 --wait polling
+  sudo nearwire bench failover --where netns --priority 10 --cause replace --trials 20
   sudo nearwire bench failover --where netns --trials 0 --calm-seconds 600 --burners 4
                                                  no trials: does load make anyone campaign?")]
 pub(crate) struct Args {
@@ -58,7 +61,10 @@ pub(crate) struct Args {
         default_value = "volatile"
     )]
     durability: Durability,
-    /// How often the leader is killed.
+    /// Why another node comes to lead.
+    #[arg(long, env = "NEARWIRE_CAUSE", value_enum, default_value = "kill")]
+    cause: Cause,
+    /// How often one does.
     #[arg(
         long,
         env = "NEARWIRE_TRIALS",
@@ -116,6 +122,28 @@ pub(crate) struct Args {
     priority: Option<u8>,
 }
 
+/// Why another node comes to lead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Cause {
+    /// SIGKILL.
+    Kill,
+    /// It is asked to hand over to another.
+    Move,
+    /// All members are replaced by three others, which ran beside them.
+    Replace,
+}
+
+impl From<Cause> for failover_trial::Cause {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::Kill => Self::Kill,
+            Cause::Move => Self::Move,
+            Cause::Replace => Self::Replace,
+        }
+    }
+}
+
 /// One engine's figures. Times are in milliseconds.
 #[derive(Serialize)]
 struct Row {
@@ -129,6 +157,7 @@ struct Row {
     priority: Option<u8>,
     outstanding: u64,
     value_bytes: usize,
+    cause: Cause,
     trials: usize,
     p50_ms: Option<f64>,
     p90_ms: Option<f64>,
@@ -148,7 +177,9 @@ struct Row {
 
 pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     let interrupt = interrupt()?;
+    let cause = failover_trial::Cause::from(args.cause);
     let options = Options {
+        cause,
         trials: usize::from(args.trials),
         settle: args.settle,
         calm: args.calm_seconds.unwrap_or_default(),
@@ -173,12 +204,13 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
             args.durability,
             args.wait,
             linger_us,
-        );
+        )
+        .with_strangers(|members| cause.strangers(members));
         let unsupported = args.site.unsupported(engine, args.durability);
         let outcome = match &unsupported {
             Some(_) => Outcome::default(),
             None => {
-                let replicas = bench::run::Target::description(&target).replicas;
+                let replicas = target.nodes();
                 let site =
                     site::Site::open(args.site.into(), replicas, args.priority).map_err(failed)?;
                 let mut shown = Shown::new(engine, options.trials);
@@ -234,6 +266,7 @@ impl Args {
             priority: self.priority,
             outstanding: self.outstanding,
             value_bytes: self.value_bytes,
+            cause: self.cause,
             trials: gaps.len(),
             p50_ms: quantile(0.5),
             p90_ms: quantile(0.9),

@@ -177,6 +177,7 @@ fn judge_run(error: &nearwire::run::Error) -> Option<(Exit, Option<String>)> {
         Error::Datapath(error) => judge(error),
         Error::Key(error) => Some((Exit::Usage, Some(error.remedy()))),
         Error::Tls(error) => Some((Exit::Usage, Some(error.remedy()))),
+        Error::Privileges(_) => Some((Exit::Usage, None)),
         Error::Region(RegionError::NoObject) => Some((Exit::Unsupported, None)),
         Error::Region(RegionError::Xdp(error)) => Some(judge_xdp(error)),
         _ => None,

@@ -16,9 +16,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Show or change who votes, while writes go on.
 ///
-/// Each change ends when it is in force and no earlier configuration is needed any more: a node
-/// that was removed may then be stopped, but for a majority of those that formed the cluster, which
-/// remember its configurations.
+/// Each change ends when it is in force, no earlier configuration is needed any more, and those who
+/// vote remember which there are: a node that was removed may then be stopped for good.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the members, their roles and the quorums.
@@ -144,13 +143,19 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         | Command::Replace { peers, .. } => peers,
     };
     let cluster = peers.cluster()?;
-    let mut desk = Desk {
-        operator: Operator::new(cluster.addresses(), cluster.keys)
-            .map_err(|error| failure(&error))?,
-        cluster,
-    };
-    let now = desk.operator.look(desk.cluster.changing());
+    let operator = Operator::new(cluster.addresses(), cluster.keys);
+    let mut operator = operator.map_err(|error| failure(&error))?;
+    let now = operator.look(cluster.changing());
     let now = now.map_err(|error| failure(&error))?;
+    let mut desk = Desk {
+        operator,
+        cluster,
+        leader: now
+            .configuration
+            .membership
+            .member(now.leader)
+            .map(|leader| leader.address),
+    };
     let mut members = now.configuration.membership.members.clone();
     let mut quorums = None;
     match command {
@@ -158,8 +163,9 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         Command::Add { nodes, .. } => {
             for node in nodes {
                 let member = desk.stranger(node, MemberRole::Learner)?;
-                refuse_known(&members, &member)?;
-                members.push(member);
+                if !is_there(&members, &member)? {
+                    members.push(member);
+                }
             }
         }
         Command::Promote {
@@ -180,7 +186,7 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             quorums = quorum.sizes();
         }
         Command::Remove { nodes, quorum, .. } => {
-            give(&mut members, nodes, MemberRole::Learner)?;
+            // Whoever is no member has been removed already.
             members.retain(|member| !nodes.contains(&member.node.0));
             quorums = quorum.sizes();
         }
@@ -188,7 +194,6 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             nodes, with, lost, ..
         } => {
             let mut gone = members.clone();
-            give(&mut members, nodes, MemberRole::Learner)?;
             gone.retain(|member| nodes.contains(&member.node.0));
             members.retain(|member| !nodes.contains(&member.node.0));
             for former in gone.iter().filter(|_| *lost) {
@@ -196,7 +201,10 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             }
             for node in with {
                 let member = desk.stranger(node, MemberRole::Voter)?;
-                refuse_known(&members, &member)?;
+                // An interrupted command has made it a learner.
+                if is_there(&members, &member)? {
+                    members.retain(|one| one.node != member.node);
+                }
                 members.push(member);
             }
         }
@@ -209,6 +217,8 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
 struct Desk {
     operator: Operator,
     cluster: Cluster,
+    /// Where the leader is.
+    leader: Option<SocketAddr>,
 }
 
 impl Desk {
@@ -230,10 +240,8 @@ impl Desk {
         priority: u8,
         role: MemberRole,
     ) -> anyhow::Result<Member> {
-        let reports =
-            self.operator
-                .inspector()
-                .inspect(&[address], self.cluster.changing(), |_| false)?;
+        let inspector = self.operator.inspector();
+        let reports = inspector.inspect(&[address], self.cluster.changing(), |_| false)?;
         let Some(report) = reports.into_iter().flatten().next() else {
             return Err(
                 Failure::failed(format!("node {node} at {address} does not answer"))
@@ -241,6 +249,12 @@ impl Desk {
                     .into(),
             );
         };
+        let patience = self.cluster.changing();
+        if let Some(leader) = self.leader {
+            self.operator
+                .check_alike(leader, address, patience)
+                .map_err(|error| failure(&error))?;
+        }
         let incarnation = report
             .0
             .get("incarnation")
@@ -266,8 +280,12 @@ impl Desk {
     /// A member that lost its memory, in its new life.
     fn come_back(&mut self, former: &Member) -> anyhow::Result<Member> {
         let node = former.node;
-        let member = self.meet(node, former.address, former.priority, former.role)?;
-        if member.incarnation == former.incarnation {
+        let mut member = self.meet(node, former.address, former.priority, former.role)?;
+        let is_known = member.incarnation == former.incarnation;
+        if is_known && former.role == MemberRole::Learner {
+            // An interrupted command has come so far.
+            member.role = MemberRole::Voter;
+        } else if is_known {
             return Err(Failure::failed(format!(
                 "node {node} has lost nothing: it is the one that is known"
             ))
@@ -279,7 +297,7 @@ impl Desk {
 
     /// Has the members become those of the wish.
     fn change(&mut self, wish: &Wish) -> anyhow::Result<Now> {
-        let patience = self.cluster.changing().max(PATIENCE);
+        let patience = self.cluster.within(PATIENCE);
         self.operator
             .change(wish, patience)
             .map_err(|error| failure(&error))
@@ -308,17 +326,21 @@ fn give(members: &mut [Member], nodes: &[u16], role: MemberRole) -> anyhow::Resu
     Ok(())
 }
 
-fn refuse_known(members: &[Member], stranger: &Member) -> anyhow::Result<()> {
-    match members.iter().any(|member| member.node == stranger.node) {
-        false => Ok(()),
-        true => Err(
-            Failure::failed(format!("node {} is a member already", stranger.node))
-                .remedy(
-                    "give the new node a number of its own, or, if it has lost its memory, use \
-                 `nearwire member replace --lost`",
-                )
-                .into(),
-        ),
+/// Whether this life of the node is a member.
+fn is_there(members: &[Member], stranger: &Member) -> anyhow::Result<bool> {
+    let known = members.iter().find(|member| member.node == stranger.node);
+    match known.map(|known| known.incarnation == stranger.incarnation) {
+        None => Ok(false),
+        Some(true) => Ok(true),
+        Some(false) => Err(Failure::failed(format!(
+            "node {} is a member already, in another life",
+            stranger.node
+        ))
+        .remedy(
+            "give the new node a number of its own, or, if it has lost its memory, use `nearwire \
+             member replace --lost`",
+        )
+        .into()),
     }
 }
 
@@ -326,6 +348,9 @@ fn print(configuration: &Configuration, leader: NodeId, output: Output) -> anyho
     let membership = &configuration.membership;
     let mut members = membership.members.clone();
     members.sort_unstable_by_key(|member| member.node);
+    let matchmakers = configuration.matchmakers.members.iter();
+    let mut matchmakers: Vec<u16> = matchmakers.map(|one| one.node.0).collect();
+    matchmakers.sort_unstable();
     match output {
         Output::Json => output::json(&json!({
             "epoch": membership.epoch.0,
@@ -340,7 +365,7 @@ fn print(configuration: &Configuration, leader: NodeId, output: Output) -> anyho
                 "priority": member.priority,
                 "incarnation": member.incarnation.0,
             })).collect::<Vec<_>>(),
-            "matchmakers": configuration.matchmakers.iter().map(|one| one.node.0).collect::<Vec<_>>(),
+            "matchmakers": matchmakers,
         })),
         Output::Table => {
             let rows = members.iter().map(|member| {

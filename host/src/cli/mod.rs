@@ -2,6 +2,7 @@
 
 mod asking;
 mod bench;
+mod catch_up;
 mod config;
 mod conform;
 mod demo;
@@ -15,10 +16,12 @@ mod offload;
 mod output;
 mod peers;
 mod propose;
+mod reads;
 mod reply;
 mod run;
 mod shell;
 mod sim;
+mod snapshot;
 mod status;
 mod step;
 
@@ -72,6 +75,7 @@ Examples:
   nearwire get --config node1.toml greeting     read what was written
   nearwire status --config node1.toml           who leads, and how far everybody is
   nearwire member list --config node1.toml      who votes, and who learns
+  nearwire snapshot save --config node1.toml backup.snapshot   back it up
   nearwire offload status                       what votes in this machine's kernel
   nearwire sim --seeds 1000                     a thousand clusters in virtual time
   nearwire conform --target HOST:PORT           whether an acceptor answers as it must
@@ -96,6 +100,8 @@ enum Command {
     Member(member::Command),
     #[command(subcommand)]
     Offload(offload::Command),
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     Get(propose::GetArgs),
     Put(propose::PutArgs),
     Propose(propose::ProposeArgs),
@@ -130,6 +136,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Leader(command) => leader::main(&command, output),
         Command::Member(command) => member::main(&command, output),
         Command::Offload(command) => offload::main(&command, output),
+        Command::Snapshot(command) => snapshot::main(&command, output),
         Command::Get(args) => propose::get(&args, output),
         Command::Put(args) => propose::put(&args, output),
         Command::Propose(args) => propose::propose(&args, output),

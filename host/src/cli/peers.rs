@@ -95,12 +95,17 @@ impl Cluster {
 
     /// How long to wait for an answer that changes nothing.
     pub(crate) fn looking(&self) -> Duration {
-        self.timeout.unwrap_or(Duration::from_secs(1))
+        self.within(Duration::from_secs(1))
     }
 
     /// How long to wait for a change.
     pub(crate) fn changing(&self) -> Duration {
-        self.timeout.unwrap_or(Duration::from_secs(3))
+        self.within(Duration::from_secs(3))
+    }
+
+    /// How long to wait, and if nothing else is said `usually`.
+    pub(crate) fn within(&self, usually: Duration) -> Duration {
+        self.timeout.unwrap_or(usually)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What may be wrong with a configuration.
 
-use super::{KeyError, MAX_GROUPS, MAX_LINGER_US, MIN_SUSPECT_US, Place};
+use super::{KeyError, MAX_GROUPS, MAX_LINGER_US, Place};
 use crate::resp::tls::TlsError;
 use consensus::NodeId;
 use consensus::frame::XDP_VALUE_BYTES;
@@ -158,17 +158,6 @@ pub enum Problem {
         /// Silence before a campaign.
         longest_us: u64,
     },
-    /// No leader speaks so often, or leaders speak more often anyway.
-    #[error(
-        "`suspect_us` = {suspect_us}, but it takes {MIN_SUSPECT_US} to {longest_us}, which is four \
-         times `heartbeat_ms`"
-    )]
-    Suspicion {
-        /// Silence before the leader's host is asked.
-        suspect_us: u64,
-        /// Silence before a campaign.
-        longest_us: u64,
-    },
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -286,8 +275,7 @@ impl Problem {
             | Self::FifoPriority(_)
             | Self::Lease { .. }
             | Self::UserName(_)
-            | Self::SameUser(_)
-            | Self::Suspicion { .. } => {
+            | Self::SameUser(_) => {
                 return None;
             }
         };

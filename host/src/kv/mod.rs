@@ -29,6 +29,7 @@ use consensus::state_machine::{Frozen, RestoreError, StateMachine};
 use execute::At;
 use operation::Operation;
 use snapshot::Snapshot;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::Store;
 
 /// Longest value in bytes: a reply that holds one fits [`MAX_REPLY_BYTES`].
@@ -47,8 +48,19 @@ const NOT_A_COMMAND: RespError = RespError::fixed("ERR not a command of the key-
 const NOT_A_QUERY: RespError = RespError::fixed("ERR a query may not write");
 
 /// The key-value machine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Kv {
+    state: Arc<Mutex<State>>,
+}
+
+/// Answers queries beside a machine, on any thread.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
     store: Store,
     clock_ms: u64,
 }
@@ -60,14 +72,42 @@ impl Default for Kv {
 }
 
 impl Kv {
+    /// How many keys there are by the log's clock `time_ms`.
+    pub fn len(&self, time_ms: u64) -> usize {
+        lock(&self.state).store.count(time_ms)
+    }
+
     /// A machine without keys.
     pub fn new() -> Self {
-        Self {
+        let state = State {
             store: Store::new(),
             clock_ms: 0,
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
+    /// A reader of this machine's state, which sees whole commands only.
+    pub fn reader(&self) -> Reader {
+        Reader {
+            state: Arc::clone(&self.state),
+        }
+    }
+}
+
+impl Reader {
+    /// Answers a query from what the machine has applied.
+    pub fn query(&self, query: &[u8], reply: &mut Vec<u8>) {
+        lock(&self.state).query(0, query, reply);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
     fn execute(&mut self, call: &Call<'_>, reply: &mut Vec<u8>) {
         let now_ms = self.clock_ms;
         match Operation::parse(call) {
@@ -84,27 +124,6 @@ impl Kv {
                 .write(&write, reply);
             }
             Err(error) => reply::error(reply, &error),
-        }
-    }
-}
-
-impl StateMachine for Kv {
-    fn apply(&mut self, time_ms: u64, command: &[u8], reply: &mut Vec<u8>) {
-        self.clock_ms = self.clock_ms.max(time_ms);
-        self.store.sweep(self.clock_ms, SWEEP_PER_COMMAND);
-        match Body::decode(command) {
-            Some(Body::Single(call)) => {
-                self.execute(&call, reply);
-                bound(reply, "ask for less at once");
-            }
-            Some(Body::Transaction(parts)) => {
-                reply::array(reply, parts.len());
-                for part in &parts {
-                    self.execute(part, reply);
-                }
-                bound(reply, "the transaction was applied");
-            }
-            None => reply::error(reply, &NOT_A_COMMAND),
         }
     }
 
@@ -125,24 +144,59 @@ impl StateMachine for Kv {
         }
         bound(reply, "ask for less at once");
     }
+}
+
+impl StateMachine for Kv {
+    fn apply(&mut self, time_ms: u64, command: &[u8], reply: &mut Vec<u8>) {
+        let mut state = lock(&self.state);
+        state.clock_ms = state.clock_ms.max(time_ms);
+        let clock_ms = state.clock_ms;
+        state.store.sweep(clock_ms, SWEEP_PER_COMMAND);
+        match Body::decode(command) {
+            Some(Body::Single(call)) => {
+                state.execute(&call, reply);
+                bound(reply, "ask for less at once");
+            }
+            Some(Body::Transaction(parts)) => {
+                reply::array(reply, parts.len());
+                for part in &parts {
+                    state.execute(part, reply);
+                }
+                bound(reply, "the transaction was applied");
+            }
+            None => reply::error(reply, &NOT_A_COMMAND),
+        }
+    }
+
+    fn query(&self, time_ms: u64, query: &[u8], reply: &mut Vec<u8>) {
+        lock(&self.state).query(time_ms, query, reply);
+    }
 
     fn wake_ms(&self) -> Option<u64> {
-        self.store.first_deadline()
+        lock(&self.state).store.first_deadline()
     }
 
     fn clock(&mut self, time_ms: u64) {
-        self.clock_ms = self.clock_ms.max(time_ms);
-        self.store.sweep(self.clock_ms, SWEEP_PER_CLOCK);
+        let mut state = lock(&self.state);
+        let clock_ms = state.clock_ms.max(time_ms);
+        state.clock_ms = clock_ms;
+        state.store.sweep(clock_ms, SWEEP_PER_CLOCK);
     }
 
     fn freeze(&self) -> Box<dyn Frozen> {
-        Box::new(Snapshot::new(&self.store, self.clock_ms))
+        let state = lock(&self.state);
+        Box::new(Snapshot::new(&state.store, state.clock_ms))
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         let (store, clock_ms) = snapshot::read(bytes)?;
-        *self = Self { store, clock_ms };
+        *lock(&self.state) = State { store, clock_ms };
         Ok(())
+    }
+
+    fn succeed(&mut self, former: &mut Self) {
+        std::mem::swap(self, former);
+        std::mem::swap(&mut *lock(&self.state), &mut *lock(&former.state));
     }
 }
 

@@ -172,8 +172,18 @@ pub fn value_bytes(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Whether one value may hold anything that RESP2 does not have.
-pub fn has_resp3(bytes: &[u8]) -> bool {
+fn has_resp3(bytes: &[u8]) -> bool {
     !matches!(bytes.first(), Some(b'+' | b'-' | b':' | b'$'))
+}
+
+/// The RESP3 values of `bytes` as `protocol` has them.
+pub fn converted(bytes: &[u8], protocol: Protocol) -> Cow<'_, [u8]> {
+    if protocol == Protocol::Resp3 || !has_resp3(bytes) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut out = Vec::new();
+    convert(bytes, protocol, &mut out);
+    Cow::Owned(out)
 }
 
 /// Appends the RESP3 values of `bytes` to `out` as `protocol` has them. Bytes that are no RESP3

@@ -9,6 +9,7 @@ use super::users::{Known, Users};
 use crate::front::{Access, Failure};
 use crate::kv::{Call, Command, Local, Parsed, Step};
 use consensus::GroupId;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 /// What all connections share.
@@ -294,10 +295,10 @@ impl Session {
                 reply::convert(&merged, waiting.protocol, &mut out);
             }
             (Ok(machine), None) => {
-                if waiting.protocol == Protocol::Resp3 || !reply::has_resp3(&machine) {
-                    return machine;
-                }
-                reply::convert(&machine, waiting.protocol, &mut out);
+                return match reply::converted(&machine, waiting.protocol) {
+                    Cow::Borrowed(_) => machine,
+                    Cow::Owned(converted) => converted,
+                };
             }
             (Err(failure), _) => reply::error(&mut out, &refusal(failure)),
         }

@@ -1,8 +1,9 @@
 //! The server on loopback, with a worker that executes on a machine of its own and no log.
 
 use super::*;
-use crate::front::{Access, Completion, Failure, WorkerEnd, attach};
+use crate::front::{Access, Completion, Failure, FrontEnd, Lease, Wake, WorkerEnd, attach};
 use crate::kv::Kv;
+use consensus::GroupId;
 use consensus::state_machine::StateMachine;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
@@ -60,7 +61,7 @@ impl Rig {
         } else {
             manners.capacity
         };
-        let (front, end) = attach(capacity, wake_worker, server.waker());
+        let (front, end) = attach(capacity, 1, wake_worker, server.waker());
         sender.send(end).expect("the worker listens");
         let info = Arc::new(|| "# Server\r\nredis_version:7.0.0\r\n".to_owned());
         let handle = server.spawn(front, info).expect("starts");
@@ -372,7 +373,7 @@ fn failures_are_errors_that_a_client_knows() {
 #[test]
 fn a_worker_that_is_gone_leaves_answers_and_not_silence() {
     let server = Server::bind(Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)).expect("binds");
-    let (front, end) = attach(1, Arc::new(|| ()), server.waker());
+    let (front, end) = attach(1, 1, Arc::new(|| ()), server.waker());
     let handle = server.spawn(front, Arc::new(String::new)).expect("starts");
     let mut stream = TcpStream::connect(handle.local_addrs()[0]).expect("connects");
     stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
@@ -596,6 +597,117 @@ fn a_pipeline_of_ten_thousand_mixed_commands_keeps_its_order() {
             "some reads went round the log"
         );
     }
+}
+
+/// A front whose worker does nothing, and which reads `kv` while it holds a lease.
+fn leased(kv: &Kv, wake_front: Wake) -> (FrontEnd, WorkerEnd, Arc<AtomicUsize>) {
+    let wakes = Arc::new(AtomicUsize::new(0));
+    let woken = Arc::clone(&wakes);
+    let wake = Arc::new(move || _ = woken.fetch_add(1, Ordering::Relaxed));
+    let (front, end) = attach(8, 2, wake, wake_front);
+    let reader = kv.reader();
+    let read = Box::new(move |_, query: &[u8], reply: &mut Vec<u8>| {
+        reader.query(query, reply);
+    });
+    (front.reading(read), end, wakes)
+}
+
+#[test]
+fn a_query_is_answered_by_the_front_only_while_the_lease_runs() {
+    let get = |key: &[u8]| {
+        let arguments = [key].into_iter().collect();
+        let op = crate::kv::Op::Get;
+        crate::kv::Call { op, arguments }.to_body()
+    };
+    let mut kv = Kv::new();
+    let (mut front, mut end, wakes) = leased(&kv, Arc::new(|| {}));
+    const GROUP: GroupId = GroupId(1);
+    assert_eq!(
+        front.answer(GROUP, &get(b"key")),
+        None,
+        "there is no lease yet"
+    );
+    let now_ns = datapath::clock::monotonic_ns();
+    let later_ns = now_ns + 3_600_000_000_000;
+    let lend = |until_ns, renew_ns| Lease { until_ns, renew_ns };
+    end.lend(GROUP, lend(later_ns, later_ns));
+    assert_eq!(front.answer(GROUP, &get(b"key")), Some(&b"_\r\n"[..]));
+    assert_eq!(front.answer(GroupId(0), &get(b"key")), None, "another's");
+    let set = crate::kv::Call {
+        op: crate::kv::Op::Set,
+        arguments: [&b"key"[..], b"value"].into_iter().collect(),
+    };
+    kv.apply(1, &set.to_body(), &mut Vec::new());
+    let value = Some(&b"$5\r\nvalue\r\n"[..]);
+    assert_eq!(front.answer(GROUP, &get(b"key")), value);
+    // Another machine takes its place, as when a snapshot is taken over: that one is read then.
+    let mut next = Kv::new();
+    next.succeed(&mut kv);
+    assert_eq!(front.answer(GROUP, &get(b"key")), Some(&b"_\r\n"[..]));
+    next.apply(1, &set.to_body(), &mut Vec::new());
+    assert_eq!(front.answer(GROUP, &get(b"key")), value);
+    front.flush();
+    let wanted = |end: &mut WorkerEnd| {
+        let mut groups = Vec::new();
+        end.wanted_leases(|group| groups.push(group));
+        groups
+    };
+    assert!(wanted(&mut end).is_empty() && wakes.load(Ordering::Relaxed) == 0);
+
+    // It is asked for the next one once, however many queries there are.
+    end.lend(GROUP, lend(later_ns + 1, now_ns));
+    for asked in [&[GROUP][..], &[]] {
+        assert_eq!(front.answer(GROUP, &get(b"key")), value);
+        front.flush();
+        assert_eq!(wanted(&mut end), asked);
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
+    end.lend(GROUP, lend(now_ns, now_ns));
+    assert_eq!(front.answer(GROUP, &get(b"key")), None, "it has run out");
+    end.lend(GROUP, lend(later_ns, later_ns));
+    end.lend(GROUP, Lease::default());
+    assert_eq!(front.answer(GROUP, &get(b"key")), None, "it was taken back");
+}
+
+#[test]
+fn a_read_behind_unfinished_writes_waits_for_them_even_under_a_lease() {
+    let mut kv = Kv::new();
+    let server = Server::bind(Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT));
+    let server = server.expect("binds");
+    let (front, mut end, _) = leased(&kv, server.waker());
+    let later_ns = datapath::clock::monotonic_ns() + 3_600_000_000_000;
+    end.lend(
+        GroupId(0),
+        Lease {
+            until_ns: later_ns,
+            renew_ns: later_ns,
+        },
+    );
+    let handle = server.spawn(front, Arc::new(String::new)).expect("starts");
+    let mut stream = TcpStream::connect(handle.local_addrs()[0]).expect("connects");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
+    exchange(&mut stream, &line("GET key"), b"$-1\r\n");
+    stream
+        .write_all(&[line("SET key value"), line("GET key")].concat())
+        .expect("sends");
+    let mut submitted = Vec::new();
+    while submitted.len() < 2 {
+        submitted.extend(end.poll_submission());
+        thread::yield_now();
+    }
+    for submission in submitted {
+        assert_eq!(submission.access, Access::Command);
+        let mut reply = Vec::new();
+        kv.apply(1, &submission.body, &mut reply);
+        end.complete(Completion {
+            token: submission.token,
+            result: Ok(reply),
+        });
+    }
+    drop(end);
+    let mut replies = [0; 16];
+    stream.read_exact(&mut replies).expect("reads");
+    assert_eq!(&replies, b"+OK\r\n$5\r\nvalue\r\n");
 }
 
 #[test]

@@ -188,6 +188,9 @@ fn new_session(group: GroupId, scenario: &Scenario, random: &mut Random) -> Clie
         seed: random.next(),
     };
     match Client::new(config) {
+        Ok(client) if scenario.quorum_reads => {
+            client.reading_from(address(random.below(scenario.machines() as u64) as usize))
+        }
         Ok(client) => client,
         Err(error) => unreachable!("a scenario draws what a client takes: {error}"),
     }

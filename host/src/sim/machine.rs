@@ -14,9 +14,12 @@ use consensus::node::{Config, Node, NodeError, NodeIo, Peer};
 use consensus::random::Random;
 use consensus::recover::Recovery;
 use consensus::region::{Birth, Layout, OpenError, Region};
-use consensus::replica::Io;
+use consensus::replica::{Io, Piece};
+use consensus::simulation::{Mutation, mutated};
+use consensus::state_machine::SnapshotId;
 use consensus::wire::{HEADER_BYTES, Header};
 use consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
+use crc_fast::crc32_iscsi;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -70,8 +73,38 @@ impl Identity {
 /// A snapshot on the disk.
 #[derive(Clone, Debug)]
 pub(super) struct Snapshot {
-    pub(super) slot: Slot,
+    pub(super) id: SnapshotId,
     pub(super) bytes: Rc<[u8]>,
+}
+
+impl Snapshot {
+    pub(super) fn new(slot: Slot, bytes: Vec<u8>) -> Self {
+        let id = SnapshotId {
+            slot,
+            bytes: bytes.len() as u64,
+            crc: crc32_iscsi(&bytes),
+        };
+        let bytes = bytes.into();
+        Self { id, bytes }
+    }
+}
+
+/// Another node's snapshot on its way here.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) id: SnapshotId,
+    pub(super) bytes: Vec<u8>,
+    /// This process has seen to it that all of it is here.
+    pub(super) is_whole: bool,
+}
+
+/// A snapshot that is being written.
+#[derive(Debug)]
+pub(super) struct Writing {
+    pub(super) group: usize,
+    pub(super) snapshot: Snapshot,
+    /// Of this node's state, not received.
+    pub(super) is_own: bool,
 }
 
 /// The snapshots of one group, newest last.
@@ -86,7 +119,7 @@ impl Shelf {
     }
 
     pub(super) fn slot(&self) -> Slot {
-        self.newest().map_or(Slot::NONE, |newest| newest.slot)
+        self.newest().map_or(Slot::NONE, |newest| newest.id.slot)
     }
 }
 
@@ -137,8 +170,10 @@ pub(super) struct Machine {
     /// Mean time that a flush takes.
     pub(super) flush_ns: u64,
     rounds_ahead: u64,
-    /// Snapshots that are being written, by group.
-    pub(super) writing: Vec<(usize, Snapshot)>,
+    /// Snapshots that are being written.
+    pub(super) writing: Vec<Writing>,
+    /// What has come of others' snapshots, by group.
+    pub(super) parts: Vec<Option<Part>>,
     /// Groups whose last snapshot could not be written.
     pub(super) unwritten: Vec<bool>,
     /// Where each group would have the journal cut, which they share.
@@ -151,6 +186,8 @@ pub(super) trait Post {
     /// packet may speak of it.
     fn look(&mut self, place: usize, words: &Words, life: &Life);
     fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]);
+    /// What a process knows of configurations is on its disk.
+    fn kept(&mut self, place: usize, group: GroupId, register: &[u8]);
 }
 
 /// The way out of one call into a node.
@@ -159,6 +196,7 @@ pub(super) struct Outbox<'a, P> {
     boot: u128,
     identity: &'a mut Identity,
     shelves: &'a [Shelf],
+    parts: &'a mut [Option<Part>],
     words: &'a Words,
     life: &'a Life,
     log: &'a RefCell<Log>,
@@ -192,20 +230,62 @@ impl<P: Post> Io for Outbox<'_, P> {
             return false;
         }
         self.identity.registers.insert(group, register.to_vec());
+        self.post.kept(self.place, group, register);
         true
     }
 
     fn read_snapshot(
         &mut self,
         group: GroupId,
+        of: Option<(Slot, u32)>,
         offset: u64,
         out: &mut [u8],
-    ) -> Option<(Slot, u64, usize)> {
-        let newest = self.shelves.get(usize::from(group.0))?.newest()?;
-        let rest = newest.bytes.get(offset as usize..).unwrap_or_default();
+    ) -> Option<Piece> {
+        let mut kept = self.shelves.get(usize::from(group.0))?.kept.iter().rev();
+        let Snapshot { id, bytes } =
+            kept.find(|one| of.is_none_or(|of| of == (one.id.slot, one.id.crc)))?;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
         let count = rest.len().min(out.len());
         out[..count].copy_from_slice(&rest[..count]);
-        Some((newest.slot, newest.bytes.len() as u64, count))
+        Some(Piece {
+            id: *id,
+            bytes: count,
+            crc: crc32_iscsi(&out[..count]),
+        })
+    }
+
+    fn keep_piece(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        offset: u64,
+        piece: &[u8],
+        crc: u32,
+    ) -> Option<u64> {
+        let part = self.parts.get_mut(usize::from(group.0))?;
+        if self.life.is_dead() {
+            return None;
+        }
+        if !self.log.borrow().takes_files() {
+            *part = None;
+            return None;
+        }
+        if part.as_ref().is_none_or(|part| part.id != id) {
+            let bytes = Vec::new();
+            *part = piece.is_empty().then_some(Part {
+                id,
+                bytes,
+                is_whole: false,
+            });
+        }
+        let part = part.as_mut()?;
+        let is_sound = crc32_iscsi(piece) == crc || mutated(Mutation::PieceUnchecked);
+        if offset == part.bytes.len() as u64 && is_sound {
+            part.bytes.extend_from_slice(piece);
+        }
+        let here = part.bytes.len() as u64;
+        part.is_whole = here >= id.bytes;
+        Some(here)
     }
 }
 
@@ -265,6 +345,7 @@ impl Machine {
             flush_ns: scenario.flush_ns,
             rounds_ahead: scenario.rounds_ahead,
             writing: Vec::new(),
+            parts: vec![None; usize::from(scenario.groups)],
             unwritten: vec![false; usize::from(scenario.groups)],
             cuttings: Vec::new(),
         }
@@ -287,6 +368,7 @@ impl Machine {
             boot: self.boot,
             identity: &mut self.identity,
             shelves: &self.shelves,
+            parts: &mut self.parts,
             words: &self.words,
             life: &self.life,
             log: &self.log,
@@ -452,6 +534,9 @@ impl Machine {
         self.identity.reserved_round = used_round + scenario.rounds_ahead;
         let applied: Vec<Slot> = states.iter().map(Applied::slot).collect();
         self.life = Rc::default();
+        for part in self.parts.iter_mut().flatten() {
+            part.is_whole = false;
+        }
         let newest = self.shelves.iter().map(|shelf| Cutting::new(shelf.slot()));
         self.cuttings = newest.collect();
         let node = Node::new(
@@ -541,9 +626,12 @@ impl Machine {
             key: scenario.key,
             leader: scenario.leader,
             leases: scenario.leases,
+            quorum_reads: scenario.quorum_reads,
             election: scenario.election,
             pulse_ns: scenario.pulse_ns,
             campaigns: scenario.campaigns,
+            pace: scenario.pace,
+            origin: 0,
             seed,
             used_round,
             pins: self.identity.pins.clone(),

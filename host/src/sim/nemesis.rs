@@ -5,7 +5,7 @@ use super::fault::FaultKind;
 use super::machine::{Machine, Post, Standing, address};
 use super::network::exponential;
 use super::world::{World, place_name};
-use consensus::configuration::Configuration;
+use consensus::configuration::{Configuration, Matchmakers};
 use consensus::local::Durability;
 use consensus::matchmaker::Register;
 use consensus::quorum::{Member, MemberRole, Membership, Quorums};
@@ -19,6 +19,8 @@ const PAUSE_NS: (u64, u64) = (10 * MS, 2_000 * MS);
 
 /// Mean time between two followers that take over.
 const USURP_NS: u64 = MS / 2;
+/// Mean time until whoever replaces matchmakers is hit, if it is.
+const INTERRUPT_NS: u64 = MS;
 
 /// The machine that a member is.
 fn at(member: &Member) -> usize {
@@ -38,6 +40,10 @@ pub(super) enum Action {
     Usurp(usize, u16),
     /// A node that lost its memory comes back as a new one under its old number.
     Rejoin(usize),
+    /// A process asks one that has died for a connection, and again after so many nanoseconds.
+    Reconnect(usize, usize, u64),
+    /// Whoever replaces matchmakers dies, stops or is cut off.
+    Interrupt(usize, FaultKind),
 }
 
 /// A kind of fault, and how often it is drawn.
@@ -153,19 +159,84 @@ impl World {
     fn may_lose_acceptor(&self, place: usize) -> bool {
         let former = &self.machines[..self.scenario.nodes];
         let is_member = self.machines[place].standing == Standing::Member;
-        // Whoever loses its memory while the cluster forms keeps it from ever forming. Those that
-        // formed it are its matchmakers for good.
+        // Whoever loses its memory while the cluster forms keeps it from ever forming.
         let has_formed = former.iter().all(|machine| machine.identity.formed);
         is_member
-            && place < former.len()
             && has_formed
             && self.rotten.is_none()
-            && self.lost < self.scenario.spare_acceptors()
             && self
                 .needed()
                 .iter()
                 .all(|one| self.can_do_without(one, place))
+            && (0..self.scenario.groups).all(|group| self.matchmakers_can_do_without(group, place))
             && self.may_lose_state(place)
+    }
+
+    /// What each node has written down of a group's configurations.
+    fn registers(&self, group: u16) -> Vec<Register> {
+        let (phase1, phase2) = self.scenario.quorum_sizes();
+        let Ok(quorums) = Quorums::flexible(self.scenario.nodes, phase1, phase2) else {
+            return Vec::new();
+        };
+        let formed = |machine: &Machine| Membership {
+            epoch: super::machine::EPOCH,
+            members: (0..self.scenario.nodes)
+                .map(|place| {
+                    let member = self.as_member(place, MemberRole::Voter);
+                    let pinned = machine.identity.pins.get(&member.node).copied();
+                    let incarnation = pinned.unwrap_or(member.incarnation);
+                    Member {
+                        incarnation,
+                        ..member
+                    }
+                })
+                .collect(),
+            quorums,
+        };
+        let registers = self.machines.iter().map(|machine| {
+            let kept = machine.identity.registers.get(&GroupId(group));
+            match kept.and_then(|kept| Register::read(kept)) {
+                Some(kept) => kept,
+                None if machine.identity.joins => Register::blank(),
+                None => Register::formed(formed(machine)),
+            }
+        });
+        registers.collect()
+    }
+
+    /// The newest matchmakers of which a majority knows, and all that may follow them: whoever may
+    /// have to be asked.
+    fn asked_matchmakers(&self, registers: &[Register]) -> Vec<Matchmakers> {
+        let knows = |member: &&Member, generation| {
+            let register = &registers[at(member)];
+            self.is_alive(member) && register.newest.matchmakers.generation >= generation
+        };
+        let known = registers.iter().map(|one| &one.newest.matchmakers);
+        let accepted = registers
+            .iter()
+            .filter_map(|one| one.matchmaker.accepted())
+            .map(|(_, next)| next);
+        let newest = known
+            .clone()
+            .filter(|set| {
+                let members = set.members.iter();
+                set.is_majority(members.filter(|one| knows(one, set.generation)).count())
+            })
+            .map(|set| set.generation)
+            .max();
+        let asked = known
+            .chain(accepted)
+            .filter(|set| Some(set.generation) >= newest);
+        asked.filter(|set| set.generation > 0).cloned().collect()
+    }
+
+    fn matchmakers_can_do_without(&self, group: u16, place: usize) -> bool {
+        let asked = self.asked_matchmakers(&self.registers(group));
+        asked.iter().all(|set| {
+            let members = set.members.iter();
+            let left = members.filter(|member| self.is_alive(member) && at(member) != place);
+            set.is_majority(left.count())
+        })
     }
 
     /// Whether a configuration has its quorums, and enough to trim, if `place` is gone, too.
@@ -195,30 +266,23 @@ impl World {
 
     /// The memberships that some matchmaker still tells candidates of.
     fn needed(&self) -> Vec<Membership> {
-        let former = &self.machines[..self.scenario.nodes];
-        let registers = former
-            .iter()
-            .flat_map(|machine| &machine.identity.registers);
-        let registers = registers.filter_map(|(_, kept)| Register::read(kept));
         let mut needed: Vec<Membership> = Vec::new();
-        for register in registers {
-            let known = register.matchmaker.configurations().iter();
-            for one in known.chain([&register.newest]) {
-                if !needed.contains(&one.membership) {
-                    needed.push(one.membership.clone());
+        for group in 0..self.scenario.groups {
+            let registers = self.registers(group);
+            let asked = self.asked_matchmakers(&registers);
+            let oldest = asked.iter().map(|set| set.generation).min().unwrap_or(0);
+            for register in &registers {
+                let matchmaker = &register.matchmaker;
+                let is_asked = matchmaker.generation() >= oldest;
+                let handed_over = matchmaker.successor().map(|one| one.1.configurations());
+                let told = matchmaker.configurations().iter().filter(|_| is_asked);
+                let told = told.chain(handed_over.into_iter().flatten());
+                for one in told.chain([&register.newest]) {
+                    let membership = &one.membership;
+                    if !membership.members.is_empty() && !needed.contains(membership) {
+                        needed.push(membership.clone());
+                    }
                 }
-            }
-        }
-        if needed.is_empty() {
-            let members = (0..former.len()).map(|place| self.as_member(place, MemberRole::Voter));
-            let members: Vec<_> = members.collect();
-            let (phase1, phase2) = self.scenario.quorum_sizes();
-            if let Ok(quorums) = Quorums::flexible(members.len(), phase1, phase2) {
-                needed.push(Membership {
-                    epoch: super::machine::EPOCH,
-                    members,
-                    quorums,
-                });
             }
         }
         needed
@@ -342,7 +406,7 @@ impl World {
                 members,
                 quorums,
             },
-            matchmakers: Vec::new(),
+            matchmakers: Matchmakers::NONE,
         };
         let value = wish.to_bytes();
         let header = Header {
@@ -375,6 +439,16 @@ impl World {
             let election_ns = self.scenario.election.timeout_ns;
             let away_ns = exponential(&mut self.random, 4 * election_ns) + MS;
             self.plan(self.now_ns() + away_ns, Action::Rejoin(place));
+        }
+    }
+
+    /// Half of those that replace matchmakers do not get to the end of it at once.
+    pub(super) fn interrupt(&mut self, place: usize) {
+        let kinds = [FaultKind::Kill, FaultKind::Pause, FaultKind::Partition];
+        let drawn = self.interrupts.below(2 * kinds.len() as u64) as usize;
+        let at_ns = self.now_ns() + exponential(&mut self.interrupts, INTERRUPT_NS);
+        if let Some(kind) = kinds.get(drawn).filter(|kind| self.allows(**kind)) {
+            self.plan(at_ns, Action::Interrupt(place, *kind));
         }
     }
 
@@ -419,16 +493,20 @@ impl World {
                     "the machine loses power and its votes".into()
                 });
                 self.machines[place].standing = Standing::Doomed;
-                self.lost += 1;
                 self.lose_power(place);
                 self.plan_start(place);
             }
             FaultKind::DiskLoss if self.may_lose_acceptor(place) => {
                 self.say(kind, place, || "the data directory is lost".into());
-                self.machines[place].standing = Standing::Doomed;
-                self.lost += 1;
                 self.lose_disk(place);
-                self.plan_start(place);
+                if place < self.scenario.nodes {
+                    self.machines[place].standing = Standing::Doomed;
+                    self.plan_start(place);
+                } else {
+                    // Its configuration has it join: nobody takes it for its former self.
+                    self.machines[place].standing = Standing::Refused;
+                    self.plan_rejoining(place);
+                }
             }
             FaultKind::SlowDisk => {
                 let slow_ns = MS * (1 + self.random.below(60));
@@ -498,6 +576,11 @@ impl World {
     }
 
     fn die(&mut self, place: usize) {
+        self.cease(place);
+        self.end_lifelines(place);
+    }
+
+    fn cease(&mut self, place: usize) {
         let keeps_some = self.keeps_some();
         if keeps_some && self.machines[place].log.borrow().has_unflushed() {
             self.ether.coverage.struck(FaultKind::TornTail);
@@ -534,7 +617,7 @@ impl World {
     }
 
     fn lose_power(&mut self, place: usize) {
-        self.die(place);
+        self.cease(place);
         let now_ns = self.now_ns();
         let boot = u128::from(self.random.next() | 1);
         let machine = &mut self.machines[place];
@@ -562,6 +645,7 @@ impl World {
         let machine = &mut self.machines[place];
         machine.identity = super::machine::Identity::new(nonce, false);
         *machine.log.borrow_mut() = super::disk::Log::default();
+        machine.parts.fill(None);
         for shelf in &mut machine.shelves {
             shelf.kept.clear();
         }
@@ -686,6 +770,8 @@ impl World {
             Action::MendDisk(place) => self.mend_disk(place),
             Action::Usurp(place, group) => self.usurp(place, group),
             Action::Rejoin(place) => self.rejoin(place),
+            Action::Reconnect(to, place, again_ns) => self.reconnect(to, place, again_ns),
+            Action::Interrupt(place, kind) => self.strike(kind, place),
         }
     }
 

@@ -125,6 +125,12 @@ impl Network {
         *cut = until_ns.max(*cut);
     }
 
+    /// Whether nothing gets through in one of the two directions.
+    pub(super) fn is_cut(&self, now_ns: u64, one: Place, other: Place) -> bool {
+        let until = |from: Place, to: Place| self.cut_until_ns[from * self.places + to];
+        now_ns < until(one, other).max(until(other, one))
+    }
+
     pub(super) fn heal(&mut self) {
         self.cut_until_ns.fill(0);
     }

@@ -4,6 +4,7 @@ use super::fault::{FaultKind, FaultKinds};
 use super::network::{Spread, Weather};
 use crate::xdp::OnHostDeath;
 use consensus::auth::Key;
+use consensus::catch_up::{CHUNK_BYTES, Pace};
 use consensus::election::ElectionTiming;
 use consensus::leader::LeaderTiming;
 use consensus::local::Durability;
@@ -53,6 +54,10 @@ pub(super) struct Scenario {
     /// How long acceptors grant leases for, and whether leaders ask for them.
     pub(super) lease_ns: u64,
     pub(super) leases: bool,
+    /// Whether followers answer queries by asking a quorum, and clients ask whom they please.
+    pub(super) quorum_reads: bool,
+    /// How those that lag are taught: by snapshots in many small pieces, too.
+    pub(super) pace: Pace,
     /// Rounds that are reserved ahead on the disk.
     pub(super) rounds_ahead: u64,
     /// Slots between two snapshots.
@@ -144,11 +149,16 @@ impl Scenario {
             durability,
             key: keyed.then_some(key),
             leader: LeaderTiming::of(heartbeat_ns, DECIDE_NS, durability),
-            election: ElectionTiming::of(election_ns, election_ns / 4),
+            election: ElectionTiming::of(election_ns),
             pulse_ns: election_ns / 5,
             campaigns: [1, 16][seed as usize / 4 % 2],
             lease_ns: election_ns / [2, 8][seed as usize / 2 % 2],
             leases: seed.is_multiple_of(2),
+            quorum_reads: seed % 8 == 7,
+            pace: Pace {
+                chunk_bytes: [16, 64, CHUNK_BYTES][seed as usize / 4 % 3],
+                bytes_per_s: [0, 4_000_000][seed as usize / 12 % 2],
+            },
             rounds_ahead: one_of(r, &[1, 4, 1024]),
             snapshot_slots: one_of(r, &[16, 50, 200]),
             flush_ns: one_of(r, &[20_000, 100_000, 500_000]),
@@ -195,13 +205,6 @@ impl Scenario {
     pub(super) fn quorum_sizes(&self) -> (usize, usize) {
         self.quorums
             .unwrap_or((self.nodes / 2 + 1, self.nodes / 2 + 1))
-    }
-
-    /// How many acceptors may be gone for good.
-    pub(super) fn spare_acceptors(&self) -> usize {
-        let (phase1, phase2) = self.quorum_sizes();
-        // A slot is trimmed when a majority could restore it, whatever the quorums are.
-        (self.nodes - phase1.max(phase2)).min((self.nodes - 1) / 2)
     }
 }
 

@@ -1,10 +1,13 @@
 //! How a world's nodes write snapshots and cut their journals.
 
-use super::machine::{Machine, Snapshot};
+use super::machine::{Machine, Snapshot, Writing};
 use super::network::exponential;
 use super::world::World;
 use crate::cutting::Cutting;
-use consensus::{GroupId, Slot};
+use crate::kv::Kv;
+use consensus::GroupId;
+use consensus::applied::Applied;
+use crc_fast::crc32_iscsi;
 
 /// Snapshots that stay when a newer one has been written, as on a real disk.
 const KEPT: usize = 2;
@@ -24,7 +27,27 @@ impl World {
         let Some(node) = &mut machine.process else {
             return;
         };
+        for (group, part) in machine.parts.iter().enumerate() {
+            if let Some(part) = part.as_ref().filter(|part| part.is_whole) {
+                let snapshot = Snapshot {
+                    id: part.id,
+                    bytes: part.bytes.as_slice().into(),
+                };
+                machine.writing.push(Writing {
+                    group,
+                    snapshot,
+                    is_own: false,
+                });
+            }
+        }
         for group in 0..node.replicas().len() {
+            if machine.parts[group]
+                .as_ref()
+                .is_some_and(|part| part.is_whole)
+            {
+                // What is frozen now would be older.
+                continue;
+            }
             let newest = machine.shelves[group].slot();
             let Some(replica) = node.replica_mut(GroupId(group as u16)) else {
                 continue;
@@ -45,8 +68,11 @@ impl World {
             };
             let mut bytes = Vec::new();
             while frozen.next_chunk(&mut bytes) {}
-            let bytes = bytes.into();
-            machine.writing.push((group, Snapshot { slot, bytes }));
+            machine.writing.push(Writing {
+                group,
+                snapshot: Snapshot::new(slot, bytes),
+                is_own: true,
+            });
         }
         if !machine.writing.is_empty() {
             let write_ns = exponential(&mut self.random, 4 * machine.flush_ns) + 1;
@@ -56,19 +82,49 @@ impl World {
 
     /// Snapshots are on the disk.
     pub(super) fn snapshot_written(&mut self, place: usize) {
-        let machine = &mut self.machines[place];
-        let Some(node) = &mut machine.process else {
-            return;
-        };
-        let is_written = machine.log.borrow().takes_files();
-        for (group, snapshot) in machine.writing.drain(..) {
+        let now_ns = self.now_ns();
+        let writing = std::mem::take(&mut self.machines[place].writing);
+        for Writing {
+            group,
+            snapshot,
+            is_own,
+        } in writing
+        {
+            let machine = &mut self.machines[place];
+            if machine.process.is_none() {
+                return;
+            }
+            let is_written = machine.log.borrow().takes_files();
+            if !is_own {
+                machine.parts[group] = None;
+                let is_that = crc32_iscsi(&snapshot.bytes) == snapshot.id.crc;
+                let mut state = Applied::new(Kv::new());
+                let is_state = is_that && state.restore(&snapshot.bytes).is_ok();
+                let state = (is_written && is_state).then_some(state);
+                if state.is_some() {
+                    self.ether.coverage.feature("snapshots taken over");
+                }
+                let (id, post) = (GroupId(group as u16), &mut self.ether);
+                machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
+                    let now = (local_ns, unix_ms);
+                    node.take_over(now, id, snapshot.id, state, io);
+                });
+                if !is_state {
+                    continue;
+                }
+            }
+            let Some(node) = &mut machine.process else {
+                return;
+            };
             if !is_written {
-                machine.unwritten[group] = true;
+                machine.unwritten[group] |= is_own;
                 continue;
             }
-            let slot: Slot = snapshot.slot;
+            let slot = snapshot.id.slot;
             let shelf = &mut machine.shelves[group];
-            shelf.kept.push_back(snapshot);
+            if slot > shelf.slot() {
+                shelf.kept.push_back(snapshot);
+            }
             while shelf.kept.len() > KEPT {
                 shelf.kept.pop_front();
             }
@@ -80,7 +136,8 @@ impl World {
             let local = node.local_mut();
             machine.cuttings[group].saved(slot, view.trim, || local.checkpoint(id));
         }
-        self.timers[place] = self.timers[place].min(self.now_ns());
+        self.timers[place] = self.timers[place].min(now_ns);
+        self.after(place);
     }
 }
 

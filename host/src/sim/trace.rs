@@ -100,11 +100,22 @@ fn describe(header: &Header, bytes: usize) -> String {
             )
         }
         Kind::Match | Kind::Matched | Kind::Unmatched => {
-            format!("{kind:?} g{group} ballot {ballot} after {vote_ballot}, {bytes} bytes")
+            format!(
+                "{kind:?} g{group} ballot {ballot} after {vote_ballot}, matchmakers {slot}, {bytes} \
+                 bytes"
+            )
+        }
+        Kind::Stop
+        | Kind::Stopped
+        | Kind::HandOver
+        | Kind::HandedOver
+        | Kind::Appoint
+        | Kind::Appointed => {
+            format!("{kind:?} g{group} ballot {ballot}, matchmakers {slot}, {bytes} bytes")
         }
         Kind::Garbage | Kind::Collected => {
             format!(
-                "{kind:?} g{group} below version {}",
+                "{kind:?} g{group} below version {}, matchmakers {slot}",
                 consensus::Ballot(*watermark)
             )
         }
@@ -112,7 +123,11 @@ fn describe(header: &Header, bytes: usize) -> String {
             format!("{kind:?} g{group} version {vote_ballot}, {watermark}, {bytes} bytes")
         }
         Kind::Pulse => format!("Pulse: leads {slot} groups, digest {watermark:016x}"),
-        Kind::Hello | Kind::Read | Kind::Inspect | Kind::Report => {
+        Kind::Index => format!(
+            "Index g{group} up to {slot}, versions {} to {vote_ballot}",
+            consensus::Ballot(*watermark)
+        ),
+        Kind::Hello | Kind::Read | Kind::Inspect | Kind::Report | Kind::ReadIndex => {
             format!("{kind:?} g{group}, {bytes} bytes")
         }
     }

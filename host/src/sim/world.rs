@@ -29,6 +29,10 @@ const MS: u64 = 1_000_000;
 const MAX_SLEEP_NS: u64 = 100 * MS;
 /// Where the kernel votes it has to look for itself, as in the host.
 const WATCH_NS: u64 = MS;
+/// Who was connected to a process that has died asks for another connection, and is refused, at
+/// intervals that double from this one, as in the datapath.
+const AGAIN_NS: u64 = MS;
+const MAX_AGAIN_NS: u64 = 100 * MS;
 /// And not more often than this on its own account.
 const LEAST_SLEEP_NS: u64 = 2_000;
 /// Packets that wait for a stopped process; its socket's buffer drops the rest.
@@ -70,6 +74,8 @@ pub(super) struct Ether {
     /// Machines; whoever is beyond them is no node.
     nodes: usize,
     touched: Vec<usize>,
+    /// Who has just asked matchmakers to stop.
+    replaces: Option<usize>,
     /// Stands for everything that was sent, and when.
     hash: u64,
 }
@@ -91,9 +97,18 @@ impl Post for Ether {
         }
     }
 
+    fn kept(&mut self, place: usize, group: GroupId, register: &[u8]) {
+        if self.checker.kept(place, group, register) {
+            self.coverage.feature("matchmakers replaced");
+        }
+    }
+
     fn post(&mut self, from: usize, to: SocketAddr, header: &Header, value: &[u8]) {
         if from < self.nodes {
             self.checker.sent(from, header, value);
+            if header.kind == Kind::Stop {
+                self.replaces = Some(from);
+            }
         }
         let index = self.network.buffer();
         let packet = self.network.packet_mut(index);
@@ -128,10 +143,10 @@ pub(super) struct World {
     /// Whether the fault points inside the code strike.
     has_fault_points: bool,
     faults: Faults,
+    /// For what strikes while others follow the matchmakers.
+    pub(super) interrupts: Random,
     /// The machine whose snapshots were damaged.
     pub(super) rotten: Option<usize>,
-    /// How many of those that formed the cluster have lost their memory.
-    pub(super) lost: usize,
     events: u64,
     deliveries: u64,
     /// Slots that a `volatile` node must have applied to count as whole again.
@@ -170,6 +185,7 @@ impl World {
                 now_ns: 0,
                 nodes,
                 touched: Vec::new(),
+                replaces: None,
                 hash: seed,
             },
             timers: vec![u64::MAX; 3 * nodes + count + 1],
@@ -182,8 +198,8 @@ impl World {
             without: options.without,
             has_fault_points: options.fault_points,
             faults: Faults::default(),
+            interrupts: Random::new(seed ^ 0x7265_706c_6163_6500),
             rotten: None,
-            lost: 0,
             events: 0,
             deliveries: 0,
             wanted: vec![vec![Slot::NONE; groups]; nodes],
@@ -421,22 +437,24 @@ impl World {
             node.handle(local_ns, unix_ms, address(from), bytes, io);
         });
         if handled.is_none() {
-            // Only probes come from sockets that are told of it.
-            if bytes.get(3) == Some(&(Kind::Progress as u8)) {
-                self.tell_nobody_listens(from, place);
-            }
             return;
         }
         self.timers[place] = self.timers[place].min(now_ns + self.scenario.batch_ns);
         self.after(place);
     }
 
-    /// The machine at `place` tells the one at `to` that no process listens there.
-    fn tell_nobody_listens(&mut self, to: usize, place: usize) {
+    /// The process at `to` finds its connection to the one at `place` ended, and asks for another.
+    pub(super) fn reconnect(&mut self, to: usize, place: usize, again_ns: u64) {
         let now_ns = self.ether.now_ns;
-        let Some(machine) = self.machines.get_mut(to) else {
+        if self.machines[place].process.is_some() || self.machines[to].process.is_none() {
             return;
-        };
+        }
+        let again = Action::Reconnect(to, place, (again_ns * 2).min(MAX_AGAIN_NS));
+        self.plan(now_ns + again_ns, again);
+        if self.machines[to].is_paused || self.ether.network.is_cut(now_ns, to, place) {
+            return;
+        }
+        let machine = &mut self.machines[to];
         let post = &mut self.ether;
         let told = machine.run(now_ns, post, |node, local_ns, unix_ms, io| {
             node.refused_at(local_ns, unix_ms, (local_ns, address(place)), io);
@@ -468,7 +486,12 @@ impl World {
     }
 
     /// Looks at what an event of a node has done.
-    fn after(&mut self, place: usize) {
+    pub(super) fn after(&mut self, place: usize) {
+        if let Some(place) = self.ether.replaces.take()
+            && self.stage == Stage::Storm
+        {
+            self.interrupt(place);
+        }
         let machine = &mut self.machines[place];
         self.ether.look(place, &machine.words, &machine.life);
         if machine.life.is_dead() {
@@ -595,6 +618,15 @@ impl World {
             }
         }
         highest
+    }
+
+    /// The connections to a process that has died end, where its machine is up.
+    pub(super) fn end_lifelines(&mut self, place: usize) {
+        for to in (0..self.machines.len()).filter(|to| *to != place) {
+            let trip_ns = exponential(&mut self.random, MS / 10);
+            let at_ns = self.now_ns() + trip_ns;
+            self.plan(at_ns, Action::Reconnect(to, place, AGAIN_NS));
+        }
     }
 
     /// Ends the process at once. What it had not flushed may be lost, what it had not written is.
@@ -851,7 +883,10 @@ impl World {
         }
         let mut level = Vec::new();
         for group in 0..usize::from(self.scenario.groups) {
-            let Some(members) = self.members(group) else {
+            let Some(members) = self
+                .members(group)
+                .filter(|_| self.has_its_matchmakers(group))
+            else {
                 return;
             };
             let nodes = members.iter().map(|place| &self.machines[*place].process);
@@ -876,6 +911,18 @@ impl World {
             self.ether.checker.histories(group, &operations);
         }
         self.stage = Stage::Done;
+    }
+
+    /// Whether those who vote are the matchmakers, by the word of whoever leads.
+    fn has_its_matchmakers(&self, group: usize) -> bool {
+        let leader = self.leader(group).map(|place| &self.machines[place]);
+        let node = leader.and_then(|machine| machine.process.as_ref());
+        node.is_some_and(|node| {
+            let configuration = node.replicas()[group].configuration();
+            configuration
+                .matchmakers
+                .are_those_of(&configuration.membership)
+        })
     }
 
     /// The machines of those that are members by the word of a leader and not lost for good.

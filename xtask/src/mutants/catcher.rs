@@ -73,7 +73,7 @@ pub(super) const CATCHERS: &[Catcher] = &[
     },
     Catcher::Unit {
         package: HOST,
-        names: &["journal::", "snapshot_file::", "cutting::"],
+        names: &["journal::", "snapshot_file::", "snapshots::", "cutting::"],
         limit: Duration::from_secs(120),
     },
     Catcher::Simulator {

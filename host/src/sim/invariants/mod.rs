@@ -114,6 +114,7 @@ pub(super) struct Checker {
     answers: Vec<exactly_once::Answer>,
     disks: durability::Promised,
     matchmakers: matchmaking::Matchmakers,
+    registers: Vec<matchmaking::Registers>,
     violation: Option<Violation>,
 }
 
@@ -131,6 +132,9 @@ impl Checker {
             answers: Vec::new(),
             disks: durability::Promised::new(scenario),
             matchmakers: matchmaking::Matchmakers::default(),
+            registers: (0..groups)
+                .map(|_| matchmaking::Registers::default())
+                .collect(),
             violation: None,
         }
     }
@@ -305,7 +309,7 @@ impl Checker {
                     self.judge(Invariant::Promotion, verdict);
                 }
             }
-            Kind::Matched => {
+            Kind::Matched | Kind::Stopped => {
                 let verdict = self.matchmakers.matched(place, group, header, value);
                 self.judge(Invariant::Matchmaking, verdict);
             }
@@ -326,6 +330,18 @@ impl Checker {
             }
             _ => {}
         }
+    }
+
+    /// The node at `place` has written down what it knows of a group's configurations. True if others
+    /// are matchmakers than anybody knew before.
+    pub(super) fn kept(&mut self, place: usize, group: GroupId, register: &[u8]) -> bool {
+        let group = usize::from(group.0);
+        let life = (place, self.chronicle.pinned[place]);
+        let before = self.registers[group].generation();
+        let verdict = self.registers[group].kept(&self.chronicle.groups[group], life, register);
+        let verdict = verdict.map_err(|what| format!("group {group}: {what}"));
+        self.judge(Invariant::Matchmaking, verdict);
+        self.registers[group].generation() > before
     }
 
     fn proposed(&mut self, group: usize, header: &Header, value: &[u8]) {

@@ -47,13 +47,16 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
                 Ballot(over.ballot)
             ));
         }
-        let of_others = ballot.promised & !(1 << (Ballot(own).node().0 - 1));
-        if of_others == 0 || !counting.has_phase1(ballot.promised) {
-            let verdict = go_on(facts, group, header.ballot, counting.phase1);
-            // Its own acceptor promises it by what it is sent, which may be as many as it takes.
-            if !counting.has_phase1(ballot.promised) {
-                verdict?;
-            }
+        // The leader that makes a configuration goes on in the ballot that is its version.
+        if counting.version == own {
+            go_on(facts, group, header.ballot)?;
+        } else if !counting.has_phase1(ballot.promised) {
+            return Err(format!(
+                "group {group}: ballot {} proposes after {} promises, phase 1 takes {}",
+                header.ballot,
+                ballot.promised.count_ones(),
+                counting.phase1
+            ));
         }
     }
     let ballot = *facts.ballot_mut(own);
@@ -81,9 +84,8 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
     Ok(())
 }
 
-/// The ballot has no quorum of promises of its own: what it goes on from?
-fn go_on(facts: &mut GroupFacts, group: usize, ballot: Ballot, phase1: usize) -> Verdict {
-    let own = facts.ballot_mut(ballot.0).promised.count_ones();
+/// The ballot takes no promises of its own: what does it go on from?
+fn go_on(facts: &mut GroupFacts, group: usize, ballot: Ballot) -> Verdict {
     let began = |one: &&BallotFacts| {
         let is_own = one.ballot < ballot.0 && Ballot(one.ballot).node() == ballot.node();
         let counting = one
@@ -98,8 +100,8 @@ fn go_on(facts: &mut GroupFacts, group: usize, ballot: Ballot, phase1: usize) ->
         .max_by_key(|one| one.ballot);
     let Some(last) = last.copied() else {
         return Err(format!(
-            "group {group}: ballot {ballot} proposes after {own} promises, phase 1 takes {phase1}, \
-             and it goes on from no ballot of its node"
+            "group {group}: ballot {ballot} proposes without a phase 1, and goes on from no ballot \
+             of its node"
         ));
     };
     let first = last.continues.unwrap_or(last.ballot);
@@ -111,8 +113,8 @@ fn go_on(facts: &mut GroupFacts, group: usize, ballot: Ballot, phase1: usize) ->
     };
     if let Some(between) = facts.ballots.iter().find(between) {
         return Err(format!(
-            "group {group}: ballot {ballot} proposes after {own} promises, phase 1 takes {phase1}, \
-             and ballot {} has proposed since ballot {} of its node",
+            "group {group}: ballot {ballot} proposes without a phase 1, and ballot {} has proposed \
+             since ballot {} of its node",
             Ballot(between.ballot),
             Ballot(first)
         ));
