@@ -5,20 +5,16 @@
 use crate::bench_target::LocalTarget;
 use crate::kv::{Call, Op};
 use crate::local_cluster::LocalCluster;
-use bench::cluster::Command;
-use bench::load::latencies;
+use bench::cluster::{ClusterCaller, Command};
+use bench::load::{Caller, latencies};
 use bench::process::Subject;
 use bench::run::{Cluster, Target, TargetError};
 use bench::site::{Place, Site};
-use consensus::client::{self, Client};
 use consensus::envelope::{ENTRY_BYTES, SESSION_WINDOW};
-use consensus::wire::{self, Parsed};
-use datapath::{Datapath, Received, Service, Transmit, Wait, Worker};
+use datapath::{Datapath, Received, Service, Transmit, Wait, Worker, clock};
 use hdrhistogram::Histogram;
 use nix::sys::signal::Signal;
-use std::collections::VecDeque;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
@@ -157,31 +153,24 @@ struct Shared {
 
 /// The client as a worker's service.
 struct Writer {
-    client: Client,
-    command: Command,
+    caller: ClusterCaller,
     options: Options,
-    body: Vec<u8>,
-    submitted: u64,
     /// Open loop: when the next write arises.
     arises_ns: u64,
     part: usize,
-    /// Writes under way, by their tokens: the part that they arose in, and when.
-    under_way: VecDeque<(usize, u64)>,
-    first: u64,
+    under_way: usize,
     latencies: Vec<Histogram<u64>>,
     shared: Arc<Shared>,
 }
 
 impl Writer {
+    /// The token of a write says when it arose and in which part.
     fn submit(&mut self, arose_ns: u64) -> bool {
-        self.body.clear();
-        (self.command)(self.submitted, &mut self.body);
-        let taken = self.client.submit_command(self.submitted, &self.body);
-        if taken.is_ok() {
-            self.under_way.push_back((self.part, arose_ns));
-            self.submitted += 1;
-        }
-        taken.is_ok()
+        let taken = self
+            .caller
+            .submit(arose_ns * PARTS as u64 + self.part as u64);
+        self.under_way += usize::from(taken);
+        taken
     }
 
     fn make(&mut self, now_ns: u64) {
@@ -191,7 +180,7 @@ impl Writer {
             self.arises_ns = now_ns;
         }
         if part == Part::Full as usize {
-            while self.client.unanswered() < self.options.outstanding && self.submit(now_ns) {}
+            while self.under_way < self.options.outstanding && self.submit(now_ns) {}
             return;
         }
         while self.arises_ns <= now_ns && self.submit(self.arises_ns) {
@@ -202,43 +191,23 @@ impl Writer {
 
 impl Service for Writer {
     fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], _: &mut T) {
-        if let Parsed::Ours(header, value) = wire::parse(datagram, usize::from(u16::MAX)) {
-            self.client.handle_datagram(now_ns, from, &header, value);
-        }
+        self.caller.take(now_ns, from, datagram);
     }
 
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration {
-        if self.client.poll_timeout().is_some_and(|at| at <= now_ns) {
-            self.client.handle_timeout(now_ns);
-        }
-        while let Some(event) = self.client.poll_event() {
-            let at = (event.token - self.first) as usize;
-            if let Some((part, arose_ns)) = self.under_way.get_mut(at)
-                && let Some(latencies) = self.latencies.get_mut(*part)
-            {
-                latencies.saturating_record(now_ns.saturating_sub(*arose_ns).max(1));
-                *part = PARTS;
-            }
-            while self
-                .under_way
-                .front()
-                .is_some_and(|(part, _)| *part == PARTS)
-            {
-                self.under_way.pop_front();
-                self.first += 1;
-            }
-            let count = match event.result {
-                Ok(_) => &self.shared.acknowledged,
-                Err(_) => &self.shared.failed,
+        while let Some((token, is_acknowledged)) = self.caller.ended() {
+            self.under_way -= 1;
+            let (arose_ns, part) = (token / PARTS as u64, (token % PARTS as u64) as usize);
+            self.latencies[part].saturating_record(now_ns.saturating_sub(arose_ns).max(1));
+            let count = match is_acknowledged {
+                true => &self.shared.acknowledged,
+                false => &self.shared.failed,
             };
             count.fetch_add(1, Ordering::Relaxed);
         }
         self.make(now_ns);
-        while let Some(datagram) = self.client.poll_transmit(now_ns) {
-            // A full queue drops it; the client repeats it.
-            tx.send(datagram.to, &datagram.header.to_bytes(), datagram.value);
-        }
-        let mut due_ns = self.client.poll_timeout().unwrap_or(u64::MAX);
+        self.caller.give(now_ns, tx);
+        let mut due_ns = self.caller.due_ns().unwrap_or(u64::MAX);
         if self.part != Part::Full as usize {
             due_ns = due_ns.min(self.arises_ns.max(now_ns + 1));
         }
@@ -329,26 +298,15 @@ fn write(
     options: &Options,
     shared: Arc<Shared>,
 ) -> Result<Vec<Histogram<u64>>, TargetError> {
-    let client = Client::new(client::Config {
-        members: cluster.members.clone(),
-        group: cluster.group,
-        epoch: cluster.epoch,
-        max_value: cluster.max_value,
-        max_in_flight: SESSION_WINDOW as usize,
-        seed: RandomState::new().build_hasher().finish(),
-    })?;
+    let caller = cluster.caller(commands(options), SESSION_WINDOW as usize)?;
     let place = site.client();
     place.enter()?;
     let writer = Writer {
-        client,
-        command: commands(options),
+        caller,
         options: *options,
-        body: Vec::new(),
-        submitted: 0,
-        arises_ns: 0,
-        part: PARTS,
-        under_way: VecDeque::new(),
-        first: 0,
+        arises_ns: clock::monotonic_ns(),
+        part: Part::Idle as usize,
+        under_way: 0,
         latencies: (0..PARTS).map(|_| latencies()).collect(),
         shared,
     };

@@ -9,15 +9,13 @@ use crate::bench_target::LocalTarget;
 use crate::inspect::{HandOver, Inspector};
 use crate::local_cluster::LocalCluster;
 use crate::members::{Operator, Wish};
-use bench::cluster::Command;
+use bench::cluster::{ClusterCaller, Command};
+use bench::load::Caller;
 use bench::run::{Cluster, Target, TargetError};
 use bench::site::Site;
-use consensus::client::{self, Client};
 use consensus::quorum::{Member, MemberRole};
-use consensus::wire::{self, Parsed};
 use consensus::{Incarnation, NodeId};
-use datapath::{Service, Transmit, Wait, Worker};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use datapath::{Placement, Service, Transmit, Wait, Worker};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -118,56 +116,40 @@ struct Shared {
 
 /// The client as a worker's service.
 struct Writer {
-    client: Client,
-    command: Command,
+    caller: ClusterCaller,
     outstanding: usize,
+    under_way: usize,
     submitted: u64,
     last_ns: Option<u64>,
-    body: Vec<u8>,
     shared: Arc<Shared>,
 }
 
 impl Service for Writer {
     fn packet<T: Transmit>(&mut self, now_ns: u64, from: SocketAddr, datagram: &[u8], _: &mut T) {
-        if let Parsed::Ours(header, value) = wire::parse(datagram, usize::from(u16::MAX)) {
-            self.client.handle_datagram(now_ns, from, &header, value);
-        }
+        self.caller.take(now_ns, from, datagram);
     }
 
     fn turn<T: Transmit>(&mut self, now_ns: u64, tx: &mut T) -> Duration {
-        if self.client.poll_timeout().is_some_and(|at| at <= now_ns) {
-            self.client.handle_timeout(now_ns);
-        }
-        while let Some(event) = self.client.poll_event() {
-            if event.result.is_err() {
+        while let Some((_, is_acknowledged)) = self.caller.ended() {
+            self.under_way -= 1;
+            if !is_acknowledged {
                 self.shared.failed.fetch_add(1, Ordering::Relaxed);
-            } else {
-                if let Some(last_ns) = self.last_ns.replace(now_ns) {
-                    let gap_ns = now_ns - last_ns;
-                    self.shared
-                        .longest_gap_ns
-                        .fetch_max(gap_ns, Ordering::Relaxed);
-                }
-                self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+                continue;
             }
+            if let Some(last_ns) = self.last_ns.replace(now_ns) {
+                let gap_ns = now_ns - last_ns;
+                self.shared
+                    .longest_gap_ns
+                    .fetch_max(gap_ns, Ordering::Relaxed);
+            }
+            self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
-        while self.client.unanswered() < self.outstanding {
-            self.body.clear();
-            (self.command)(self.submitted, &mut self.body);
-            if self
-                .client
-                .submit_command(self.submitted, &self.body)
-                .is_err()
-            {
-                break;
-            }
+        while self.under_way < self.outstanding && self.caller.submit(self.submitted) {
+            self.under_way += 1;
             self.submitted += 1;
         }
-        while let Some(datagram) = self.client.poll_transmit(now_ns) {
-            // A full queue drops it; the client repeats it.
-            tx.send(datagram.to, &datagram.header.to_bytes(), datagram.value);
-        }
-        let due_ns = self.client.poll_timeout().unwrap_or(u64::MAX);
+        self.caller.give(now_ns, tx);
+        let due_ns = self.caller.due_ns().unwrap_or(u64::MAX);
         Duration::from_nanos(due_ns.saturating_sub(now_ns)).min(MAX_SLEEP)
     }
 
@@ -194,7 +176,7 @@ pub fn run(
     site: &Site,
     options: &Options,
     interrupt: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Outcome, TargetError> {
     let cluster = target.start(site)?;
     let shared = Arc::new(Shared::default());
@@ -231,23 +213,15 @@ fn write(
     command: Command,
     shared: Arc<Shared>,
 ) -> Result<(), TargetError> {
-    let client = Client::new(client::Config {
-        members: cluster.members.clone(),
-        group: cluster.group,
-        epoch: cluster.epoch,
-        max_value: cluster.max_value,
-        max_in_flight: options.outstanding,
-        seed: RandomState::new().build_hasher().finish(),
-    })?;
+    let caller = cluster.caller(command, options.outstanding)?;
     let place = site.client();
     place.enter()?;
     let writer = Writer {
-        client,
-        command,
+        caller,
         outstanding: options.outstanding,
+        under_way: 0,
         submitted: 0,
         last_ns: None,
-        body: Vec::new(),
         shared,
     };
     Worker::new(place.bind(options.client_wait)?, writer).run()?;
@@ -263,8 +237,25 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn measure(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<Outcome, TargetError> {
+    fn measure(
+        &mut self,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Outcome, TargetError> {
         let mut outcome = Outcome::default();
+        let priority = self.site.client().placement.fifo_priority;
+        let lead = urgently(priority, || self.trials(&mut outcome, progress))?;
+        if !self.options.calm.is_zero() {
+            outcome.calm_elections = self.calm(&lead, progress)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Returns who leads afterwards.
+    fn trials(
+        &mut self,
+        outcome: &mut Outcome,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Lead, TargetError> {
         let mut lead = self.await_lead()?;
         for trial in 1..=self.options.trials {
             progress(Progress::Trial(trial));
@@ -278,33 +269,38 @@ impl Run<'_> {
                 self.restart(now.node)?;
             }
         }
-        if !self.options.calm.is_zero() {
-            let burning = AtomicBool::new(true);
-            let calm = self.options.calm;
-            let dwelt = thread::scope(|scope| {
-                for _ in 0..self.options.burners {
-                    scope.spawn(|| {
-                        while burning.load(Ordering::Relaxed) {
-                            std::hint::spin_loop();
-                        }
-                    });
-                }
-                let mut seen = lead.ballot;
-                let look = |run: &mut Self, part| {
-                    progress(Progress::Calm(part));
-                    if let Some(now) = run.look()? {
-                        outcome.calm_elections += u64::from(now.ballot != seen);
-                        seen = now.ballot;
+        Ok(lead)
+    }
+
+    /// Returns how many elections there were.
+    fn calm(
+        &mut self,
+        lead: &Lead,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u64, TargetError> {
+        let burning = AtomicBool::new(true);
+        thread::scope(|scope| {
+            for _ in 0..self.options.burners {
+                scope.spawn(|| {
+                    while burning.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
                     }
-                    Ok(())
-                };
-                let dwelt = self.dwell(calm, look);
-                burning.store(false, Ordering::Relaxed);
-                dwelt
-            });
-            dwelt?;
-        }
-        Ok(outcome)
+                });
+            }
+            let mut elections = 0;
+            let mut seen = lead.ballot;
+            let look = |run: &mut Self, part| {
+                progress(Progress::Calm(part));
+                if let Some(now) = run.look()? {
+                    elections += u64::from(now.ballot != seen);
+                    seen = now.ballot;
+                }
+                Ok(())
+            };
+            let dwelt = self.dwell(self.options.calm, look);
+            burning.store(false, Ordering::Relaxed);
+            dwelt.map(|()| elections)
+        })
     }
 
     fn cluster(&mut self) -> Result<&mut LocalCluster, TargetError> {
@@ -484,6 +480,28 @@ impl Run<'_> {
         let cluster = self.target.cluster().ok_or(STOPPED)?;
         as_client(self.site, || cluster.inspect(node, ANSWER))
     }
+}
+
+/// Does `work` with a priority, on whatever CPU there is. Beside threads that have one and spin, the
+/// system comes to a thread without when it makes them stand still (`kernel.sched_rt_runtime_us`):
+/// that is when every trial would begin or end.
+fn urgently<T: Send>(
+    fifo_priority: Option<u8>,
+    work: impl FnOnce() -> Result<T, TargetError> + Send,
+) -> Result<T, TargetError> {
+    let anywhere = Placement {
+        cpu: None,
+        fifo_priority,
+    };
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            anywhere.apply()?;
+            work()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// What `work` gives in the client's place: a socket that it makes stays there.
