@@ -95,6 +95,55 @@ fn all_three_are_replaced_by_three_new_ones_under_load() {
 }
 
 #[test]
+fn the_members_of_many_groups_are_replaced_in_each_by_a_command_that_is_said_again() {
+    let region = "groups = 5\nwindow_slots = 256";
+    let mut scene = Scene::with_region(Durability::Sync, region, "", "", NEW.len());
+    let ledger = Ledger::default();
+    scene.start_all();
+    NEW.into_iter().for_each(|node| scene.start(node));
+    scene.leader();
+    let load = Load::start(&scene, &ledger, WRITERS);
+    wait_for_writes(&ledger, 1000);
+    let with = NEW.map(|node| at(&scene, node)).join(",");
+    let arguments = ["replace", "1", "2", "3", "--with", &with];
+    let mut interrupted = command(&scene, &arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first group is the last to change.
+    wait_for("a group that is led by a new node", || {
+        let leaders = scene.report(4)["groups"]["leaders"].clone();
+        let is_new = |leader: &Value| leader.as_u64() > Some(3);
+        leaders.as_array()?.iter().any(is_new).then_some(())
+    });
+    let _ = interrupted.kill();
+    let _ = interrupted.wait();
+    let list = change(&scene, &arguments);
+    assert_eq!(voters(&list), [4, 5, 6]);
+    // Those that formed the cluster are needed in none of the groups.
+    destroy(&mut scene, &ALL);
+    wait_for("leaders of all groups", || {
+        let groups = &scene.report(4)["groups"];
+        assert_eq!(groups["count"], 5);
+        (groups["leaderless"] == 0).then_some(())
+    });
+    wait_for_writes(&ledger, 1000);
+    load.stop();
+    ledger.assert_kept(&scene);
+
+    let address = scene.cluster.replicas()[3].address.to_string();
+    let mut save = Command::new(env!("CARGO_BIN_EXE_nearwire"));
+    let save = save.args(["snapshot", "save", "never.snapshot", "--peers", &address]);
+    let output = save.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("5 groups"),
+        "{said}"
+    );
+}
+
+#[test]
 fn whoever_leads_may_die_at_any_moment_of_a_change() {
     let mut scene = Scene::with_settings(Durability::Sync, 1024, "", "", NEW.len());
     let ledger = Ledger::default();

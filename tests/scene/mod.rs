@@ -58,6 +58,18 @@ impl Scene {
         settings: &str,
         joining: usize,
     ) -> Self {
+        let region = format!("window_slots = {window_slots}");
+        Self::with_region(durability, &region, rehearse, settings, joining)
+    }
+
+    /// The same with these lines about the region.
+    pub(crate) fn with_region(
+        durability: Durability,
+        region: &str,
+        rehearse: &str,
+        settings: &str,
+        joining: usize,
+    ) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), scratch.path());
         options.durability = durability;
@@ -67,9 +79,8 @@ impl Scene {
             .addresses
             .resize(ALL.len() + joining, options.addresses[0]);
         // A debug build on a busy machine may sleep for a while.
-        options.settings = format!(
-            "{settings}\n[region]\nwindow_slots = {window_slots}\n\n[timing]\nelection_ms = 300\n"
-        );
+        options.settings =
+            format!("{settings}\n[region]\n{region}\n\n[timing]\nelection_ms = 300\n");
         let cluster = LocalCluster::prepare(options).unwrap();
         let environment = vec![(rehearsal::VARIABLE.to_owned(), rehearse.to_owned())];
         Self {
