@@ -49,6 +49,8 @@ const MAX_READS: usize = 4096;
 const GAP_PATIENCE_NS: u64 = 2_000_000;
 /// A leadership transfer that takes longer is called off, in nanoseconds.
 const TRANSFER_NS: u64 = 1_000_000_000;
+/// Heartbeats for which its successor heeds a leader's call. It is repeated every heartbeat.
+const CALL_BEATS: u64 = 2;
 /// A member not heard of for so long does not hold the trim back, in nanoseconds.
 pub(crate) const LAGGARD_NS: u64 = 1_000_000_000;
 /// Closed sessions that a leader may still hold in mind.
@@ -224,6 +226,11 @@ struct Lead {
 }
 
 impl Lead {
+    /// Whether nothing more is proposed, since another is to lead.
+    fn hands_over(&self) -> bool {
+        self.transfer.is_some_and(|transfer| transfer.has_stopped)
+    }
+
     /// Whether slots that may have been chosen in lower ballots are still to be applied.
     fn is_early(&self, applied: Slot) -> bool {
         applied < self.leader.inherited() && !mutated(Mutation::ServesTooEarly)
@@ -308,6 +315,17 @@ struct Transfer {
     target: NodeId,
     until_ns: u64,
     ask_ns: u64,
+    /// Nothing is proposed any more.
+    has_stopped: bool,
+}
+
+/// A leader asks this node to take over.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    leader: NodeId,
+    /// What it had decided when it stopped.
+    slot: Slot,
+    until_ns: u64,
 }
 
 /// Which role a replica plays, for reports.
@@ -380,6 +398,7 @@ pub struct Replica<S> {
     place: Option<usize>,
     applied: Applied<S>,
     lead: Option<Lead>,
+    called: Option<Call>,
     election: Election,
     catch_up: CatchUp,
     teaching: teaching::Teaching,
@@ -450,6 +469,7 @@ impl<S: StateMachine> Replica<S> {
             trimmed: Slot::NONE,
             applied,
             lead: None,
+            called: None,
             election,
             catch_up: CatchUp::new(config.pace.chunk_bytes),
             teaching: teaching::Teaching::default(),
@@ -720,6 +740,7 @@ impl<S: StateMachine> Replica<S> {
         if mutated(Mutation::ExpiryByLocalClock) {
             self.applied.tick(turn.unix_ms);
         }
+        self.heed(turn);
         if self.lead.is_some() {
             self.drive(turn);
         }

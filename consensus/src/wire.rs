@@ -119,7 +119,8 @@ kinds! {
     PreVote = 38,
     /// Host to host: yes (nothing was promised).
     PreVoteGranted = 39,
-    /// Asks the leader to hand over to the node in vote ballot, or tells that node to campaign.
+    /// Asks the leader to hand over to the node in vote ballot, or tells that node to campaign, once it
+    /// has applied the slot.
     Transfer = 40,
     /// Tool to node: describe yourself.
     Inspect = 41,

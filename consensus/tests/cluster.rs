@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
+const HEARTBEAT_NS: u64 = 10 * MS;
 const WINDOW: u64 = 64;
 const VALUE_BYTES: usize = 512;
 
@@ -422,7 +423,7 @@ impl World {
             quorums: self.quorums,
             key: None,
             leader: LeaderTiming {
-                heartbeat_ns: 10 * MS,
+                heartbeat_ns: HEARTBEAT_NS,
                 decide_ns: MS,
                 resend_ns: 5 * MS,
             },
@@ -607,6 +608,22 @@ impl World {
         }
     }
 
+    /// Keeps a few commands under way; the longest time without an answer in nanoseconds.
+    fn load_ms(&mut self, ms: u64) -> u64 {
+        let (mut last_ns, mut longest_ns) = (self.now_ns, 0);
+        let end_ns = self.now_ns + ms * MS;
+        while self.now_ns < end_ns {
+            self.submit(3);
+            let before = self.acknowledged.len();
+            self.step();
+            if self.acknowledged.len() > before {
+                longest_ns = longest_ns.max(self.now_ns - last_ns);
+                last_ns = self.now_ns;
+            }
+        }
+        longest_ns
+    }
+
     /// Submits `count` commands, at most `outstanding` at once, and waits for all of them.
     fn commit(&mut self, count: u64, outstanding: u64) {
         let end = self.next_token + count;
@@ -768,6 +785,28 @@ fn the_log_goes_on_when_its_leader_dies_and_the_dead_catch_up() {
         .collect();
     let hosts: Vec<_> = world.hosts.iter().map(Host::describe).collect();
     assert!(applied.iter().all(|slot| *slot == applied[0]), "{hosts:#?}");
+}
+
+/// Clients wait for a few round trips, not for the successor's next report.
+#[test]
+fn a_leader_hands_over_between_two_heartbeats() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 3, CALM, Durability::Volatile);
+        world.commit(500, 16);
+        let leader = world.leader().expect("it served");
+        let successor = (leader + 1) % 3;
+        world.load_ms(15);
+        let transfer = Header {
+            vote_ballot: Ballot(successor as u64 + 1),
+            ..Header::new(Kind::Transfer, GroupId(0), NodeId::NONE)
+        };
+        let answers = answers(&mut world, leader, &transfer, &[]);
+        assert_eq!(answers.first().map(|answer| answer.kind), Some(Kind::Ack));
+        let gap_ns = world.load_ms(100);
+        assert_eq!(world.leader(), Some(successor), "seed {seed}");
+        assert!(gap_ns < HEARTBEAT_NS / 2, "seed {seed}: {gap_ns} ns");
+        world.check();
+    }
 }
 
 #[test]

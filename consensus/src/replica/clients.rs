@@ -25,7 +25,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let Some(lead) = &mut self.lead else { return };
         let is_early = lead.is_early(self.applied.slot());
-        if is_early || lead.transfer.is_some() {
+        if is_early || lead.hands_over() {
             // The sessions are not known yet, or are about to be another's: the client asks again,
             // as soon as it is told of whoever serves.
             self.tally.deferred += 1;
@@ -231,9 +231,9 @@ impl<S: StateMachine> Replica<S> {
 
     fn serving(&mut self) -> Option<&mut Lead> {
         let applied = self.applied.slot();
-        self.lead.as_mut().filter(|lead| {
-            lead.leader.leads() && !lead.is_early(applied) && lead.transfer.is_none()
-        })
+        self.lead
+            .as_mut()
+            .filter(|lead| lead.leader.leads() && !lead.is_early(applied) && !lead.hands_over())
     }
 
     /// Until when the present state may answer queries without this replica, and from when on

@@ -197,11 +197,11 @@ impl<S: StateMachine> Replica<S> {
         header: &Header,
     ) {
         if header.flags.has(Flags::NOW) {
-            // The leader that this node follows has stopped proposing and asks it to take over.
-            let follows = self.leader(turn.now_ns, turn.local) == Some(header.sender);
-            if follows && self.lead.is_none() && self.is_voter() {
-                self.campaign(turn);
-            }
+            self.called = Some(Call {
+                leader: header.sender,
+                slot: header.slot,
+                until_ns: turn.now_ns + self.config.leader.heartbeat_ns * CALL_BEATS,
+            });
             return;
         }
         let target = NodeId(header.vote_ballot.0 as u16);
@@ -216,6 +216,7 @@ impl<S: StateMachine> Replica<S> {
                         target,
                         until_ns,
                         ask_ns: 0,
+                        has_stopped: false,
                     });
                 }
                 let ack = Header {
@@ -280,6 +281,7 @@ impl<S: StateMachine> Replica<S> {
             target,
             until_ns: now_ns + TRANSFER_NS + self.config.lease_ns,
             ask_ns: 0,
+            has_stopped: false,
         });
         true
     }
@@ -306,8 +308,8 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// Goes on with a leadership transfer: once the successor has applied everything, it is told
-    /// to campaign.
+    /// Goes on with a leadership transfer: once the successor has applied nearly everything, nothing
+    /// more is proposed, and once all of that is decided, it is told to campaign.
     pub(super) fn hand_over<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         let Some(lead) = &mut self.lead else { return };
         let Some(transfer) = &mut lead.transfer else {
@@ -320,19 +322,37 @@ impl<S: StateMachine> Replica<S> {
         let target = transfer.target;
         let place = self.register.newest.membership.place(target);
         let there = place.and_then(|place| lead.progress.get(place));
-        let caught_up = there.is_some_and(|there| there.applied >= lead.leader.decided());
-        if !lead.leader.is_idle() || !caught_up || turn.now_ns < transfer.ask_ns {
+        let decided = lead.leader.decided();
+        // What it reports is a heartbeat old.
+        let near = self.config.window / 8;
+        transfer.has_stopped |= there.is_some_and(|there| there.applied.0 + near >= decided.0);
+        if !transfer.has_stopped || !lead.leader.is_idle() || turn.now_ns < transfer.ask_ns {
             return;
         }
+        lead.leader.hurry();
         transfer.ask_ns = turn.now_ns + self.config.leader.heartbeat_ns;
         if let Some(member) = self.register.newest.membership.member(target) {
             let header = Header {
                 ballot: lead.leader.ballot(),
                 vote_ballot: Ballot(u64::from(target.0)),
+                slot: decided,
                 flags: Flags::NOW,
                 ..Header::new(Kind::Transfer, self.config.group, self.config.node)
             };
             turn.io.send(member.address, &header, &[]);
+        }
+    }
+
+    /// Takes over from the leader that asked for it, once this node has applied all that it decided.
+    pub(super) fn heed<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        let Some(call) = self.called else { return };
+        self.learn(turn);
+        let follows = self.leader(turn.now_ns, turn.local) == Some(call.leader);
+        if !follows || self.lead.is_some() || !self.is_voter() || turn.now_ns >= call.until_ns {
+            self.called = None;
+        } else if self.applied.slot() >= call.slot {
+            self.called = None;
+            self.campaign(turn);
         }
     }
 

@@ -229,7 +229,7 @@ impl<S: StateMachine> Replica<S> {
         }
         if let Some(lead) = &self.lead
             && lead.leader.leads()
-            && lead.transfer.is_none()
+            && !lead.hands_over()
             && !lead.is_early(self.applied.slot())
         {
             let ballot = lead.leader.ballot();

@@ -366,6 +366,7 @@ impl<S: StateMachine> Replica<S> {
                 target: member.node,
                 until_ns: turn.now_ns + TRANSFER_NS,
                 ask_ns: 0,
+                has_stopped: false,
             });
         }
     }
