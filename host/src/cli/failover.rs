@@ -28,7 +28,7 @@ use std::time::Duration;
 Examples:
   sudo nearwire bench failover --where netns --priority 10 --output json
   sudo nearwire bench failover --where netns --priority 10 --wait polling
-  sudo nearwire bench failover --where netns --priority 10 --cause replace --trials 20
+  sudo nearwire bench failover --where netns --cause replace --trials 20
   sudo nearwire bench failover --where netns --trials 0 --calm-seconds 600 --burners 4
                                                  no trials: does load make anyone campaign?")]
 pub(crate) struct Args {
@@ -206,7 +206,10 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
             linger_us,
         )
         .with_strangers(|members| cause.strangers(members));
-        let unsupported = args.site.unsupported(engine, args.durability);
+        let unsupported = args
+            .site
+            .unsupported(engine, args.durability)
+            .or_else(|| crowded(target.nodes() + 1, args.priority));
         let outcome = match &unsupported {
             Some(_) => Outcome::default(),
             None => {
@@ -233,6 +236,17 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Threads with one SCHED_FIFO priority do not take turns.
+fn crowded(parties: usize, priority: Option<u8>) -> Option<String> {
+    let cpus = site::allowed_cpus().len();
+    (priority.is_some() && cpus < parties).then(|| {
+        format!(
+            "{parties} parties share {cpus} CPUs, on which those with a priority keep each other \
+             waiting: leave out `--priority`"
+        )
+    })
 }
 
 impl Args {
