@@ -65,6 +65,8 @@ struct Pull {
     asked: u64,
     /// Bytes under way at the most.
     window: u64,
+    /// Its source is silent: whoever answers next is the source.
+    is_given_up: bool,
 }
 
 /// What a replica still has to learn.
@@ -207,6 +209,9 @@ impl CatchUp {
             self.silences = 0;
             self.waits = 0;
             self.turn += 1;
+            if let Some(pull) = &mut self.pull {
+                pull.is_given_up = true;
+            }
         }
         let gap = self.wanted.0 - applied.0;
         let source = source(
@@ -289,7 +294,7 @@ impl CatchUp {
         let is_other = |pull: &Pull| pull.id != id;
         if self.pull.as_ref().is_none_or(is_other) {
             // The source has another one by now, or another source has answered.
-            let is_late = |pull: &Pull| pull.source != header.sender && self.silences == 0;
+            let is_late = |pull: &Pull| pull.source != header.sender && !pull.is_given_up;
             if offset > 0 || self.pull.as_ref().is_some_and(is_late) {
                 return None;
             }
@@ -311,6 +316,7 @@ impl CatchUp {
                     here
                 },
                 window,
+                is_given_up: false,
             });
         }
         let pull = self.pull.as_mut()?;
@@ -347,6 +353,7 @@ impl CatchUp {
         if here == before && offset > 0 {
             return None;
         }
+        pull.is_given_up = false;
         self.silences = 0;
         self.waits = 0;
         self.silent_ns = now_ns + PATIENCE_NS;
@@ -650,6 +657,24 @@ mod tests {
         assert_eq!((request.watermark, learner.here()), (30, 30));
         learner.piece(3, same, 30);
         assert_eq!(learner.here(), 40);
+    }
+
+    #[test]
+    fn another_source_has_another_snapshot_when_the_first_one_is_gone_for_good() {
+        let mut learner = Learner::new(100);
+        learner.poll();
+        learner.piece(2, id(20, 1_000), 0);
+        assert_eq!(learner.silence().1.kind, Kind::SnapshotRequest);
+        learner.piece(3, id(9, 1_000), 0);
+        assert_eq!(
+            learner.part,
+            Some((id(20, 1_000), 10)),
+            "it may only be slow"
+        );
+        let (source, request) = learner.silence();
+        assert_eq!((source, request.kind), (3, Kind::CatchUp));
+        learner.piece(3, id(9, 1_000), 0);
+        assert_eq!(learner.part, Some((id(9, 1_000), 10)));
     }
 
     #[test]
