@@ -21,7 +21,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 /// What all keys of a history may cost together before the first is given up.
-const SHARED_EFFORT: u64 = 1 << 26;
+const SHARED_EFFORT: u64 = 1 << 28;
 /// What each operation may cost in any case, so that the keys after an expensive one are judged.
 const EFFORT_PER_OPERATION: u64 = 1 << 10;
 
