@@ -279,6 +279,21 @@ fn a_node_that_lost_its_memory_comes_back_by_itself_if_told_to() {
 }
 
 #[test]
+fn a_member_that_is_told_to_join_goes_on_as_what_it_is() {
+    let mut scene = Scene::new(Durability::Volatile, 64, "");
+    scene.start_all();
+    let told = scene.leader() % 3 + 1;
+    // Nor is anything left of it in the life after.
+    for join in ["true", "false"] {
+        scene.cluster.kill(told);
+        scene.start_with(told, "NEARWIRE_JOIN", join);
+        scene.wait_until_caught_up(told);
+        assert_eq!(scene.report(told)["formed"], true);
+        assert_eq!(voters(&change(&scene, &["list"])), [1, 2, 3]);
+    }
+}
+
+#[test]
 fn a_cluster_of_one_leads_again_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let mut options = Options::new(env!("CARGO_BIN_EXE_nearwire"), directory.path());

@@ -388,6 +388,11 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         Arc::new(move || waker.wake())
     })?;
     let acceptor = opened.acceptor;
+    // Who formed a cluster joins none, and one that took this for true would be of no cluster.
+    let joins = config.join && !directory.identity().formed;
+    if config.join && !joins && !directory.identity().joined {
+        tracing::warn!("`join` is ignored: this node formed its cluster and goes on as its member");
+    }
     let used_round = directory
         .identity()
         .reserved_round
@@ -395,7 +400,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
     directory.update(|identity| {
         identity.reserved_round = identity.reserved_round.max(used_round) + 1024;
         identity.epoch = FIRST_EPOCH;
-        identity.joined |= config.join;
+        identity.joined |= joins;
     })?;
     directory.begin_registers(config.region.groups)?;
     let applied: Vec<Slot> = opened.states.iter().map(Applied::slot).collect();
@@ -644,7 +649,7 @@ fn node_config(
                 priority: peer.priority,
             })
             .collect(),
-        joins: config.join || identity.joined,
+        joins: identity.joined,
         registers,
         epoch: FIRST_EPOCH,
         quorums: config.quorum.map(|quorum| (quorum.phase1, quorum.phase2)),
