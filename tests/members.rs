@@ -54,6 +54,12 @@ fn destroy(scene: &mut Scene, nodes: &[u16]) {
     }
 }
 
+/// The node has lost everything and runs again.
+fn lose(scene: &mut Scene, node: u16) {
+    destroy(scene, &[node]);
+    scene.start_with(node, "NEARWIRE_JOIN", "true");
+}
+
 fn voters(list: &Value) -> Vec<u64> {
     let members = list["members"].as_array().unwrap().iter();
     let voters = members.filter(|member| member["role"] == "voter");
@@ -274,6 +280,51 @@ fn a_node_that_lost_its_memory_comes_back_by_itself_if_told_to() {
     let other = (1..=3).find(|node| *node != lost).unwrap();
     scene.cluster.kill(other);
     wait_for_writes(&ledger, 1000);
+    load.stop();
+    ledger.assert_kept(&scene);
+}
+
+#[test]
+fn whoever_lost_its_memory_is_again_what_it_was() {
+    let mut scene = Scene::with_settings(Durability::Async, 1024, "", "", 1);
+    let ledger = Ledger::default();
+    scene.start_all();
+    scene.start(4);
+    let leader = scene.leader();
+    let load = Load::start(&scene, &ledger, WRITERS);
+    wait_for_writes(&ledger, 200);
+    change(&scene, &["add", &at(&scene, 4)]);
+    let replace = |scene: &mut Scene, node: u16| {
+        lose(scene, node);
+        let list = change(scene, &["replace", "--lost", &node.to_string()]);
+        wait_for_writes(&ledger, 200);
+        let role = list["members"][usize::from(node) - 1]["role"].clone();
+        (role, list["phase1"].clone(), list["phase2"].clone())
+    };
+    assert_eq!(
+        replace(&mut scene, 4),
+        ("learner".into(), 2.into(), 2.into())
+    );
+    let again = member(&scene, &["replace", "--lost", "4"]);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(
+        !again.status.success() && said.contains("member promote 4"),
+        "{said}"
+    );
+    let quorums = ["--phase1", "3", "--phase2", "3"];
+    change(
+        &scene,
+        &[&["promote", "4", "--witness"][..], &quorums].concat(),
+    );
+    assert_eq!(
+        replace(&mut scene, 4),
+        ("witness".into(), 3.into(), 3.into())
+    );
+    // Of the three that are left a witness votes: majorities of them may meet in it alone.
+    assert_eq!(
+        replace(&mut scene, leader % 3 + 1),
+        ("voter".into(), 3.into(), 3.into())
+    );
     load.stop();
     ledger.assert_kept(&scene);
 }

@@ -375,7 +375,7 @@ impl DataDirectory {
             let name = format!("register-{group}");
             if !self.path.join(&name).exists() {
                 let sum = crc32_iscsi(&[]).to_be_bytes();
-                replace(&self.path, &name, &[&sum], false)?;
+                replace(&self.path.join(name), &[&sum], false)?;
             }
         }
         // One flush for all of them.
@@ -397,7 +397,7 @@ impl DataDirectory {
         let sum = crc32_iscsi(register).to_be_bytes();
         let outlives_machine = self.identity.durability == Durability::Sync;
         let name = format!("register-{group}");
-        replace(&self.path, &name, &[&sum, register], outlives_machine)?;
+        replace(&self.path.join(name), &[&sum, register], outlives_machine)?;
         self.update(|identity| identity.registered = true)
     }
 
@@ -671,19 +671,18 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirectoryError> {
 
 fn store(directory: &Path, identity: &Identity) -> Result<(), DataDirectoryError> {
     let text = encode(identity)?;
-    replace(directory, "identity", &[text.as_bytes()], true)
+    replace(&directory.join("identity"), &[text.as_bytes()], true)
 }
 
 /// Puts a whole file in place of another. Any later process finds one of the two; so it does after
 /// the machine has restarted, if this `outlives_machine`.
-fn replace(
-    directory: &Path,
-    name: &str,
+pub(crate) fn replace(
+    path: &Path,
     parts: &[&[u8]],
     outlives_machine: bool,
 ) -> Result<(), DataDirectoryError> {
-    let unfinished = directory.join(format!("{name}.tmp"));
-    let path = directory.join(name);
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".tmp");
     let write = || -> io::Result<()> {
         let mut file = File::create(&unfinished)?;
         file.write_all(&parts.concat())?;
@@ -691,14 +690,24 @@ fn replace(
             file.sync_all()?;
         }
         kill_point("data_directory.before-rename");
-        fs::rename(&unfinished, &path)?;
+        fs::rename(&unfinished, path)?;
         kill_point("data_directory.after-rename");
-        if outlives_machine {
-            File::open(directory)?.sync_all()?;
+        match outlives_machine {
+            true => flush_name(path),
+            false => Ok(()),
         }
-        Ok(())
     };
-    write().map_err(refused("write", &path))
+    write().map_err(refused("write", path))
+}
+
+/// Has the name of a file or directory outlive the machine.
+fn flush_name(path: &Path) -> io::Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    let parent = match parent.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => parent,
+    };
+    File::open(parent)?.sync_all()
 }
 
 #[cfg(test)]

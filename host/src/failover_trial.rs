@@ -8,7 +8,7 @@
 use crate::bench_target::LocalTarget;
 use crate::inspect::{HandOver, Inspector};
 use crate::local_cluster::LocalCluster;
-use crate::members::{Operator, Wish};
+use crate::members::{Fate, Operator, Wish};
 use bench::cluster::{ClusterCaller, Command};
 use bench::load::Caller;
 use bench::run::{Cluster, Target, TargetError};
@@ -360,7 +360,8 @@ impl Run<'_> {
         let now = operator.look(PATIENCE)?;
         let former = now.configuration.membership.members;
         let is_member = |node: NodeId| former.iter().any(|member| member.node == node);
-        let mut members = Vec::new();
+        let goes = former.iter().map(|member| Fate::Goes(member.node));
+        let mut fates: Vec<Fate> = goes.collect();
         for (node, address) in nodes {
             if is_member(node) {
                 continue;
@@ -369,19 +370,15 @@ impl Run<'_> {
             let incarnation = report.and_then(|report| report["incarnation"].as_u64());
             let incarnation =
                 incarnation.ok_or_else(|| format!("replica {node} does not answer"))?;
-            members.push(Member {
+            fates.push(Fate::Comes(Member {
                 node,
                 address,
                 incarnation: Incarnation(u32::try_from(incarnation)?),
                 priority: 0,
                 role: MemberRole::Voter,
-            });
+            }));
         }
-        let wish = Wish {
-            members,
-            quorums: None,
-        };
-        operator.change(&wish, PATIENCE)?;
+        operator.change(&Wish::new(fates), PATIENCE)?;
         Ok(())
     }
 

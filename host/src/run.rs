@@ -6,7 +6,7 @@ use crate::engine::Software;
 use crate::front;
 use crate::journal::{self, Flush, Journal, JournalError};
 use crate::kv::Kv;
-use crate::members::Operator;
+use crate::members::{Former, Operator};
 use crate::node::{
     Facts, Fatal, GROUP, NewKeys, NodeService, Parts, SNAPSHOT_SLOTS, max_command_bytes,
 };
@@ -290,14 +290,47 @@ fn set_aside(directory: &Path) -> Result<PathBuf, Error> {
     };
     let aside = beside(directory, &format!(".lost-{}", clock::unix_ms()));
     let record = beside(directory, REJOINS);
-    std::fs::File::create(&record)
-        .and_then(|record| record.sync_all())
-        .map_err(refused)?;
+    // One from an earlier life says what this node is to become again.
+    let is_first = !record.exists();
+    if is_first {
+        data_directory::replace(&record, &[], true)?;
+    }
     if let Err(error) = std::fs::rename(directory, &aside) {
-        let _ = std::fs::remove_file(&record);
+        if is_first {
+            let _ = std::fs::remove_file(&record);
+        }
         return Err(refused(error));
     }
     Ok(aside)
+}
+
+/// What this node was in its former life, if it was found out.
+fn read_former(record: &Path) -> Result<Option<Former>, Box<dyn std::error::Error>> {
+    let text = std::fs::read_to_string(record)?;
+    let former = (!text.is_empty()).then(|| toml::from_str(&text));
+    Ok(former.transpose()?)
+}
+
+/// Has the others take this node for what it was. What that is goes on record before it is forgotten.
+fn take_back(
+    operator: &mut Operator,
+    node: NodeId,
+    incarnation: Incarnation,
+    record: &Path,
+) -> Result<bool, Box<dyn std::error::Error>> {
+    let refused = |error| format!("use {}: {error}; remove it", record.display());
+    let former = match read_former(record).map_err(refused)? {
+        Some(former) => former,
+        None => {
+            let Some(former) = operator.former(node, PUT_BACK)? else {
+                return Ok(false);
+            };
+            let text = toml::to_string(&former)?;
+            data_directory::replace(record, &[text.as_bytes()], true)?;
+            former
+        }
+    };
+    Ok(operator.put_back(node, incarnation, &former, PUT_BACK)?)
 }
 
 /// Has the others take this node for what it was, in its new life. If the node stops first, its next
@@ -315,7 +348,8 @@ fn put_back(
     let rejoin = move || {
         while !stop.load(Ordering::Relaxed) {
             let done = Operator::new(seeds.clone(), keys)
-                .and_then(|mut operator| operator.put_back(node, incarnation, PUT_BACK));
+                .map_err(Into::into)
+                .and_then(|mut operator| take_back(&mut operator, node, incarnation, &record));
             match done {
                 Ok(true) => tracing::info!(%node, "is a member again"),
                 Ok(false) => tracing::warn!(%node, "is no member any more: left alone"),

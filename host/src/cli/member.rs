@@ -7,7 +7,7 @@ use clap::Subcommand;
 use consensus::configuration::Configuration;
 use consensus::quorum::{Member, MemberRole};
 use consensus::{Incarnation, NodeId};
-use nearwire::members::{self, Now, Operator, Wish};
+use nearwire::members::{self, Fate, Operator, Wish};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -79,7 +79,7 @@ Examples:
     ///
     /// The new ones learn first; then they vote and the others do not. With --lost they are the same
     /// nodes, which have lost their memory and came back with `join = true` and an empty data
-    /// directory.
+    /// directory; they have the roles again that they had.
     #[command(after_long_help = "\
 Examples:
   nearwire member replace 1 2 3 --with 4=10.0.0.4:4747,5=10.0.0.5:4747,6=10.0.0.6:4747 \\
@@ -102,6 +102,8 @@ Examples:
         #[arg(long, env = "NEARWIRE_LOST", conflicts_with = "with")]
         lost: bool,
         #[command(flatten)]
+        quorum: QuorumArgs,
+        #[command(flatten)]
         peers: PeersArgs,
     },
 }
@@ -110,6 +112,8 @@ Examples:
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct QuorumArgs {
     /// Votes that a new leader needs; as before if as many vote as before, or else a majority.
+    ///
+    /// Where --phase2 was none, that stays, and --phase1 is as many as it takes to meet it.
     #[arg(
         long,
         env = "NEARWIRE_PHASE1",
@@ -156,17 +160,17 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             .member(now.leader)
             .map(|leader| leader.address),
     };
-    let mut members = now.configuration.membership.members.clone();
-    let mut quorums = None;
-    match command {
+    let numbered = |nodes: &[u16], fate: fn(NodeId) -> Fate| {
+        let fates = nodes.iter().map(|node| fate(NodeId(*node)));
+        fates.collect::<Vec<_>>()
+    };
+    let (fates, quorum) = match command {
         Command::List { .. } => return print(&now.configuration, now.leader, output),
         Command::Add { nodes, .. } => {
-            for node in nodes {
-                let member = desk.stranger(node, MemberRole::Learner)?;
-                if !is_there(&members, &member)? {
-                    members.push(member);
-                }
-            }
+            let new = nodes
+                .iter()
+                .map(|node| desk.stranger(node, MemberRole::Learner));
+            (new.collect::<anyhow::Result<_>>()?, None)
         }
         Command::Promote {
             nodes,
@@ -174,42 +178,52 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             quorum,
             ..
         } => {
-            let role = match witness {
-                true => MemberRole::Witness,
-                false => MemberRole::Voter,
+            let fate = match witness {
+                true => |node| Fate::Becomes(node, MemberRole::Witness),
+                false => |node| Fate::Becomes(node, MemberRole::Voter),
             };
-            give(&mut members, nodes, role)?;
-            quorums = quorum.sizes();
+            (numbered(nodes, fate), quorum.sizes())
         }
         Command::Demote { nodes, quorum, .. } => {
-            give(&mut members, nodes, MemberRole::Learner)?;
-            quorums = quorum.sizes();
+            let fate = |node| Fate::Becomes(node, MemberRole::Learner);
+            (numbered(nodes, fate), quorum.sizes())
         }
-        Command::Remove { nodes, quorum, .. } => {
-            // Whoever is no member has been removed already.
-            members.retain(|member| !nodes.contains(&member.node.0));
-            quorums = quorum.sizes();
+        Command::Remove { nodes, quorum, .. } => (numbered(nodes, Fate::Goes), quorum.sizes()),
+        Command::Replace {
+            nodes,
+            lost: true,
+            quorum,
+            ..
+        } => {
+            let membership = &now.configuration.membership;
+            let back = nodes.iter().map(|node| {
+                let node = NodeId(*node);
+                let former = membership.member(node);
+                let former = former.ok_or(members::Error::NoMember { node });
+                desk.come_back(former.map_err(|error| failure(&error))?)
+            });
+            (back.collect::<anyhow::Result<_>>()?, quorum.sizes())
         }
         Command::Replace {
-            nodes, with, lost, ..
+            nodes,
+            with,
+            quorum,
+            ..
         } => {
-            let mut gone = members.clone();
-            gone.retain(|member| nodes.contains(&member.node.0));
-            members.retain(|member| !nodes.contains(&member.node.0));
-            for former in gone.iter().filter(|_| *lost) {
-                members.push(desk.come_back(former)?);
-            }
+            let mut fates = numbered(nodes, Fate::Goes);
             for node in with {
-                let member = desk.stranger(node, MemberRole::Voter)?;
-                // An interrupted command has made it a learner.
-                if is_there(&members, &member)? {
-                    members.retain(|one| one.node != member.node);
-                }
-                members.push(member);
+                fates.push(desk.stranger(node, MemberRole::Voter)?);
             }
+            (fates, quorum.sizes())
         }
-    }
-    let now = desk.change(&Wish { members, quorums })?;
+    };
+    let wish = Wish {
+        quorums: quorum,
+        ..Wish::new(fates)
+    };
+    let patience = desk.cluster.within(PATIENCE);
+    let now = desk.operator.change(&wish, patience);
+    let now = now.map_err(|error| failure(&error))?;
     print(&now.configuration, now.leader, output)
 }
 
@@ -223,23 +237,24 @@ struct Desk {
 
 impl Desk {
     /// A node that is no member yet, in the life that it says it has.
-    fn stranger(&mut self, text: &str, role: MemberRole) -> anyhow::Result<Member> {
+    fn stranger(&mut self, text: &str, role: MemberRole) -> anyhow::Result<Fate> {
         let (node, address) = super::peers::member(text)?;
         if node == NodeId::NONE {
             return Err(Failure::usage(format!("{text}: which node is that?"))
                 .remedy("write NODE=HOST:PORT, such as 4=10.0.0.4:4747")
                 .into());
         }
-        self.meet(node, address, 0, role)
+        Ok(Fate::Comes(Member {
+            node,
+            incarnation: self.meet(node, address)?,
+            address,
+            priority: 0,
+            role,
+        }))
     }
 
-    fn meet(
-        &mut self,
-        node: NodeId,
-        address: SocketAddr,
-        priority: u8,
-        role: MemberRole,
-    ) -> anyhow::Result<Member> {
+    /// The life of the node at an address, if it is this one, and set up as the others are.
+    fn meet(&mut self, node: NodeId, address: SocketAddr) -> anyhow::Result<Incarnation> {
         let inspector = self.operator.inspector();
         let reports = inspector.inspect(&[address], self.cluster.changing(), |_| false)?;
         let Some(report) = reports.into_iter().flatten().next() else {
@@ -261,13 +276,7 @@ impl Desk {
             .and_then(serde_json::Value::as_u64);
         let incarnation = incarnation.and_then(|number| u32::try_from(number).ok());
         match (report.node("node"), incarnation) {
-            (Some(found), Some(incarnation)) if found == node => Ok(Member {
-                node,
-                incarnation: Incarnation(incarnation),
-                address,
-                priority,
-                role,
-            }),
+            (Some(found), Some(incarnation)) if found == node => Ok(Incarnation(incarnation)),
             (found, _) => Err(Failure::failed(format!(
                 "at {address} runs node {}, not node {node}",
                 found.map_or_else(|| "?".to_owned(), |found| found.to_string())
@@ -277,30 +286,32 @@ impl Desk {
         }
     }
 
-    /// A member that lost its memory, in its new life.
-    fn come_back(&mut self, former: &Member) -> anyhow::Result<Member> {
-        let node = former.node;
-        let mut member = self.meet(node, former.address, former.priority, former.role)?;
-        let is_known = member.incarnation == former.incarnation;
-        if is_known && former.role == MemberRole::Learner {
-            // An interrupted command has come so far.
-            member.role = MemberRole::Voter;
-        } else if is_known {
-            return Err(Failure::failed(format!(
-                "node {node} has lost nothing: it is the one that is known"
-            ))
-            .remedy("leave out --lost, and name who comes in its place by --with")
-            .into());
+    /// A member that lost its memory, in its new life and the role that it had.
+    fn come_back(&mut self, former: &Member) -> anyhow::Result<Fate> {
+        let Member { node, role, .. } = *former;
+        let incarnation = self.meet(node, former.address)?;
+        if incarnation != former.incarnation {
+            return Ok(Fate::Returns {
+                node,
+                incarnation,
+                role,
+            });
         }
-        Ok(member)
-    }
-
-    /// Has the members become those of the wish.
-    fn change(&mut self, wish: &Wish) -> anyhow::Result<Now> {
-        let patience = self.cluster.within(PATIENCE);
-        self.operator
-            .change(wish, patience)
-            .map_err(|error| failure(&error))
+        let failure = Failure::failed(format!(
+            "node {node} has lost nothing: it is the one that is known, a {}",
+            role.name()
+        ));
+        // A command that was interrupted has left a learner, whatever it was before.
+        Err(match role {
+            MemberRole::Learner => failure.remedy(format!(
+                "if it is to vote, as before a command that was interrupted: `nearwire member \
+                 promote {node}`, with --witness if it was one"
+            )),
+            MemberRole::Voter | MemberRole::Witness => {
+                failure.remedy("leave out --lost, and name who comes in its place by --with")
+            }
+        }
+        .into())
     }
 }
 
@@ -309,38 +320,6 @@ fn failure(error: &members::Error) -> anyhow::Error {
     match error.remedy() {
         Some(remedy) => failure.remedy(remedy).into(),
         None => failure.into(),
-    }
-}
-
-/// Gives members another role.
-fn give(members: &mut [Member], nodes: &[u16], role: MemberRole) -> anyhow::Result<()> {
-    for node in nodes {
-        let member = members.iter_mut().find(|member| member.node.0 == *node);
-        let Some(member) = member else {
-            return Err(Failure::failed(format!("node {node} is no member"))
-                .remedy("see `nearwire member list`")
-                .into());
-        };
-        member.role = role;
-    }
-    Ok(())
-}
-
-/// Whether this life of the node is a member.
-fn is_there(members: &[Member], stranger: &Member) -> anyhow::Result<bool> {
-    let known = members.iter().find(|member| member.node == stranger.node);
-    match known.map(|known| known.incarnation == stranger.incarnation) {
-        None => Ok(false),
-        Some(true) => Ok(true),
-        Some(false) => Err(Failure::failed(format!(
-            "node {} is a member already, in another life",
-            stranger.node
-        ))
-        .remedy(
-            "give the new node a number of its own, or, if it has lost its memory, use `nearwire \
-             member replace --lost`",
-        )
-        .into()),
     }
 }
 
