@@ -26,6 +26,7 @@ fn open(path: &Path) -> DataDirectory {
         cluster: "alpha".to_owned(),
         node: NodeId(1),
         durability: Durability::Sync,
+        origin: 0,
     };
     DataDirectory::open(path.join("node"), &expectation).unwrap()
 }

@@ -6,9 +6,11 @@
 mod scene;
 
 use nearwire::config::Durability;
+use nearwire::kill_point;
 use nix::sys::signal::Signal;
 use scene::{ALL, Ledger, Load, Scene, load, wait_for, wait_for_writes};
 use serde_json::Value;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -169,6 +171,28 @@ fn nothing_is_restored_over_anything_and_nothing_damaged_at_all() {
         "{}",
         scene.log(1)
     );
+}
+
+#[test]
+fn a_node_whose_restore_was_cut_short_does_not_begin_with_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("backup");
+    let mut scene = Scene::new(Durability::Volatile, 256, "");
+    let ledger = Ledger::default();
+    scene.start_all();
+    load(&scene, &ledger, WRITERS, 100);
+    save(&scene, &file);
+    bury(&mut scene);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nearwire"));
+    let command = command.args(["snapshot", "restore", "--config"]);
+    let command = command.args([&config(&scene, 1), &file]);
+    // The first thing that has a name in the directory.
+    let command = command.env(kill_point::VARIABLE, "data_directory.after-rename:1");
+    assert_eq!(command.status().unwrap().signal(), Some(libc::SIGKILL));
+    scene.start(1);
+    assert_eq!(scene.wait_for_end(1).code(), Some(1));
+    let log = scene.log(1);
+    assert!(log.contains("restore it again"), "{log}");
 }
 
 #[test]

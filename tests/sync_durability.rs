@@ -183,6 +183,7 @@ fn assert_reaches_back(scene: &Scene, node: u16) {
         cluster: "local".to_owned(),
         node: NodeId(node),
         durability: Durability::Sync,
+        origin: 0,
     };
     let path = scene.cluster.data_directory(node);
     let directory = DataDirectory::open(path, &expectation).unwrap();

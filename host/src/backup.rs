@@ -352,10 +352,10 @@ pub fn restore(path: &Path, config: &Config) -> Result<Contents, BackupError> {
         cluster: config.cluster.clone(),
         node: NodeId(config.node),
         durability: config.durability,
+        // From the first: a node that knows what it is to begin with does not run without it.
+        origin: id.origin(),
     };
-    let mut directory = DataDirectory::open(directory, &expectation)?;
-    // First: a node that knows what it is to begin with does not run without it.
-    directory.update(|identity| identity.origin = id.origin())?;
+    let directory = DataDirectory::open(directory, &expectation)?;
     let mut snapshots = SnapshotDirectory::open(directory.snapshots_path(GROUP), GROUP)?;
     snapshots.write(id.slot, |out| {
         out.extend_from_slice(&body);

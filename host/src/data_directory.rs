@@ -196,6 +196,9 @@ pub struct Expectation {
     /// The durability of a new directory; an old one keeps its own, see
     /// [`DataDirectory::identity`].
     pub durability: Durability,
+    /// The snapshot that a new directory begins with, as in [`Identity::origin`]; an old one keeps
+    /// its own.
+    pub origin: u64,
 }
 
 /// The text of the identity file, after its first line, which holds the checksum.
@@ -553,7 +556,7 @@ fn new_identity(
         pins: BTreeMap::new(),
         formed: false,
         formed_boot_id: None,
-        origin: 0,
+        origin: expectation.origin,
         terms: None,
         generation: 0,
         bpffs: None,
@@ -720,6 +723,7 @@ mod tests {
             cluster: "alpha".to_owned(),
             node: NodeId(2),
             durability: Durability::Sync,
+            origin: 0,
         }
     }
 

@@ -390,6 +390,7 @@ fn run_life(config: &Config, stop: &Arc<AtomicBool>, rejoins: bool) -> Result<()
         cluster: config.cluster.clone(),
         node,
         durability: config.durability,
+        origin: 0,
     };
     let mut directory = DataDirectory::open(&config.data_directory, &expectation)?;
     let found = directory.identity().durability;

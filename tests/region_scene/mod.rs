@@ -106,6 +106,7 @@ impl Scene {
             cluster: "test".into(),
             node: NODE,
             durability: Durability::Volatile,
+            origin: 0,
         }
     }
 

@@ -124,6 +124,7 @@ fn change(node: &OwnNode, is_wanted: bool) -> anyhow::Result<Changed> {
         cluster: node.config.cluster.clone(),
         node: NodeId(node.config.node),
         durability: identity.durability,
+        origin: 0,
     };
     let wish = |error| anyhow::Error::new(error).context(format!("write in {}", path.display()));
     match DataDirectory::open(path, &expectation) {

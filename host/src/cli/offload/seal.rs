@@ -34,6 +34,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
         cluster: node.config.cluster.clone(),
         node: NodeId(number),
         durability: node.identity()?.durability,
+        origin: 0,
     };
     // As long as this is held the node cannot start.
     let directory = match DataDirectory::open(&node.config.data_directory, &expectation) {
