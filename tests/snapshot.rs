@@ -196,6 +196,39 @@ fn a_node_whose_restore_was_cut_short_does_not_begin_with_nothing() {
 }
 
 #[test]
+fn nothing_is_saved_from_a_leader_that_the_others_may_have_left_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("backup");
+    let mut scene = Scene::new(Durability::Volatile, 256, "");
+    let ledger = Ledger::default();
+    scene.start_all();
+    load(&scene, &ledger, WRITERS, 100);
+    let leader = scene.leader();
+    let others = ALL.into_iter().filter(|node| *node != leader);
+    others
+        .clone()
+        .for_each(|node| scene.cluster.signal(node, Signal::SIGSTOP));
+    assert_eq!(scene.report(leader)["role"], "leader", "for all it knows");
+    let config = config(&scene, leader);
+    let refused = nearwire(&[
+        "save",
+        "--config",
+        text(&config),
+        "--timeout-ms",
+        "500",
+        text(&file),
+    ]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("nobody who leads answers"),
+        "{said}"
+    );
+    assert!(!file.exists());
+    others.for_each(|node| scene.cluster.signal(node, Signal::SIGCONT));
+    save(&scene, &file);
+}
+
+#[test]
 fn one_that_was_away_for_long_is_taught_by_one_that_follows_while_writes_go_on() {
     for durability in [Durability::Volatile, Durability::Async] {
         let mut scene = Scene::new(durability, 64, "");

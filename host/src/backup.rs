@@ -1,10 +1,11 @@
 //! Snapshots outside of data directories: taken from a running node, looked at, and made the
 //! beginning of a new cluster.
 
+use crate::client::{Client, ClientError};
 use crate::config::Config;
 use crate::data_directory::{DataDirectory, DataDirectoryError, Expectation};
 use crate::inspect::Inspector;
-use crate::kv::Kv;
+use crate::kv::{self, Kv};
 use crate::node::GROUP;
 use crate::snapshot_file::{self, Arrival, SnapshotDirectory, SnapshotError};
 use consensus::applied::Applied;
@@ -36,9 +37,9 @@ pub enum BackupError {
     /// The file.
     #[error(transparent)]
     File(#[from] SnapshotError),
-    /// Nobody knows who leads.
-    #[error("save snapshot: no node that answers leads, so nobody knows how far the log is")]
-    NoLeader,
+    /// Nobody who leads answers: a query, or what it is doing.
+    #[error("save snapshot: nobody who leads answers, so it is not known how far the log is")]
+    NoLeader(#[source] Option<ClientError>),
     /// The node has no snapshot in time.
     #[error("save snapshot: {node} has shown no snapshot up to slot {slot} within {waited:?}")]
     NoSnapshot {
@@ -108,7 +109,7 @@ impl BackupError {
     /// What mends it, where the text does not say so.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
-            Self::NoLeader => Some("see `nearwire status`; start the nodes that are down"),
+            Self::NoLeader(_) => Some("see `nearwire status`; start the nodes that are down"),
             Self::NoSnapshot { .. } => Some(
                 "ask another node (--from), wait longer (--timeout-ms), and look at the node's \
                  `error` in `nearwire status --output json`",
@@ -201,33 +202,44 @@ pub struct Source {
 /// Nobody leads, or there are several groups.
 pub fn choose(
     inspector: &mut Inspector,
+    client: &mut Client,
     nodes: &[SocketAddr],
     wanted: Option<SocketAddr>,
     timeout: Duration,
 ) -> Result<Source, BackupError> {
-    let reports = inspector.inspect(nodes, timeout, |_| false)?;
+    // Of what a node says of itself nothing tells whether others have gone on without it. Who has
+    // answered a query had applied every write that was acknowledged before.
+    let barrier = [&b"EXISTS"[..], b""];
+    let (_, barrier) = kv::encode(&barrier).expect("a query");
+    let answered = client.query(&barrier);
+    answered.map_err(|error| BackupError::NoLeader(Some(error)))?;
+    let leader = client.leader();
+    let mut asked = nodes.to_vec();
+    if !asked.contains(&leader) {
+        asked.push(leader);
+    }
+    let reports = inspector.inspect(&asked, timeout, |_| false)?;
     let answered = || {
-        let reports = nodes.iter().zip(&reports);
+        let reports = asked.iter().zip(&reports);
         reports.filter_map(|(node, report)| Some((*node, report.as_ref()?)))
     };
-    let leaders = answered().filter(|(_, report)| report.leads());
     let groups = answered().map(|(_, report)| report.groups());
     if let Some(groups) = groups.max().filter(|groups| *groups > 1) {
         return Err(BackupError::Groups { groups });
     }
-    let (leader, report) = leaders
-        .max_by_key(|(_, report)| report.ballot())
-        .ok_or(BackupError::NoLeader)?;
+    let (_, report) = answered()
+        .find(|(node, _)| *node == leader)
+        .ok_or(BackupError::NoLeader(None))?;
     let number = |report: &crate::inspect::Report, name| report.0.get(name)?.as_u64();
-    let slot = Slot(number(report, "applied").unwrap_or_default());
+    let applied = |report| number(report, "applied").unwrap_or_default();
     let furthest = answered()
         .filter(|(node, report)| *node != leader && report.text("member") == Some("voter"))
-        .max_by_key(|(_, report)| number(report, "applied"));
+        .max_by_key(|(_, report)| applied(report));
     let address = wanted.unwrap_or_else(|| furthest.map_or(leader, |(node, _)| node));
     let value_bytes = number(report, "value_bytes").unwrap_or(64) as usize;
     Ok(Source {
         address,
-        slot,
+        slot: Slot(applied(report)),
         value_bytes,
     })
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use comfy_table::{Table, presets};
 use nearwire::backup::{self, BackupError, Contents};
+use nearwire::client::{Client, Options};
 use nearwire::config::{Config, Overrides};
 use nearwire::inspect::Inspector;
 use std::path::{Path, PathBuf};
@@ -118,7 +119,15 @@ fn save(file: &Path, from: Option<&str>, peers: &PeersArgs, output: Output) -> a
     let wanted = from.map(peers::member).transpose()?;
     let wanted = wanted.map(|(_, address)| address);
     let mut inspector = Inspector::new(&addresses, cluster.keys)?;
-    let source = backup::choose(&mut inspector, &addresses, wanted, cluster.looking());
+    let options = Options {
+        keys: cluster.keys,
+        timeout: cluster.changing(),
+        max_value: cluster.max_value,
+        ..Options::default()
+    };
+    let mut client = Client::connect(&cluster.members, options)?;
+    let looking = cluster.looking();
+    let source = backup::choose(&mut inspector, &mut client, &addresses, wanted, looking);
     let source = source.map_err(told)?;
     // It may have to be written first.
     let timeout = cluster.changing() * 10;
