@@ -25,9 +25,11 @@ use consensus::simulation::{Mutation, mutated};
 use consensus::state_machine::{RestoreError, SnapshotId};
 use consensus::{GroupId, Slot};
 use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
-use std::fs::{self, File, OpenOptions};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -303,24 +305,46 @@ pub fn open(path: &Path) -> Result<(GroupId, Snapshot), SnapshotError> {
     Ok((group, Snapshot { id, path, file }))
 }
 
-/// Begins a snapshot's file outside of a data directory.
+/// Begins a snapshot's file outside of a data directory. Nobody else can while this one is open.
 ///
 /// # Errors
-/// The system refuses.
+/// Somebody else does, or the system refuses.
 pub(crate) fn create(path: &Path, id: SnapshotId) -> Result<Arrival, SnapshotError> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".part");
     let unfinished = PathBuf::from(unfinished);
-    // What an earlier attempt has left is of no use: pieces may be missing anywhere.
-    let _ = fs::remove_file(&unfinished);
-    Arrival::open(unfinished, id).map_err(refused("make", path))
+    let created = (|| {
+        let mut arrival = Arrival::open(unfinished, id)?;
+        let taken = || {
+            io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another one is being saved there",
+            )
+        };
+        arrival.file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => taken(),
+            TryLockError::Error(error) => error,
+        })?;
+        // Whoever had the lock may have finished the file, or given it up, in between.
+        let named = fs::metadata(&arrival.path).map_err(|_| taken())?;
+        let opened = arrival.file.metadata()?;
+        if (named.dev(), named.ino()) != (opened.dev(), opened.ino()) {
+            return Err(taken());
+        }
+        // What an earlier attempt has left is of no use: pieces may be missing anywhere.
+        arrival.file.set_len(0)?;
+        arrival.here = 0;
+        Ok(arrival)
+    })();
+    created.map_err(refused("save snapshot", path))
 }
 
 /// All of a snapshot outside of a data directory is there: gives it its name. Durable when this
 /// returns.
 ///
 /// # Errors
-/// The system refuses, or the bytes are not those that were announced; nothing is left of it then.
+/// The system refuses, there is such a file, or the bytes are not those that were announced; nothing
+/// is left of it then.
 pub(crate) fn complete(
     arrival: Arrival,
     group: GroupId,
@@ -331,7 +355,7 @@ pub(crate) fn complete(
         arrival.file.write_all_at(header.as_bytes(), 0)?;
         arrival.file.sync_all()?;
         header.check_body(&arrival.file).map_err(invalid)?;
-        fs::rename(&arrival.path, path)?;
+        name_anew(&arrival.path, path)?;
         let directory = path.parent().filter(|one| !one.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     })();
@@ -341,6 +365,15 @@ pub(crate) fn complete(
             arrival.remove();
             Err(refused("save snapshot", path)(error))
         }
+    }
+}
+
+/// Renames a file to a name that nothing has.
+fn name_anew(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // A file system that cannot, as those on a network.
+        Err(Errno::EINVAL) => fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
+        renamed => Ok(renamed?),
     }
 }
 
@@ -666,6 +699,32 @@ mod tests {
         snapshot.read_at(id.bytes - 3, &mut end).unwrap();
         assert_eq!(end, [2; 3]);
         assert!(snapshot.read_at(id.bytes - 2, &mut end).is_err());
+    }
+
+    #[test]
+    fn two_that_are_saved_to_one_file_do_not_mix_and_nothing_is_written_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("backup");
+        // One that ended in the middle.
+        fs::write(scratch.path().join("backup.part"), vec![9; 1000]).unwrap();
+        let id = |bytes: &[u8]| SnapshotId {
+            slot: Slot(1),
+            bytes: bytes.len() as u64,
+            crc: crc32_iscsi(bytes),
+        };
+        let first = create(&path, id(b"first")).unwrap();
+        first.write_at(0, b"first").unwrap();
+        let refused = create(&path, id(b"second")).unwrap_err();
+        assert!(refused.to_string().contains("being saved"), "{refused}");
+        complete(first, GROUP, &path).unwrap();
+        assert_eq!(files(scratch.path()), ["backup"]);
+        // It came to be after this one was begun.
+        let second = create(&path, id(b"second")).unwrap();
+        second.write_at(0, b"second").unwrap();
+        let refused = complete(second, GROUP, &path).unwrap_err();
+        assert!(refused.to_string().contains("exists"), "{refused}");
+        assert_eq!(files(scratch.path()), ["backup"]);
+        assert_eq!(open(&path).unwrap().1.body().unwrap(), b"first");
     }
 
     #[test]
