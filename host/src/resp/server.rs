@@ -23,6 +23,8 @@ const FIRST_LISTENER: usize = 1;
 const MAX_LISTENERS: usize = 2;
 const FIRST_CONNECTION: usize = FIRST_LISTENER + MAX_LISTENERS;
 const EVENTS_PER_TURN: usize = 1024;
+/// Connections taken from one listener before those that there are have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
 /// How long accepting rests when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A bulk string up to this length is read even if no command may be so long: the client is then
@@ -231,7 +233,8 @@ struct Loop {
     options: Options,
     limits: Limits,
     listeners: Vec<TcpListener>,
-    accept_again: bool,
+    /// After so long there may be connections to accept.
+    accept_after: Option<Duration>,
     poll: Poll,
     front: FrontEnd,
     info: Arc<dyn Fn() -> String + Send + Sync>,
@@ -289,7 +292,7 @@ impl Loop {
                 is_stranger: false,
             },
             listeners: server.listeners,
-            accept_again: false,
+            accept_after: None,
             poll: server.poll,
             front,
             info,
@@ -316,7 +319,9 @@ impl Loop {
             for event in &events {
                 match event.token() {
                     WAKER => {}
-                    Token(token) if token < FIRST_CONNECTION => self.accept_again = true,
+                    Token(token) if token < FIRST_CONNECTION => {
+                        self.accept_after = Some(Duration::ZERO);
+                    }
                     Token(token) => {
                         let place = token - FIRST_CONNECTION;
                         if let Some(Some(connection)) = self.connections.get_mut(place) {
@@ -330,7 +335,7 @@ impl Loop {
                 deadline = Some(Instant::now() + self.options.grace);
                 self.end_all();
             }
-            if deadline.is_none() && self.accept_again {
+            if deadline.is_none() && self.accept_after.take().is_some() {
                 self.accept();
             }
             self.complete();
@@ -352,7 +357,7 @@ impl Loop {
         }
         match deadline {
             Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
-            None => self.accept_again.then_some(ACCEPT_PAUSE),
+            None => self.accept_after,
         }
     }
 
@@ -370,14 +375,13 @@ impl Loop {
     }
 
     fn accept(&mut self) {
-        self.accept_again = false;
         for at in 0..self.listeners.len() {
             self.accept_at(at);
         }
     }
 
     fn accept_at(&mut self, at: usize) {
-        loop {
+        for _ in 0..ACCEPTS_PER_TURN {
             match self.listeners[at].accept() {
                 Ok((stream, peer)) => self.admit(at, stream, peer),
                 Err(error) => match error.kind() {
@@ -386,12 +390,13 @@ impl Loop {
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     _ => {
                         tracing::warn!(%error, "accept a Redis client");
-                        self.accept_again = true;
+                        self.accept_after.get_or_insert(ACCEPT_PAUSE);
                         return;
                     }
                 },
             }
         }
+        self.accept_after = Some(Duration::ZERO);
     }
 
     fn admit(&mut self, listener: usize, mut stream: TcpStream, peer: SocketAddr) {
@@ -494,6 +499,33 @@ impl Loop {
                 self.connections[place as usize] = None;
                 self.free.push(place);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn many_who_connect_at_once_leave_those_that_there_are_their_turn() {
+        let server = Server::bind(Options::new((Ipv4Addr::LOCALHOST, 0).into(), 1024)).unwrap();
+        let address = server.local_addrs()[0];
+        let (front, _end) = crate::front::attach(16, 1, Arc::new(|| {}), server.waker());
+        let mut turns = Loop::new(server, front, Arc::new(String::new), Arc::default());
+        let connect = |_| std::net::TcpStream::connect(address).unwrap();
+        let clients: Vec<_> = (0..=2 * ACCEPTS_PER_TURN).map(connect).collect();
+        for taken in [
+            ACCEPTS_PER_TURN,
+            2 * ACCEPTS_PER_TURN,
+            2 * ACCEPTS_PER_TURN + 1,
+        ] {
+            turns.accept();
+            assert_eq!(turns.connections.len(), taken);
+            let is_last = taken == clients.len();
+            assert_eq!(turns.accept_after.take().is_none(), is_last);
         }
     }
 }
