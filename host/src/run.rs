@@ -35,6 +35,7 @@ use consensus::state_machine::RestoreError;
 use consensus::wire;
 use consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
 use datapath::{Datapath, Lifelines, Placement, Udp, Worker, clock};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::BTreeMap;
@@ -49,6 +50,11 @@ const MS: u64 = 1_000_000;
 /// In how many groups a node campaigns at once: each takes some round trips, and a thousand at once
 /// would be late for each other.
 const CAMPAIGNS: usize = 16;
+/// File descriptors that are not for Redis clients: sockets, lifelines and their guests, the journal
+/// and the region.
+const RESERVED_FILES: u64 = 512;
+/// And those of each group: its snapshot, and one on its way.
+const FILES_PER_GROUP: u64 = 2;
 /// The first membership of every cluster.
 const FIRST_EPOCH: Epoch = Epoch(1);
 /// Submissions of the client front that may be under way or queued.
@@ -213,6 +219,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         die_with(&parent.to_string_lossy())?;
     }
+    raise_file_limit()?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| Error::System {
@@ -221,6 +228,16 @@ pub fn run(config: &Config) -> Result<(), Error> {
         })?;
     }
     run_until(config, &stop)
+}
+
+/// The usual soft limit is for programs that use select(2), which this one does not.
+fn raise_file_limit() -> Result<(), Error> {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    raised.map_err(|error| Error::System {
+        doing: "raise the number of files that may be open",
+        source: error.into(),
+    })
 }
 
 /// Has the kernel kill this process when the thread that started it ends.
@@ -633,13 +650,35 @@ fn bind_resp(
         return Ok(None);
     };
     let usual = resp::Options::new(first.address, max_command_bytes(layout.value_bytes()));
+    // Without a descriptor the journal cannot go on, and a node that cannot write it down ends.
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| Error::System {
+        doing: "ask how many files may be open",
+        source: error.into(),
+    })?;
+    let max_connections = connections(files, config.region.groups, usual.max_connections);
+    if max_connections < usual.max_connections {
+        tracing::warn!(
+            max_connections,
+            files,
+            "fewer Redis clients than usual, for want of file descriptors: raise the hard limit \
+             (`ulimit -Hn`, LimitNOFILE=)"
+        );
+    }
     let server = resp::Server::bind(resp::Options {
         listen,
+        max_connections,
         users: config.users.clone().into(),
         cluster: cluster(config, directory, leaders),
         ..usual
     })?;
     Ok(Some(server))
+}
+
+/// How many Redis clients there may be where a process may open so many files.
+fn connections(files: u64, groups: u16, usual: usize) -> usize {
+    let reserved = RESERVED_FILES + FILES_PER_GROUP * u64::from(groups);
+    let left = files.saturating_sub(reserved).max(files / 4);
+    usize::try_from(left).map_or(usual, |left| left.min(usual))
 }
 
 /// What Redis clients are told of the nodes. Where this one is reached by them goes without saying if
@@ -980,4 +1019,21 @@ fn info_text(report: &std::sync::Mutex<String>, is_sharded: bool) -> String {
         info.push_str(&format!("nearwire_{name}:{value}\r\n"));
     }
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_the_node_its_descriptors() {
+        for (files, groups, expected) in [
+            (1 << 20, 1024, 10_000),
+            (1024, 1, 510),
+            (4096, 1024, 1536),
+            (64, 1, 16),
+        ] {
+            assert_eq!(connections(files, groups, 10_000), expected, "{files}");
+        }
+    }
 }

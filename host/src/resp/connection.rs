@@ -12,6 +12,7 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 /// Requests of one connection that are not answered yet; at so many it is read no further.
 pub(super) const MAX_UNANSWERED: usize = 1024;
@@ -45,6 +46,10 @@ pub(super) struct Connection {
     pub(super) ending: bool,
     /// Nobody reads the replies any more.
     broken: bool,
+    /// A whole request has come.
+    has_asked: bool,
+    /// When it was accepted.
+    pub(super) since: Instant,
 }
 
 /// What a turn ended with.
@@ -102,7 +107,22 @@ impl Connection {
             read_closed: false,
             ending: false,
             broken: false,
+            has_asked: false,
+            since: Instant::now(),
         }
+    }
+
+    /// Whether the client has still to say who it is or, where nobody has to, to ask for anything.
+    pub(super) fn is_stranger(&self, users: &Users) -> bool {
+        match users.is_empty() {
+            true => !self.has_asked,
+            false => self.session.user.is_none(),
+        }
+    }
+
+    /// Its next turn is the last.
+    pub(super) fn give_up(&mut self) {
+        self.broken = true;
     }
 
     pub(super) fn socket_mut(&mut self) -> &mut TcpStream {
@@ -184,6 +204,7 @@ impl Connection {
                 }
             };
             let words: Arguments<'_> = request.words().collect();
+            self.has_asked = true;
             known.clear();
             let verdict = match &*words {
                 [] => Verdict::Answered,

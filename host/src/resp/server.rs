@@ -25,6 +25,8 @@ const FIRST_CONNECTION: usize = FIRST_LISTENER + MAX_LISTENERS;
 const EVENTS_PER_TURN: usize = 1024;
 /// Connections taken from one listener before those that there are have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
+/// How often at the most it is looked for strangers within the time that one has.
+const LOOKS_FOR_STRANGERS: u32 = 8;
 /// How long accepting rests when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A bulk string up to this length is read even if no command may be so long: the client is then
@@ -49,6 +51,8 @@ pub struct Options {
     pub max_connections: usize,
     /// Longest body of a command or query in bytes.
     pub max_command_bytes: usize,
+    /// How long a client may take to say who it is or, where nobody has to, to ask for anything.
+    pub patience: Duration,
     /// How long a stop waits for the answers to what has been asked.
     pub grace: Duration,
     /// Who may do what.
@@ -65,6 +69,7 @@ impl Options {
             listen: vec![Listen { address, tls: None }],
             max_connections: 10_000,
             max_command_bytes,
+            patience: Duration::from_secs(30),
             grace,
             users: Users::default(),
             cluster: Cluster {
@@ -246,6 +251,8 @@ struct Loop {
     next_id: u64,
     due: Due,
     stalled: Due,
+    /// Until then no stranger has had its time.
+    strangers_until: Option<Instant>,
 }
 
 /// Connections, each once.
@@ -302,6 +309,7 @@ impl Loop {
             next_id: 1,
             due: Due::default(),
             stalled: Due::default(),
+            strangers_until: None,
         }
     }
 
@@ -338,6 +346,7 @@ impl Loop {
             if deadline.is_none() && self.accept_after.take().is_some() {
                 self.accept();
             }
+            self.part_with_strangers();
             self.complete();
             turns = self.due.take(turns);
             for place in &turns {
@@ -355,10 +364,35 @@ impl Loop {
         if !self.due.places.is_empty() {
             return Some(Duration::ZERO);
         }
-        match deadline {
-            Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
-            None => self.accept_after,
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let strangers = self.strangers_until.map(until);
+        let next = deadline.map_or(self.accept_after, |deadline| Some(until(deadline)));
+        next.into_iter().chain(strangers).min()
+    }
+
+    /// Strangers cost a descriptor each, which the journal may need.
+    fn part_with_strangers(&mut self) {
+        let now = Instant::now();
+        if self.strangers_until.is_none_or(|until| now < until) {
+            return;
         }
+        let patience = self.options.patience;
+        let mut oldest: Option<Instant> = None;
+        for (place, connection) in self.connections.iter_mut().enumerate() {
+            let stranger = connection
+                .as_mut()
+                .filter(|one| one.is_stranger(&self.options.users));
+            let Some(stranger) = stranger else { continue };
+            if now.duration_since(stranger.since) >= patience {
+                stranger.give_up();
+                self.due.push(place as u32);
+            } else {
+                oldest = Some(oldest.map_or(stranger.since, |oldest| oldest.min(stranger.since)));
+            }
+        }
+        // Where they keep coming one look serves for several.
+        self.strangers_until =
+            oldest.map(|since| (since + patience).max(now + patience / LOOKS_FOR_STRANGERS));
     }
 
     fn end_all(&mut self) {
@@ -433,6 +467,8 @@ impl Loop {
         let connection =
             Connection::new(stream, peer, self.next_id, self.limits, &self.options.users);
         self.next_id += 1;
+        let until = connection.since + self.options.patience;
+        self.strangers_until.get_or_insert(until);
         self.connections[place as usize] = Some(connection);
         self.due.push(place);
     }

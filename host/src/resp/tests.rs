@@ -433,6 +433,49 @@ fn one_connection_too_many_is_told_so() {
 }
 
 #[test]
+fn who_asks_for_nothing_or_does_not_say_who_it_is_makes_room() {
+    let user = User {
+        name: "default".into(),
+        password_sha256: PasswordHash::of(b"pw"),
+        may: May::Write,
+    };
+    for (users, known, answer) in [
+        (vec![], &b"PING\r\n"[..], &b"+PONG\r\n"[..]),
+        (vec![user], b"AUTH pw\r\n", b"+OK\r\n"),
+    ] {
+        let has_users = !users.is_empty();
+        let options = Options {
+            users: users.into(),
+            patience: Duration::from_millis(100),
+            ..Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT)
+        };
+        let rig = Rig::with(options, Manners::default());
+        // On a busy machine it may take several until one asks in time.
+        let mut client = (0..100)
+            .find_map(|_| {
+                let mut client = rig.connect();
+                let mut reply = vec![0; answer.len()];
+                let asked = client.write_all(known);
+                let asked = asked.and_then(|()| client.read_exact(&mut reply));
+                (asked.is_ok() && reply == answer).then_some(client)
+            })
+            .expect("who asks is answered");
+        let mut stranger = rig.connect();
+        if has_users {
+            // What it is told is no reason to stay.
+            stranger.write_all(b"PING\r\n").expect("writes");
+        }
+        let told = read_to_end(stranger);
+        assert_eq!(told.is_empty(), !has_users, "{told:?}");
+        // Half a request is none.
+        let mut slow = rig.connect();
+        slow.write_all(b"*2\r\n$3\r\nGET\r\n").expect("writes");
+        assert_eq!(read_to_end(slow), b"");
+        exchange(&mut client, b"PING\r\n", b"+PONG\r\n");
+    }
+}
+
+#[test]
 fn a_stop_answers_what_was_asked_and_waits_no_longer_than_its_grace() {
     let mut options = Options::new((Ipv4Addr::LOCALHOST, 0).into(), LIMIT);
     options.grace = Duration::from_millis(50);
