@@ -20,7 +20,9 @@ use nearwire::node::GROUP;
 use nearwire::rehearsal;
 use scene::{ALL, Ledger, Load, Scene, bytes_in, load, wait_for, wait_for_writes};
 use std::collections::BTreeSet;
+use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::sync::Arc;
 
 const WRITERS: usize = 4;
@@ -42,6 +44,39 @@ fn acknowledged_writes_survive_the_loss_of_power_on_all_replicas() {
         load.stop();
     }
     scene.start_all();
+    ledger.assert_kept(&scene);
+}
+
+#[test]
+fn connections_take_no_descriptors_from_the_journal() {
+    const FILES: usize = 640;
+    let (mut scene, ledger) = scene(1024, "segment_bytes=131072");
+    for node in [2, 3] {
+        scene.start(node);
+    }
+    let node = scene.command(1);
+    let mut limited = Command::new("prlimit");
+    limited.arg(format!("--nofile={FILES}"));
+    limited.arg(node.get_program()).args(node.get_args());
+    for (name, value) in node.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let child = limited.spawn().unwrap();
+    scene.cluster.adopt(1, child);
+    scene.leader();
+    let address = scene.addresses()[0];
+    let connected = (0..FILES).filter_map(|_| TcpStream::connect(address).ok());
+    let connected: Vec<_> = connected.collect();
+    assert_eq!(connected.len(), FILES);
+    let process = scene.cluster.process(1).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{process}/fd"));
+    assert!(open.unwrap().count() < FILES - 256);
+    // As many writes as take several segments.
+    load(&scene, &ledger, WRITERS, 3000);
+    scene.wait_until_caught_up(1);
     ledger.assert_kept(&scene);
 }
 
