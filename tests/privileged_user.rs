@@ -8,6 +8,7 @@ use nix::unistd::{User, chown, geteuid};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
 const USER: &str = "nobody";
@@ -152,4 +153,37 @@ fn what_the_user_could_not_open_later_is_refused_with_the_remedy() {
         text.replace("user = \"nobody\"", "user = \"nobody-here\"")
     });
     refused(&mut cluster, "useradd --system");
+}
+
+#[test]
+fn a_node_that_could_not_rejoin_is_refused_before_it_has_to() {
+    let Some(mut cluster) = cluster("") else {
+        return;
+    };
+    give_all(&cluster);
+    cluster.edit(1, |text| format!("rejoin = true\n{text}"));
+    cluster.start(1).expect("it starts");
+    let status = cluster.wait(1).expect("it ends");
+    let said = cluster.log(1);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("could not be moved aside: write to"),
+        "{said}"
+    );
+
+    // Root could write anywhere, and not move a mount.
+    cluster.edit(1, |text| text.replace(AS_USER, ""));
+    let config = cluster.directory().join("node-1.toml");
+    let script = format!(
+        "mount -t tmpfs none {} && exec {} run --config {}",
+        cluster.data_directory(1).display(),
+        env!("CARGO_BIN_EXE_nearwire"),
+        config.display()
+    );
+    let mut unshare = Command::new("unshare");
+    let output = unshare.args(["--mount", "sh", "-c", &script]).output();
+    let output = output.expect("unshare is there");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("it is a mount of its own"), "{said}");
 }

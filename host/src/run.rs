@@ -37,7 +37,7 @@ use consensus::{Epoch, GroupId, Incarnation, NodeId, Slot};
 use datapath::{Datapath, Lifelines, Placement, Udp, Worker, clock};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{SysconfVar, sysconf};
+use nix::unistd::{AccessFlags, SysconfVar, access, sysconf};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,6 +121,20 @@ pub enum Error {
     /// The user that it is to become.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    /// What `rejoin` would do some day it could not do.
+    #[error(
+        "rejoin: when node {node} has lost its memory its data directory {} could not be moved \
+         aside: {why}; have it in a directory that this user may write to, or leave `rejoin` out",
+        directory.display()
+    )]
+    CannotRejoin {
+        /// The node.
+        node: NodeId,
+        /// Its data directory.
+        directory: PathBuf,
+        /// What is in the way.
+        why: String,
+    },
     /// What a test asks for in the environment.
     #[error("{0}")]
     Rehearsal(String),
@@ -261,6 +275,9 @@ fn die_with(parent: &str) -> Result<(), Error> {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run_until(config: &Config, stop: &Arc<AtomicBool>) -> Result<(), Error> {
+    if config.rejoin {
+        check_rejoin(config)?;
+    }
     // An earlier process may have ended before the node was a member again.
     let mut rejoins = config.rejoin && beside(&config.data_directory, REJOINS).exists();
     let mut has_begun = false;
@@ -296,6 +313,31 @@ fn beside(directory: &Path, suffix: &str) -> PathBuf {
     let mut name = directory.components().as_path().as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Finds out now whether a data directory can be moved aside and that be written down.
+fn check_rejoin(config: &Config) -> Result<(), Error> {
+    let directory = &config.data_directory;
+    let refused = |why: String| Error::CannotRejoin {
+        node: NodeId(config.node),
+        directory: directory.clone(),
+        why,
+    };
+    // One that is not there yet is found to be made, or not, at once.
+    let Ok(path) = directory.canonicalize() else {
+        return Ok(());
+    };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // proc(5): the fifth field is where it is mounted.
+    let mut places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let Some(parent) = path.parent() else {
+        return Err(refused("it is the root of the file system".into()));
+    };
+    if places.any(|place| Path::new(place) == path) {
+        return Err(refused("it is a mount of its own".into()));
+    }
+    access(parent, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|error| refused(format!("write to {}: {error}", parent.display())))
 }
 
 /// Moves a data directory out of the way, under a name that no other one has, once it is on record
