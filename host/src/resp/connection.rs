@@ -8,6 +8,7 @@ use super::tls::Stream;
 use super::users::Users;
 use crate::front::{Access, Failure, FrontEnd, Submission};
 use crate::kv::Arguments;
+use consensus::envelope::MAX_REPLY_BYTES;
 use mio::event::Event;
 use mio::net::TcpStream;
 use std::io;
@@ -16,8 +17,12 @@ use std::time::Instant;
 
 /// Requests of one connection that are not answered yet; at so many it is read no further.
 pub(super) const MAX_UNANSWERED: usize = 1024;
-/// Bytes that a client has not taken yet; at so many it is read no further.
+/// Bytes that a client has not taken yet, or is expected to be answered; at so many it is read no
+/// further.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
+/// Bytes that a client has not taken yet; at so many it is dropped: its answers became longer than
+/// those before let expect, and it does not read them.
+const MAX_HELD_BYTES: usize = 16 * MAX_OUTPUT_BYTES;
 /// Bytes read from one connection before the others have their turn.
 const READ_BYTES_PER_TURN: usize = 256 * 1024;
 /// What a read buffer has at first, and again when a long request is over.
@@ -38,6 +43,8 @@ pub(super) struct Connection {
     replies: Replies,
     commands_in_flight: usize,
     queries_in_flight: usize,
+    /// How long a reply is expected to be: as the longest one, until many were shorter.
+    expected_bytes: usize,
     held: Option<(Vec<u8>, Waiting)>,
     readable: bool,
     /// The client has sent its last byte; no further event will say so.
@@ -102,6 +109,7 @@ impl Connection {
             replies: Replies::default(),
             commands_in_flight: 0,
             queries_in_flight: 0,
+            expected_bytes: MAX_REPLY_BYTES,
             held: None,
             readable: true,
             read_closed: false,
@@ -177,9 +185,15 @@ impl Connection {
         self.replies.len() == 0 && self.held.is_none() && is_written
     }
 
+    /// Bytes that the client has not taken yet.
+    fn held_bytes(&self) -> usize {
+        self.output.len() - self.written + self.replies.bytes()
+    }
+
     fn may_go_on(&self) -> bool {
-        let output = self.output.len() - self.written;
-        self.replies.len() < MAX_UNANSWERED && output < MAX_OUTPUT_BYTES
+        let in_flight = self.commands_in_flight + self.queries_in_flight;
+        let bytes = self.held_bytes() + in_flight * self.expected_bytes;
+        self.replies.len() < MAX_UNANSWERED && bytes < MAX_OUTPUT_BYTES
     }
 
     fn submit_requests(&mut self, place: u32, front: &mut FrontEnd, context: &Context<'_>) -> Need {
@@ -218,6 +232,7 @@ impl Connection {
                 });
             }
             self.input.consume(bytes);
+            self.parser.rest();
             match verdict {
                 Verdict::Answered => self.replies.push_known(&known, &mut self.output),
                 Verdict::Farewell => {
@@ -299,7 +314,18 @@ impl Connection {
         let Some(waiting) = waiting else { return };
         *self.in_flight(waiting.access) -= 1;
         let reply = self.session.complete(&waiting, result, context);
-        self.replies.fill(number, reply);
+        let decayed = self.expected_bytes - self.expected_bytes / 8;
+        self.expected_bytes = reply.len().max(decayed);
+        if !self.broken {
+            self.replies.fill(number, reply);
+        }
+        if self.held_bytes() >= MAX_HELD_BYTES {
+            tracing::warn!(peer = %self.session.peer, "does not read its answers: dropped");
+            self.broken = true;
+            self.output = Vec::new();
+            self.written = 0;
+            self.replies.forget();
+        }
     }
 
     /// The worker is gone: nothing that waits will be answered any more.
@@ -410,5 +436,123 @@ impl Input {
 
     fn filled(&mut self, bytes: usize) {
         self.end += bytes;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::cluster::{Cluster, Leaders};
+    use super::*;
+    use crate::front::{self, WorkerEnd};
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::sync::Arc;
+
+    const ASKED: usize = 2 * MAX_UNANSWERED;
+
+    /// A client that has asked for much and reads nothing, and what it is served by.
+    struct Scene {
+        connection: Connection,
+        front: FrontEnd,
+        worker: WorkerEnd,
+        _client: std::net::TcpStream,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, peer) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            client.write_all(&b"GET k\r\n".repeat(ASKED)).unwrap();
+            let stream = Stream::new(TcpStream::from_std(stream), None).unwrap();
+            let limits = Limits {
+                bulk_bytes: 1024,
+                request_bytes: 4096,
+                is_stranger: false,
+            };
+            let (front, worker) = front::attach(8192, 1, Arc::new(|| {}), Arc::new(|| {}));
+            Self {
+                connection: Connection::new(stream, peer, 1, limits, &Users::default()),
+                front,
+                worker,
+                _client: client,
+            }
+        }
+
+        fn with_context<T>(&mut self, act: impl FnOnce(&mut Self, &Context<'_>) -> T) -> T {
+            let cluster = Cluster {
+                name: 0,
+                own: 1,
+                members: Vec::new(),
+                leaders: Leaders::new(1),
+            };
+            let context = Context {
+                info: &String::new,
+                max_command_bytes: 1024,
+                users: &Users::default(),
+                cluster: &cluster,
+            };
+            act(self, &context)
+        }
+
+        /// Has it read, until it asks for no more, and says what was asked for.
+        fn turn(&mut self) -> Vec<u64> {
+            self.with_context(|scene, context| {
+                while scene.connection.turn(0, &mut scene.front, context) == Turn::Again {}
+            });
+            self.front.flush();
+            let mut asked = Vec::new();
+            while let Some(submission) = self.worker.poll_submission() {
+                asked.push(submission.token);
+            }
+            asked
+        }
+
+        /// Each of these is answered by so many bytes.
+        fn answer(&mut self, asked: &[u64], bytes: usize) {
+            self.with_context(|scene, context| {
+                for token in asked {
+                    let reply = Ok(vec![b'x'; bytes]);
+                    scene.connection.complete(*token as u32, reply, context);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_answered_within_a_bound() {
+        let mut scene = Scene::new();
+        let mut answered = 0;
+        loop {
+            let asked = scene.turn();
+            if asked.is_empty() {
+                break;
+            }
+            assert!(asked.len() * MAX_REPLY_BYTES <= MAX_OUTPUT_BYTES + MAX_REPLY_BYTES);
+            answered += asked.len();
+            scene.answer(&asked, MAX_REPLY_BYTES);
+        }
+        let held = scene.connection.held_bytes();
+        assert!(held < 2 * MAX_OUTPUT_BYTES, "{held}");
+        assert!(answered < ASKED && !scene.connection.broken);
+    }
+
+    #[test]
+    fn short_answers_let_many_be_asked_for_and_long_ones_after_them_end_who_does_not_read() {
+        let mut scene = Scene::new();
+        let mut most = scene.turn();
+        while most.len() < MAX_UNANSWERED / 2 {
+            scene.answer(&most, 5);
+            most = scene.turn();
+        }
+        scene.answer(&most, MAX_REPLY_BYTES);
+        assert!(scene.connection.broken);
+        assert_eq!(scene.connection.held_bytes(), 0);
+        scene.with_context(|scene, context| {
+            let over = scene.connection.turn(0, &mut scene.front, context);
+            assert_eq!(over, Turn::Over);
+        });
     }
 }

@@ -75,6 +75,8 @@ pub struct Limits {
     pub is_stranger: bool,
 }
 
+/// As many words as memory is kept for between requests.
+const KEPT_WORDS: usize = 1024;
 /// Most words of a request before the client has said who it is, as in Redis.
 const STRANGERS_WORDS: usize = 10;
 
@@ -140,6 +142,12 @@ impl Parser {
     /// Has the next request keep within these limits.
     pub fn limit(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// The words of the last request are needed no more: memory for very many is given back.
+    pub fn rest(&mut self) {
+        self.words.clear();
+        self.words.shrink_to(KEPT_WORDS);
     }
 
     /// Reads one request from the front of `buffer`, or `None` if more bytes are needed; then the
@@ -433,6 +441,16 @@ mod tests {
         let mut bytes = b"*1000\r\n".to_vec();
         bytes.extend(words.cycle().take(120_000));
         assert_eq!(complaint(&bytes), "Protocol error: too big request");
+    }
+
+    #[test]
+    fn memory_for_very_many_words_is_given_back() {
+        let request = [&b"*4000\r\n"[..], &b"$0\r\n\r\n".repeat(4000)].concat();
+        let mut parser = Parser::new(LIMITS);
+        assert!(parser.next(&request).unwrap().is_some());
+        assert!(parser.words.capacity() >= 4000);
+        parser.rest();
+        assert!(parser.words.capacity() <= 2 * KEPT_WORDS);
     }
 
     #[test]

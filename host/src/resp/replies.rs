@@ -27,6 +27,8 @@ enum Slot {
 #[derive(Debug, Default)]
 pub(super) struct Replies {
     slots: VecDeque<Slot>,
+    /// Of the replies that are known.
+    bytes: usize,
     /// The number of the first slot; numbers wrap round.
     first: u32,
 }
@@ -36,11 +38,17 @@ impl Replies {
         self.slots.len()
     }
 
+    /// Bytes of those that are known.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Appends a reply that is known to `output` if nothing is in front of it, else keeps it.
     pub(super) fn push_known(&mut self, reply: &[u8], output: &mut Vec<u8>) {
         if self.slots.is_empty() {
             output.extend_from_slice(reply);
         } else {
+            self.bytes += reply.len();
             self.slots.push_back(Slot::Known(reply.to_vec()));
         }
     }
@@ -70,6 +78,7 @@ impl Replies {
 
     pub(super) fn fill(&mut self, number: u32, reply: Vec<u8>) {
         if let Some(slot) = self.slots.get_mut(number.wrapping_sub(self.first) as usize) {
+            self.bytes += reply.len();
             *slot = Slot::Known(reply);
         }
     }
@@ -78,9 +87,20 @@ impl Replies {
     pub(super) fn drain_known(&mut self, output: &mut Vec<u8>) {
         while let Some(Slot::Known(reply)) = self.slots.front() {
             output.extend_from_slice(reply);
+            self.bytes -= reply.len();
             self.slots.pop_front();
             self.first = self.first.wrapping_add(1);
         }
+    }
+
+    /// Nobody reads those that are known.
+    pub(super) fn forget(&mut self) {
+        for slot in &mut self.slots {
+            if let Slot::Known(reply) = slot {
+                *reply = Vec::new();
+            }
+        }
+        self.bytes = 0;
     }
 
     /// The numbers of all that wait.
