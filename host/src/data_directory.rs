@@ -251,7 +251,7 @@ impl DataDirectory {
         expectation: &Expectation,
     ) -> Result<Self, DataDirectoryError> {
         let path = path.into();
-        make(&path).map_err(refused("make data directory", &path))?;
+        make_directory(&path).map_err(refused("make data directory", &path))?;
         let lock = take_lock(&path)?;
         let unfinished = path.join("identity.tmp");
         match fs::remove_file(&unfinished) {
@@ -475,15 +475,36 @@ pub fn boot_id() -> Result<String, DataDirectoryError> {
     Ok(text.trim().to_owned())
 }
 
-fn make(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
+/// Makes a directory and those above it, where they are missing. Their names outlive the machine.
+pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
+    make_flushing(directory, flush_name)
+}
+
+/// Each name is flushed before anything is made below it, so that of those that are there at most the
+/// last one has still to be: an earlier process may have ended in between.
+fn make_flushing(
+    directory: &Path,
+    mut flush: impl FnMut(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let above = directory.ancestors();
+    let missing = above.take_while(|one| !one.as_os_str().is_empty() && !one.is_dir());
+    let mut missing: Vec<&Path> = missing.collect();
+    let there = directory.ancestors().nth(missing.len());
+    if let Some(there) = there.filter(|one| !one.as_os_str().is_empty()) {
+        match flush(there) {
+            // It stands in a directory of others, which they have made.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            flushed => flushed?,
+        }
     }
-    fs::create_dir_all(directory)?;
-    match directory.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        Some(_) | None => Ok(()),
+    while let Some(next) = missing.pop() {
+        match fs::create_dir(next) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && next.is_dir() => {}
+            made => made?,
+        }
+        flush(next)?;
     }
+    Ok(())
 }
 
 fn take_lock(directory: &Path) -> Result<File, DataDirectoryError> {
@@ -725,6 +746,35 @@ mod tests {
             durability: Durability::Sync,
             origin: 0,
         }
+    }
+
+    #[test]
+    fn every_new_name_of_a_path_is_flushed_and_the_one_that_may_not_have_been() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path();
+        let names = ["a", "a/b", "a/b/c"].map(|name| root.join(name));
+        let make = |fails_at: Option<&Path>| {
+            let mut flushed = Vec::new();
+            let made = make_flushing(&names[2], |path| {
+                flushed.push(path.to_owned());
+                match Some(path) == fails_at {
+                    true => Err(io::Error::other("the machine goes down")),
+                    false => Ok(()),
+                }
+            });
+            (made.is_ok(), flushed)
+        };
+        assert_eq!(
+            make(Some(&names[1])),
+            (
+                false,
+                vec![root.to_owned(), names[0].clone(), names[1].clone()]
+            )
+        );
+        assert!(!names[2].exists(), "not before the one above it is certain");
+        assert_eq!(make(None), (true, names[1..].to_vec()));
+        assert_eq!(make(None), (true, vec![names[2].clone()]));
+        make_directory(&names[2]).unwrap();
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //! renamed, and the directory flushed. The last two are kept: if the newer one rots, the older one
 //! is there; `docs/journal.md` says how far it and the journal lead.
 
+use crate::data_directory::make_directory;
 use crate::kill_point::kill_point;
 use consensus::simulation::{Mutation, mutated};
 use consensus::state_machine::{RestoreError, SnapshotId};
@@ -393,7 +394,7 @@ impl SnapshotDirectory {
     /// The system refuses.
     pub fn open(path: impl Into<PathBuf>, group: GroupId) -> Result<Self, SnapshotError> {
         let path = path.into();
-        make(&path).map_err(refused("make snapshot directory", &path))?;
+        make_directory(&path).map_err(refused("make snapshot directory", &path))?;
         let directory = Self {
             path,
             group,
@@ -618,17 +619,6 @@ impl SnapshotDirectory {
             .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
             .map_err(refused("list snapshots", &self.path))
     }
-}
-
-fn make(directory: &Path) -> io::Result<()> {
-    fs::create_dir_all(directory)?;
-    // The path may have grown by two names.
-    for parent in directory.ancestors().skip(1).take(2) {
-        if !parent.as_os_str().is_empty() {
-            File::open(parent)?.sync_all()?;
-        }
-    }
-    Ok(())
 }
 
 fn narrow(crc: u64) -> u32 {

@@ -3,6 +3,7 @@
 use super::Flush;
 use super::format::BLOCK_BYTES;
 use super::uring::Ring;
+use crate::data_directory::make_directory;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -179,11 +180,7 @@ impl Disk for RealDisk {
     }
 
     fn create_directory(&self, directory: &Path) -> io::Result<()> {
-        fs::create_dir_all(directory)?;
-        match directory.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-            Some(_) | None => Ok(()),
-        }
+        make_directory(directory)
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<OsString>> {

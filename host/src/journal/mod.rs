@@ -40,6 +40,7 @@ pub use format::{MAX_RECORD_BYTES, MIN_SEGMENT_BYTES};
 pub use recovery::{Recovery, TornTail};
 pub use statistics::{LATENCY_BUCKETS, Statistics};
 
+use crate::data_directory::make_directory;
 use crate::kill_point::kill_point;
 use consensus::simulation;
 use disk::Blocks;
@@ -332,7 +333,7 @@ impl Opening {
         let disk = match disk {
             Some(disk) => disk,
             None => {
-                std::fs::create_dir_all(&directory).map_err(refused)?;
+                make_directory(&directory).map_err(refused)?;
                 Arc::new(RealDisk::probe(&directory, flush).map_err(refused)?)
             }
         };
