@@ -10,6 +10,7 @@ use nearwire::kill_point;
 use nix::sys::signal::Signal;
 use scene::{ALL, Ledger, Load, Scene, load, wait_for, wait_for_writes};
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -55,6 +56,10 @@ fn restore(scene: &Scene, node: u16, file: &Path) -> Output {
     nearwire(&["restore", "--config", text(&config), text(file)])
 }
 
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o777
+}
+
 /// Ends all processes and forgets all of their state.
 fn bury(scene: &mut Scene) {
     scene.kill_all();
@@ -78,11 +83,13 @@ fn a_cluster_begins_with_a_backup_and_has_every_write_before_it() {
         assert!(saved["keys"].as_u64().unwrap() > 0, "{saved}");
         assert!(saved["sessions"].as_u64().unwrap() > 0, "{saved}");
         assert_eq!(json(&nearwire(&["inspect", text(&file)])), saved);
+        assert_eq!(mode(&file), 0o600);
         bury(&mut scene);
         for node in ALL {
             assert_eq!(json(&restore(&scene, node, &file)), saved);
         }
         scene.start_all();
+        assert_eq!(mode(&scene.cluster.data_directory(1)), 0o700);
         ledger.assert_kept(&scene);
         load(&scene, &ledger, WRITERS, 2000);
         scene.kill_all();

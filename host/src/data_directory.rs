@@ -14,6 +14,7 @@ use crate::kill_point::kill_point;
 use consensus::formation::Terms;
 use consensus::{Epoch, GroupId, Incarnation, NodeId};
 use crc_fast::crc32_iscsi;
+use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -473,6 +474,12 @@ pub fn boot_id() -> Result<String, DataDirectoryError> {
     let path = Path::new(BOOT_ID_PATH);
     let text = fs::read_to_string(path).map_err(refused("read boot id", path))?;
     Ok(text.trim().to_owned())
+}
+
+/// Has whatever this process makes from here on be for its own user: state, and backups of it, are as
+/// secret as what clients wrote.
+pub fn keep_to_oneself() {
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
 }
 
 /// Makes a directory and those above it, where they are missing. Their names outlive the machine.

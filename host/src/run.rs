@@ -228,6 +228,7 @@ impl Error {
 /// # Errors
 /// Says what could not be opened, or why the node ended.
 pub fn run(config: &Config) -> Result<(), Error> {
+    data_directory::keep_to_oneself();
     // It also takes the parent's death out of what the kernel looks after.
     privileges::drop(config)?;
     if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {

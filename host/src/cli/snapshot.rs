@@ -9,6 +9,7 @@ use comfy_table::{Table, presets};
 use nearwire::backup::{self, BackupError, Contents};
 use nearwire::client::{Client, Options};
 use nearwire::config::{Config, Overrides};
+use nearwire::data_directory;
 use nearwire::inspect::Inspector;
 use std::path::{Path, PathBuf};
 
@@ -79,6 +80,7 @@ restore\", says what a restored cluster is and is not.")]
 pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
     match command {
         Command::Save { file, from, peers } => save(file, from.as_deref(), peers, output),
+    data_directory::keep_to_oneself();
         Command::Inspect { files } => {
             let contents = files.iter().map(|file| backup::inspect(file));
             let contents: Vec<_> = contents.collect::<Result<_, _>>().map_err(told)?;
