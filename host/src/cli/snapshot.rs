@@ -41,7 +41,9 @@ Examples:
     #[command(after_long_help = "\
 Examples:
   nearwire snapshot inspect backup.snapshot
-  nearwire snapshot inspect --output json /var/lib/nearwire/1/snapshots/group-0/snapshot-*")]
+  nearwire snapshot inspect --output json /var/lib/nearwire/1/snapshots/group-0/snapshot-*[0-9]
+
+With --output json always an array, in the order of the files.")]
     Inspect {
         /// The files.
         #[arg(required = true)]
@@ -84,7 +86,10 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         Command::Inspect { files } => {
             let contents = files.iter().map(|file| backup::inspect(file));
             let contents: Vec<_> = contents.collect::<Result<_, _>>().map_err(told)?;
-            print(&contents, output)
+            match output {
+                Output::Json => output::json(&contents),
+                Output::Table => output::bytes(to_table(&contents).as_bytes()),
+            }
         }
         Command::Restore {
             file,
@@ -104,7 +109,7 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
                  file, then start all of them.",
                 config.node, config.cluster
             );
-            print(&[contents], output)
+            print(contents, output)
         }
     }
 }
@@ -143,7 +148,7 @@ fn save(file: &Path, from: Option<&str>, peers: &PeersArgs, output: Output) -> a
     })
     .map_err(told)?;
     let contents = backup::inspect(file).map_err(told)?;
-    print(&[contents], output).context("the file is saved")
+    print(contents, output).context("the file is saved")
 }
 
 fn told(error: BackupError) -> anyhow::Error {
@@ -154,13 +159,11 @@ fn told(error: BackupError) -> anyhow::Error {
     }
 }
 
-fn print(contents: &[Contents], output: Output) -> anyhow::Result<()> {
-    let text = match (output, contents) {
-        (Output::Json, [one]) => serde_json::to_string_pretty(one)? + "\n",
-        (Output::Json, many) => serde_json::to_string_pretty(many)? + "\n",
-        (Output::Table, _) => to_table(contents),
-    };
-    output::bytes(text.as_bytes())
+fn print(contents: Contents, output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => output::json(&contents),
+        Output::Table => output::bytes(to_table(&[contents]).as_bytes()),
+    }
 }
 
 fn to_table(contents: &[Contents]) -> String {
