@@ -122,7 +122,12 @@ fn nodes_that_begin_with_different_states_form_no_cluster() {
         wait_for("a conflict", || {
             let report = scene.report(node);
             assert_eq!(report["formed"], false);
-            report["conflict"].as_str()?.contains("Terms").then_some(())
+            let conflict = report["conflict"].as_object()?;
+            assert_eq!(conflict["kind"], "terms");
+            assert!(conflict["node"].is_u64(), "{conflict:?}");
+            let why = conflict["why"].as_str().unwrap();
+            assert!(why.contains("another snapshot"), "{why}");
+            Some(())
         });
     }
 }

@@ -834,7 +834,7 @@ impl<S: StateMachine> NodeService<S> {
             "epoch": membership.map_or(0, |membership| membership.epoch.0),
             "formed": formation.is_formed(),
             "missing": missing,
-            "conflict": self.node.conflict().map(|conflict| format!("{conflict:?}")),
+            "conflict": self.node.conflict().map(describe),
             "sessions": replicas().map(|one| one.applied().sessions().len()).sum::<usize>(),
             "snapshot": self.host.snapshots.slot(GROUP).0,
             "restored": self.facts.restored,
@@ -959,6 +959,43 @@ const FRONT_WINDOW: usize = 2048;
 /// Longest value of a Request, given the longest value of the log: a batch begins with the clock.
 pub const fn max_request_bytes(value_bytes: usize) -> usize {
     value_bytes - consensus::envelope::ENTRY_BYTES
+}
+
+/// What keeps this node from forming its cluster, and what mends it.
+fn describe(conflict: Conflict) -> serde_json::Value {
+    match conflict {
+        Conflict::Stranger {
+            node,
+            pinned,
+            shown,
+        } => serde_json::json!({
+            "kind": "stranger",
+            "node": node.0,
+            "pinned": pinned.0,
+            "shown": shown.0,
+            "why": format!(
+                "node {node} shows incarnation {shown}, and {pinned} is on record for it: it lost \
+                 its memory; `nearwire member replace --lost {node}`"
+            ),
+        }),
+        Conflict::Disowned { by, pinned } => serde_json::json!({
+            "kind": "disowned",
+            "node": by.0,
+            "pinned": pinned.0,
+            "why": format!(
+                "node {by} has incarnation {pinned} on record for this node, whose memory was lost; \
+                 see its log"
+            ),
+        }),
+        Conflict::Terms { node } => serde_json::json!({
+            "kind": "terms",
+            "node": node.0,
+            "why": format!(
+                "node {node} has other quorums, leases or dimensions ([quorum], [timing] lease_us, \
+                 [region]), or was restored from another snapshot: have all nodes alike"
+            ),
+        }),
+    }
 }
 
 /// Longest command or query of a front, given the longest value of the log.

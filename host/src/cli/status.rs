@@ -114,8 +114,8 @@ fn row((node, address): (NodeId, SocketAddr), report: Option<Report>, cluster: &
 }
 
 fn state(report: &Report) -> (&'static str, Value) {
-    if let Some(conflict) = report.text("conflict") {
-        return ("conflict", conflict.into());
+    if let Some(conflict) = report.0.get("conflict").filter(|one| !one.is_null()) {
+        return ("conflict", conflict["why"].clone());
     }
     match report.0.get("formed") {
         Some(Value::Bool(false)) => {
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_node_that_must_not_vote_says_why() {
         let (state, why) = state(&report(
-            r#"{"formed": false, "conflict": "memory was lost"}"#,
+            r#"{"formed": false, "conflict": {"kind": "disowned", "why": "memory was lost"}}"#,
         ));
         assert_eq!(
             (state, cell(&why).as_str()),
