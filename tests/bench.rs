@@ -109,7 +109,8 @@ fn a_follower_that_returns_has_a_row_with_its_copies() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("it catches up"), "{said}");
-    let row: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    let row = &rows[0];
     assert_eq!(row["schema"], "nearwire.bench.catch-up/1");
     assert_eq!(
         (&row["where"], &row["away"]),

@@ -145,13 +145,13 @@ struct Row {
     tcp_copy_s: f64,
     udp_copy_behind_s: f64,
     tcp_copy_behind_s: f64,
-    ratio: f64,
-    ratio_behind: f64,
+    ratio: Option<f64>,
+    ratio_behind: Option<f64>,
     before: Latency,
     away_latency: Latency,
     during: Latency,
-    p50_rise: f64,
-    p99_rise: f64,
+    p50_rise: Option<f64>,
+    p99_rise: Option<f64>,
     leader_cpu: f64,
     follower_cpu: f64,
     learner_cpu: f64,
@@ -192,7 +192,7 @@ pub(crate) fn main(args: &Args, output: Output) -> anyhow::Result<()> {
     drop(shown);
     let row = args.row(&outcome, machine);
     let text = match output {
-        Output::Json => serde_json::to_string_pretty(&row)? + "\n",
+        Output::Json => serde_json::to_string_pretty(&[&row])? + "\n",
         Output::Table => to_table(&row),
     };
     output::bytes(text.as_bytes())
@@ -202,7 +202,7 @@ impl Args {
     fn row(&self, outcome: &Outcome, machine: Machine) -> Row {
         let [leader_cpu, follower_cpu, learner_cpu] = outcome.cpu.map(thousandths);
         let seconds = |time: Duration| thousandths(time.as_secs_f64());
-        let ratio = |copy: Duration| thousandths(outcome.caught_up.div_duration_f64(copy));
+        let ratio = |copy: Duration| quotient(outcome.caught_up.as_secs_f64(), copy.as_secs_f64());
         Row {
             schema: "nearwire.bench.catch-up/1",
             engine: Engine::Software.name(),
@@ -230,8 +230,8 @@ impl Args {
             before: outcome.before,
             away_latency: outcome.away,
             during: outcome.during,
-            p50_rise: thousandths(outcome.during.p50_us / outcome.before.p50_us),
-            p99_rise: thousandths(outcome.during.p99_us / outcome.before.p99_us),
+            p50_rise: quotient(outcome.during.p50_us, outcome.before.p50_us),
+            p99_rise: quotient(outcome.during.p99_us, outcome.before.p99_us),
             leader_cpu,
             follower_cpu,
             learner_cpu,
@@ -244,6 +244,17 @@ impl Args {
 
 fn thousandths(number: f64) -> f64 {
     (number * 1e3).round() / 1e3
+}
+
+/// None where there was nothing to compare with.
+fn quotient(one: f64, other: f64) -> Option<f64> {
+    Some(one / other)
+        .filter(|quotient| quotient.is_finite())
+        .map(thousandths)
+}
+
+fn times(quotient: Option<f64>) -> String {
+    quotient.map_or_else(|| "-".to_owned(), |quotient| format!("{quotient:.2}"))
 }
 
 fn to_table(row: &Row) -> String {
@@ -288,14 +299,18 @@ fn to_table(row: &Row) -> String {
         ),
         (
             "ratio to the UDP copies",
-            format!("{:.2} and {:.2}", row.ratio, row.ratio_behind),
+            format!("{} and {}", times(row.ratio), times(row.ratio_behind)),
         ),
         ("writes before", latency(&row.before)),
         ("writes without it", latency(&row.away_latency)),
         ("writes meanwhile", latency(&row.during)),
         (
             "rise",
-            format!("p50 × {:.2}, p99 × {:.2}", row.p50_rise, row.p99_rise),
+            format!(
+                "p50 × {}, p99 × {}",
+                times(row.p50_rise),
+                times(row.p99_rise)
+            ),
         ),
         (
             "CPUs: leader, follower, learner",
@@ -366,5 +381,17 @@ impl Drop for Shown {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_nothing_to_be_compared_with_has_no_quotient() {
+        assert_eq!(quotient(1.0, 0.0), None);
+        assert_eq!(quotient(0.0, 0.0), None);
+        assert_eq!(quotient(1.0, 3.0), Some(0.333));
     }
 }
