@@ -331,6 +331,11 @@ fn key(number: u64) -> String {
     format!("key:{number:08}")
 }
 
+/// How long so many writes may take.
+const fn patience(writes: u64) -> Duration {
+    PATIENCE.saturating_add(Duration::from_secs(writes / SLOWEST_PER_S))
+}
+
 struct Run<'a> {
     target: &'a mut LocalTarget,
     site: &'a Site,
@@ -351,7 +356,7 @@ impl Run<'_> {
         }
         // The state has all its keys from the start.
         self.turn_to(Part::Full);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(keys);
         while self.shared.acknowledged.load(Ordering::Relaxed) < keys {
             self.check(deadline, "the first keys to be written")?;
             thread::sleep(DWELL);
@@ -365,7 +370,7 @@ impl Run<'_> {
         }
         let (start, entries) = (self.decided()?, self.acknowledged());
         self.turn_to(Part::Full);
-        let deadline = Instant::now() + PATIENCE + Duration::from_secs(slots / SLOWEST_PER_S);
+        let deadline = Instant::now() + patience(slots);
         loop {
             let written = self.decided()?.saturating_sub(start);
             progress(Progress::Writing(written as f64 / slots as f64));
