@@ -198,6 +198,25 @@ fn a_wrong_command_line_is_code_2() {
 }
 
 #[test]
+fn what_is_wrong_with_an_address_is_said_of_where_it_stands() {
+    let save = ["snapshot", "save", "--from", "nowhere", "/nonexistent"];
+    for (arguments, claim) in [
+        (&save[..], "--from nowhere: "),
+        (&["member", "add", "4=nowhere"], "error: 4=nowhere: "),
+        (&["member", "add", "127.0.0.1:1"], "which node is that"),
+        (
+            &["member", "replace", "1", "--with", "4=nowhere"],
+            "--with 4=nowhere: ",
+        ),
+    ] {
+        let ended = nearwire(&[arguments, &["--peers", "127.0.0.1:1"]].concat());
+        let said = &ended.err;
+        assert_eq!(ended.code, 2, "{said}");
+        assert!(said.contains(claim) && !said.contains("--peers"), "{said}");
+    }
+}
+
+#[test]
 fn help_and_version_are_answers() {
     for arguments in [
         &["--help"][..],

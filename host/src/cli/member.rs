@@ -146,6 +146,17 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
         | Command::Remove { peers, .. }
         | Command::Replace { peers, .. } => peers,
     };
+    let new: anyhow::Result<Vec<_>> = match command {
+        Command::Add { nodes, .. } => nodes.iter().map(|node| new_node(node, "")).collect(),
+        Command::Replace { with, .. } => {
+            with.iter().map(|node| new_node(node, "--with ")).collect()
+        }
+        Command::List { .. }
+        | Command::Promote { .. }
+        | Command::Demote { .. }
+        | Command::Remove { .. } => Ok(Vec::new()),
+    };
+    let new = new?;
     let cluster = peers.cluster()?;
     let operator = Operator::new(cluster.addresses(), cluster.keys);
     let mut operator = operator.map_err(|error| failure(&error))?;
@@ -166,10 +177,10 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
     };
     let (fates, quorum) = match command {
         Command::List { .. } => return print(&now.configuration, now.leader, output),
-        Command::Add { nodes, .. } => {
-            let new = nodes
-                .iter()
-                .map(|node| desk.stranger(node, MemberRole::Learner));
+        Command::Add { .. } => {
+            let new = new
+                .into_iter()
+                .map(|one| desk.stranger(one, MemberRole::Learner));
             (new.collect::<anyhow::Result<_>>()?, None)
         }
         Command::Promote {
@@ -204,15 +215,10 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
             });
             (back.collect::<anyhow::Result<_>>()?, quorum.sizes())
         }
-        Command::Replace {
-            nodes,
-            with,
-            quorum,
-            ..
-        } => {
+        Command::Replace { nodes, quorum, .. } => {
             let mut fates = numbered(nodes, Fate::Goes);
-            for node in with {
-                fates.push(desk.stranger(node, MemberRole::Voter)?);
+            for one in new {
+                fates.push(desk.stranger(one, MemberRole::Voter)?);
             }
             (fates, quorum.sizes())
         }
@@ -227,6 +233,19 @@ pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
     print(&now.configuration, now.leader, output)
 }
 
+/// Which node it is and where, as it is written behind `option`.
+fn new_node(text: &str, option: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
+    let (node, address) = super::peers::member(text, option)?;
+    if node == NodeId::NONE {
+        return Err(
+            Failure::usage(format!("{option}{text}: which node is that?"))
+                .remedy("write NODE=HOST:PORT, such as 4=10.0.0.4:4747")
+                .into(),
+        );
+    }
+    Ok((node, address))
+}
+
 /// Whoever changes the members, and how it finds new ones.
 struct Desk {
     operator: Operator,
@@ -237,13 +256,11 @@ struct Desk {
 
 impl Desk {
     /// A node that is no member yet, in the life that it says it has.
-    fn stranger(&mut self, text: &str, role: MemberRole) -> anyhow::Result<Fate> {
-        let (node, address) = super::peers::member(text)?;
-        if node == NodeId::NONE {
-            return Err(Failure::usage(format!("{text}: which node is that?"))
-                .remedy("write NODE=HOST:PORT, such as 4=10.0.0.4:4747")
-                .into());
-        }
+    fn stranger(
+        &mut self,
+        (node, address): (NodeId, SocketAddr),
+        role: MemberRole,
+    ) -> anyhow::Result<Fate> {
         Ok(Fate::Comes(Member {
             node,
             incarnation: self.meet(node, address)?,

@@ -56,7 +56,7 @@ impl PeersArgs {
         let members =
             match &config {
                 _ if !self.peers.is_empty() => {
-                    let peers = self.peers.iter().map(|peer| member(peer));
+                    let peers = self.peers.iter().map(|peer| member(peer, "--peers "));
                     peers.collect::<anyhow::Result<_>>()?
                 }
                 Some(config) => {
@@ -109,7 +109,8 @@ impl Cluster {
     }
 }
 
-pub(super) fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
+/// A member, or a node that is to be one, as it is written behind `option`.
+pub(super) fn member(text: &str, option: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
     let text = text.trim();
     let (node, address) = match text.split_once('=') {
         Some((node, address)) => {
@@ -118,7 +119,7 @@ pub(super) fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
                 .ok()
                 .filter(|node| (1..=NodeId::MAX).contains(node));
             let number = number.ok_or_else(|| {
-                Failure::usage(format!("--peers {text}: {node:?} is no node number"))
+                Failure::usage(format!("{option}{text}: {node:?} is no node number"))
                     .remedy(format!("a node number is 1 to {}", NodeId::MAX))
             })?;
             (NodeId(number), address)
@@ -127,7 +128,7 @@ pub(super) fn member(text: &str) -> anyhow::Result<(NodeId, SocketAddr)> {
     };
     let unusable = |why: &dyn Display| {
         Failure::usage(format!(
-            "--peers {text}: {address:?} is no replica's address: {why}"
+            "{option}{text}: {address:?} is no replica's address: {why}"
         ))
         .remedy("write HOST:PORT, such as 127.0.0.1:4747 or [::1]:4747")
     };
@@ -148,11 +149,11 @@ mod tests {
     fn a_peer_may_say_its_number() {
         let address = "127.0.0.1:4747".parse().expect("an address");
         assert_eq!(
-            member("127.0.0.1:4747").expect("a peer"),
+            member("127.0.0.1:4747", "--peers ").expect("a peer"),
             (NodeId::NONE, address)
         );
         assert_eq!(
-            member(" 7=127.0.0.1:4747").expect("a peer"),
+            member(" 7=127.0.0.1:4747", "--peers ").expect("a peer"),
             (NodeId(7), address)
         );
     }
@@ -167,7 +168,7 @@ mod tests {
             "::1:",
             "",
         ] {
-            let error = member(text).expect_err("an error");
+            let error = member(text, "--peers ").expect_err("an error");
             assert!(error.to_string().contains(text.trim()), "{error}");
         }
     }

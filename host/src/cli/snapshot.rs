@@ -80,9 +80,9 @@ restore\", says what a restored cluster is and is not.")]
 }
 
 pub(crate) fn main(command: &Command, output: Output) -> anyhow::Result<()> {
+    data_directory::keep_to_oneself();
     match command {
         Command::Save { file, from, peers } => save(file, from.as_deref(), peers, output),
-    data_directory::keep_to_oneself();
         Command::Inspect { files } => {
             let contents = files.iter().map(|file| backup::inspect(file));
             let contents: Vec<_> = contents.collect::<Result<_, _>>().map_err(told)?;
@@ -123,7 +123,8 @@ fn save(file: &Path, from: Option<&str>, peers: &PeersArgs, output: Output) -> a
     }
     let cluster = peers.cluster()?;
     let addresses = cluster.addresses();
-    let wanted = from.map(peers::member).transpose()?;
+    let wanted = from.map(|from| peers::member(from, "--from "));
+    let wanted = wanted.transpose()?;
     let wanted = wanted.map(|(_, address)| address);
     let mut inspector = Inspector::new(&addresses, cluster.keys)?;
     let options = Options {
