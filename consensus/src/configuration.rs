@@ -17,9 +17,9 @@ const MEMBER_BYTES: usize = 8 + ADDRESS_BYTES + 2;
 /// A membership, and what it is called among all that there ever were.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Configuration {
-    /// The ballot whose leader made it; none for the one that formed. No ballot is used twice, so
-    /// it names one configuration, and a leader makes one from the newest that it knows: later ones
-    /// are higher.
+    /// The ballot in which its leader led when it made it; none for the one that formed. A leader
+    /// makes at most one in each ballot, from the one that it leads with: later ones are higher.
+    /// The ballot that it draws for it would not do: a later leader may be elected below that.
     pub version: Ballot,
     /// Its members and their quorums.
     pub membership: Membership,

@@ -226,11 +226,13 @@ impl Matchmaker {
         self.book.configurations.insert(at, one);
     }
 
-    /// The candidate of `ballot`, in its life `asker`, is about to use `configuration`.
+    /// The candidate of `ballot`, in its life `asker`, is about to use `configuration`. If it `leads`
+    /// already, it has just made that in this lower ballot.
     pub fn handle_match(
         &mut self,
         ballot: Ballot,
         asker: Incarnation,
+        leads: Ballot,
         configuration: &Configuration,
     ) -> Match<'_> {
         if self.stopped.is_some() && !mutated(Mutation::StoppedMatches) {
@@ -246,7 +248,12 @@ impl Matchmaker {
         let is_stale = (version < self.book.garbage
             || newest.is_some_and(|one| version < one.version))
             && !mutated(Mutation::StaleConfigurationMatched);
-        if ballot == Ballot::NONE || is_lower || is_stale {
+        // What a leader made before another was elected must not come to light after it.
+        let is_late = !is_again
+            && leads != Ballot::NONE
+            && self.book.highest > leads
+            && !mutated(Mutation::LateConfigurationMatched);
+        if ballot == Ballot::NONE || is_lower || is_stale || is_late {
             return Match::Refused {
                 highest: self.book.highest,
             };
@@ -451,7 +458,7 @@ impl Register {
             || self.newest.matchmakers.generation > Matchmakers::FIRST
     }
 
-    /// The newest configuration that it knows in either part.
+    /// The newest configuration that it knows in either part: what a candidate goes on with.
     pub fn latest(&self) -> Configuration {
         let matched = self.matchmaker.book.configurations.last();
         let matched = matched.filter(|one| one.version > self.newest.version);
@@ -521,14 +528,14 @@ mod tests {
         let mut matchmaker = Matchmaker::new(&formed());
         let next = configuration(5, &[1, 2, 4]);
         let mut ask = |round, with: &Configuration| {
-            versions(matchmaker.handle_match(ballot(round), LIFE, with))
+            versions(matchmaker.handle_match(ballot(round), LIFE, Ballot::NONE, with))
         };
         assert_eq!(ask(4, &formed()), Some(vec![0]));
         assert_eq!(ask(5, &next), Some(vec![0, 5]));
         assert_eq!(ask(6, &next), Some(vec![0, 5]));
         assert!(matchmaker.collect(next.version));
         assert_eq!(
-            versions(matchmaker.handle_match(ballot(7), LIFE, &next)),
+            versions(matchmaker.handle_match(ballot(7), LIFE, Ballot::NONE, &next)),
             Some(vec![5])
         );
     }
@@ -538,7 +545,7 @@ mod tests {
         let mut matchmaker = Matchmaker::new(&formed());
         let mut ask = |round, life| {
             matches!(
-                matchmaker.handle_match(ballot(round), life, &formed()),
+                matchmaker.handle_match(ballot(round), life, Ballot::NONE, &formed()),
                 Match::Matched { .. }
             )
         };
@@ -553,15 +560,51 @@ mod tests {
     }
 
     #[test]
+    fn what_a_leader_made_is_refused_once_another_was_matched_above_it() {
+        let mut matchmaker = Matchmaker::new(&formed());
+        let (made, found) = (configuration(4, &[1, 2, 4]), configuration(4, &[1, 2, 4]));
+        let lower = Ballot::NONE;
+        assert!(versions(matchmaker.handle_match(ballot(6), LIFE, lower, &formed())).is_some());
+        assert_eq!(
+            matchmaker.handle_match(ballot(9), LIFE, ballot(4), &made),
+            Match::Refused { highest: ballot(6) },
+            "ballot 6 leads by another one"
+        );
+        assert_eq!(
+            matchmaker.configurations().len(),
+            1,
+            "and is told of no other"
+        );
+        assert_eq!(
+            versions(matchmaker.handle_match(ballot(9), LIFE, lower, &found)),
+            Some(vec![0, 4]),
+            "a candidate found it"
+        );
+        let next = configuration(9, &[1, 2, 5]);
+        for _ in 0..2 {
+            assert_eq!(
+                versions(matchmaker.handle_match(ballot(10), LIFE, ballot(9), &next)),
+                Some(vec![0, 4, 9])
+            );
+        }
+    }
+
+    #[test]
     fn an_older_configuration_is_refused_and_the_newer_one_told() {
         let mut register = Register::formed(formed().membership);
         let matchmaker = &mut register.matchmaker;
         let next = configuration(5, &[1, 2, 4]);
-        assert!(versions(matchmaker.handle_match(ballot(5), LIFE, &next)).is_some());
+        assert!(versions(matchmaker.handle_match(ballot(5), LIFE, Ballot::NONE, &next)).is_some());
         let refused = Match::Refused { highest: ballot(5) };
-        assert_eq!(matchmaker.handle_match(ballot(6), LIFE, &formed()), refused);
+        assert_eq!(
+            matchmaker.handle_match(ballot(6), LIFE, Ballot::NONE, &formed()),
+            refused
+        );
         assert!(matchmaker.collect(next.version));
-        assert_eq!(matchmaker.handle_match(ballot(6), LIFE, &formed()), refused);
+        assert_eq!(
+            matchmaker.handle_match(ballot(6), LIFE, Ballot::NONE, &formed()),
+            refused
+        );
         let told = register.latest();
         assert_eq!(
             (told.version, told.membership),
@@ -572,10 +615,11 @@ mod tests {
     #[test]
     fn the_ballot_before_is_told_as_often_as_it_is_asked() {
         let mut matchmaker = Matchmaker::new(&formed());
-        let mut before = |round| match matchmaker.handle_match(ballot(round), LIFE, &formed()) {
-            Match::Matched { before, .. } => before,
-            other => panic!("{other:?}"),
-        };
+        let mut before =
+            |round| match matchmaker.handle_match(ballot(round), LIFE, Ballot::NONE, &formed()) {
+                Match::Matched { before, .. } => before,
+                other => panic!("{other:?}"),
+            };
         assert_eq!(before(4), Ballot::NONE);
         assert_eq!(before(6), ballot(4));
         assert_eq!(before(6), ballot(4));
@@ -586,19 +630,27 @@ mod tests {
         let mut matchmaker = Matchmaker::new(&formed());
         for round in 1..MAX_CONFIGURATIONS as u64 {
             let next = configuration(round, &[1, 2, 3]);
-            assert!(versions(matchmaker.handle_match(ballot(round), LIFE, &next)).is_some());
+            assert!(
+                versions(matchmaker.handle_match(ballot(round), LIFE, Ballot::NONE, &next))
+                    .is_some()
+            );
         }
         let more = configuration(9, &[1, 2, 3]);
-        assert_eq!(matchmaker.handle_match(ballot(9), LIFE, &more), Match::Full);
+        assert_eq!(
+            matchmaker.handle_match(ballot(9), LIFE, Ballot::NONE, &more),
+            Match::Full
+        );
         assert!(matchmaker.collect(ballot(2)));
-        assert!(versions(matchmaker.handle_match(ballot(9), LIFE, &more)).is_some());
+        assert!(versions(matchmaker.handle_match(ballot(9), LIFE, Ballot::NONE, &more)).is_some());
     }
 
     #[test]
     fn what_is_kept_is_read_again() {
         let mut register = Register::formed(formed().membership);
         let next = configuration(5, &[1, 2, 4]);
-        register.matchmaker.handle_match(ballot(5), LIFE, &next);
+        register
+            .matchmaker
+            .handle_match(ballot(5), LIFE, Ballot::NONE, &next);
         assert!(register.matchmaker.collect(ballot(3)));
         register.newest = next;
         let book = register.matchmaker.book().clone();
@@ -631,11 +683,11 @@ mod tests {
     fn who_was_stopped_matches_nothing_and_forgets_nothing() {
         let mut matchmaker = Matchmaker::new(&formed());
         let next = configuration(5, &[1, 2, 4]);
-        assert!(versions(matchmaker.handle_match(ballot(5), LIFE, &next)).is_some());
+        assert!(versions(matchmaker.handle_match(ballot(5), LIFE, Ballot::NONE, &next)).is_some());
         assert_eq!(matchmaker.stop(ballot(6), LIFE), Ok(()));
         let book = matchmaker.book().clone();
         for round in [5, 7] {
-            let answer = matchmaker.handle_match(ballot(round), LIFE, &next);
+            let answer = matchmaker.handle_match(ballot(round), LIFE, Ballot::NONE, &next);
             assert_eq!(answer, Match::Stopped, "round {round}");
         }
         assert!(!matchmaker.collect(next.version));
@@ -669,7 +721,7 @@ mod tests {
     fn who_follows_begins_with_what_was_handed_over() {
         let mut former = Matchmaker::new(&formed());
         let next = configuration(5, &[1, 2, 4]);
-        assert!(versions(former.handle_match(ballot(5), LIFE, &next)).is_some());
+        assert!(versions(former.handle_match(ballot(5), LIFE, Ballot::NONE, &next)).is_some());
         let mut book = Book::default();
         book.merge(former.book().clone());
         let mut matchmaker = Matchmaker::default();
@@ -679,13 +731,13 @@ mod tests {
         assert!(matchmaker.configurations().is_empty());
         matchmaker.begin(2);
         matchmaker.begin(2);
-        let again = matchmaker.handle_match(ballot(5), LIFE, &next);
+        let again = matchmaker.handle_match(ballot(5), LIFE, Ballot::NONE, &next);
         assert!(
             matches!(again, Match::Refused { .. }),
             "what was matched before belongs to those before: {again:?}"
         );
         assert_eq!(
-            versions(matchmaker.handle_match(ballot(6), LIFE, &next)),
+            versions(matchmaker.handle_match(ballot(6), LIFE, Ballot::NONE, &next)),
             Some(vec![0, 5])
         );
         assert!(!matchmaker.take_over(2, Book::default()), "it is at it");
@@ -695,8 +747,8 @@ mod tests {
     fn what_several_have_told_is_all_of_it() {
         let mut books = [0, 1].map(|_| Matchmaker::new(&formed()));
         let (one, other) = (configuration(4, &[1, 2, 4]), configuration(5, &[1, 2, 5]));
-        assert!(versions(books[0].handle_match(ballot(4), LIFE, &one)).is_some());
-        assert!(versions(books[1].handle_match(ballot(5), LIFE, &other)).is_some());
+        assert!(versions(books[0].handle_match(ballot(4), LIFE, Ballot::NONE, &one)).is_some());
+        assert!(versions(books[1].handle_match(ballot(5), LIFE, Ballot::NONE, &other)).is_some());
         assert!(books[0].collect(one.version));
         let mut merged = Book::default();
         for one in books {

@@ -202,6 +202,8 @@ struct Lead {
     place: Option<usize>,
     /// The matchmakers know configurations that are garbage once this ballot's has all of it.
     collecting: Option<Collecting>,
+    /// Nothing is called garbage before this leader has made its configuration once more.
+    renews: bool,
     /// Has others follow the matchmakers.
     succession: Option<Succession>,
     /// No succession begins before that.
@@ -258,6 +260,8 @@ struct Inquirer {
 #[derive(Debug)]
 struct Matching {
     ballot: Ballot,
+    /// The ballot in which it is made, by a leader.
+    leads: Ballot,
     configuration: Configuration,
     bytes: Vec<u8>,
     answered: Voters,

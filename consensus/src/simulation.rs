@@ -155,12 +155,16 @@ mutations! {
     LowerBallotMatched = "lower-ballot-matched",
     /// A matchmaker takes a configuration older than one that it knows.
     StaleConfigurationMatched = "stale-configuration-matched",
+    /// A matchmaker takes what a leader made although another was matched above that leader's ballot.
+    LateConfigurationMatched = "late-configuration-matched",
     /// A matchmaker answers before what it answers is written down, and never writes it.
     MatchmakerForgets = "matchmaker-forgets",
     /// A candidate asks no quorum of the earlier configurations that it was told of.
     EarlierQuorumNotAsked = "earlier-quorum-not-asked",
     /// A leader goes on in its next ballot although others were matched in between.
     BypassUnchecked = "bypass-unchecked",
+    /// A leader calls earlier configurations garbage by one that it found, as if it had made that.
+    FoundIsSettled = "found-is-settled",
     /// Earlier configurations are called garbage as soon as a leader leads.
     GarbageEarly = "garbage-early",
     /// Earlier configurations are called garbage before the acceptors of the new one know a trim.

@@ -6,22 +6,23 @@ use nearwire_consensus::acceptor::Acceptor;
 use nearwire_consensus::applied::Applied;
 use nearwire_consensus::catch_up::Pace;
 use nearwire_consensus::client::{self, Client};
-use nearwire_consensus::configuration::Matchmakers;
+use nearwire_consensus::configuration::{Configuration, Matchmakers};
 use nearwire_consensus::election::ElectionTiming;
 use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
 use nearwire_consensus::local::{Durability, Journal};
 use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
+use nearwire_consensus::quorum::{Member, MemberRole};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
-use nearwire_consensus::replica::{Io, Piece, Replica, Role};
+use nearwire_consensus::replica::{Io, Piece, Reconfigured, Replica, Role};
 use nearwire_consensus::state_machine::{Frozen, RestoreError, SnapshotId, StateMachine};
 use nearwire_consensus::sync::AtomicU64;
 use nearwire_consensus::wire::{Flags, Header, Kind, Parsed, parse};
 use nearwire_consensus::{Ballot, Epoch, GroupId, Incarnation, NodeId, Sequence, SessionId, Slot};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -277,6 +278,8 @@ struct World {
     hosts: Vec<Host>,
     client: Client,
     air: BinaryHeap<Flight>,
+    /// Hosts whose packets are lost, and those to them.
+    cut_off: BTreeSet<usize>,
     random: Random,
     weather: Weather,
     durability: Durability,
@@ -363,6 +366,7 @@ impl World {
             hosts,
             client: client.expect("valid"),
             air: BinaryHeap::new(),
+            cut_off: BTreeSet::new(),
             random: Random::new(seed),
             weather,
             durability,
@@ -470,6 +474,10 @@ impl World {
 
     fn throw(&mut self, sent: Vec<(SocketAddr, SocketAddr, Vec<u8>)>) {
         for (from, to, bytes) in sent {
+            let is_lost = |index: &usize| [from, to].contains(&address(index + 1));
+            if self.cut_off.iter().any(is_lost) {
+                continue;
+            }
             if self.random.below(100) < self.weather.loss_percent {
                 continue;
             }
@@ -1674,5 +1682,161 @@ fn a_snapshot_holds_nothing_that_the_journal_does_not() {
                 );
             }
         }
+    }
+}
+
+/// A member that nobody runs: what changes the members needs nothing of a learner.
+fn learner(node: u16) -> Member {
+    Member {
+        node: NodeId(node),
+        incarnation: Incarnation(u32::from(node) * 10),
+        address: address(node.into()),
+        priority: 0,
+        role: MemberRole::Learner,
+    }
+}
+
+impl World {
+    /// Asks host `index` for these members besides those that it knows, or what came of it if there
+    /// are none.
+    fn reconfigure(&mut self, index: usize, joining: &[Member]) -> Option<Reconfigured> {
+        let mut wish = self.configuration(index).clone();
+        wish.membership.members.extend(joining);
+        let value = match joining {
+            [] => Vec::new(),
+            _ => wish.to_bytes(),
+        };
+        let header = Header {
+            vote_ballot: wish.version,
+            length: value.len() as u16,
+            ..Header::new(Kind::Reconfigure, GroupId(0), NodeId::NONE)
+        };
+        let answers = answers(self, index, &header, &value);
+        let answer = answers.iter().find(|one| one.kind == Kind::Reconfigured)?;
+        Reconfigured::from_code(answer.watermark)
+    }
+
+    fn configuration(&self, index: usize) -> &Configuration {
+        let replica = self.hosts[index].replica();
+        replica.expect("up and formed").configuration()
+    }
+
+    /// Has host `index` hear of a high round, in which nobody led and nothing was matched.
+    fn hear_of_round(&mut self, index: usize, round: u64) {
+        let mut known = self.configuration(index).clone();
+        known.matchmakers = Matchmakers::NONE;
+        let value = known.to_bytes();
+        let header = Header {
+            incarnation: self.hosts[index].birth.incarnation(),
+            ballot: Ballot::new(round, NodeId(1)),
+            watermark: 1,
+            length: value.len() as u16,
+            ..Header::new(Kind::Match, GroupId(0), NodeId(1))
+        };
+        let answers = answers(self, index, &header, &value);
+        assert!(answers.iter().all(|one| one.kind == Kind::Unmatched));
+    }
+
+    /// Runs until one that is not cut off leads and has nothing under way.
+    fn settled_leader(&mut self) -> usize {
+        for _ in 0..1_000 {
+            self.run_ms(10);
+            let leads = |index: &usize| {
+                let replica = self.hosts[*index].replica();
+                !self.cut_off.contains(index)
+                    && replica.is_some_and(|replica| replica.role() == Role::Leader)
+            };
+            let leader = (0..self.hosts.len()).find(leads);
+            if let Some(leader) = leader
+                && self.reconfigure(leader, &[]) == Some(Reconfigured::Settled)
+            {
+                return leader;
+            }
+        }
+        let hosts: Vec<_> = self.hosts.iter().map(Host::describe).collect();
+        panic!("nobody leads and has settled: {hosts:?}");
+    }
+
+    /// Makes the leader ask for a learner while nobody hears it, so that its own matchmaker alone
+    /// has written that down. Returns who asked.
+    fn wish_in_vain(&mut self, node: u16) -> usize {
+        let leader = self.settled_leader();
+        let answer = self.reconfigure(leader, &[learner(node)]);
+        assert_eq!(answer, Some(Reconfigured::UnderWay));
+        self.air.clear();
+        self.cut_off.insert(leader);
+        leader
+    }
+
+    /// Whether the members that host `index` goes by have this one.
+    fn has_member(&self, index: usize, node: u16) -> bool {
+        let membership = &self.configuration(index).membership;
+        membership.place(NodeId(node)).is_some()
+    }
+
+    /// Kills the leader and others until a majority is left that has the matchmaker on `needed` in
+    /// it, and waits for who leads then.
+    fn elect_with(&mut self, needed: usize) -> usize {
+        let leader = self.settled_leader();
+        self.kill(leader);
+        let majority = self.hosts.len() / 2 + 1;
+        for index in 0..self.hosts.len() {
+            let left = self.hosts.iter().filter(|host| host.node.is_some());
+            if left.count() > majority && index != needed {
+                self.kill(index);
+            }
+        }
+        self.settled_leader()
+    }
+}
+
+#[test]
+fn a_forgotten_wish_comes_to_light_after_nothing_that_was_settled() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, 5, CALM, Durability::Volatile);
+        world.commit(10, 1);
+        let first = world.settled_leader();
+        world.hear_of_round(first, 1_035);
+        assert_eq!(world.wish_in_vain(6), first);
+        let second = world.settled_leader();
+        let answer = world.reconfigure(second, &[learner(7)]);
+        assert_eq!(answer, Some(Reconfigured::UnderWay));
+        assert_eq!(world.settled_leader(), second);
+        assert!(world.has_member(second, 7), "it was settled");
+        world.cut_off.clear();
+        world.run_ms(500);
+        assert_eq!(
+            world.settled_leader(),
+            second,
+            "seed {seed}: it was deposed"
+        );
+        let third = world.elect_with(first);
+        assert!(world.has_member(third, 7) && !world.has_member(third, 6));
+        world.commit(10, 1);
+        world.check();
+    }
+}
+
+#[test]
+fn what_a_candidate_found_outlives_what_came_to_nothing_after_it() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, 5, CALM, Durability::Volatile);
+        world.commit(10, 1);
+        let first = world.wish_in_vain(6);
+        let second = world.wish_in_vain(7);
+        // The first wish is found, by a majority without the second one's matchmaker.
+        world.cut_off.remove(&first);
+        let idle = (0..5).find(|index| ![first, second].contains(index));
+        let idle = idle.expect("three others");
+        world.kill(idle);
+        let third = world.settled_leader();
+        assert!(world.has_member(third, 6), "seed {seed}");
+        world.start(idle);
+        world.cut_off.clear();
+        world.run_ms(500);
+        let fourth = world.elect_with(second);
+        assert!(world.has_member(fourth, 6), "seed {seed}: it was settled");
+        world.commit(10, 1);
+        world.check();
     }
 }

@@ -169,11 +169,12 @@ impl<S: StateMachine> Replica<S> {
         self.lead = Some(Lead {
             leader,
             progress: vec![Progress::default(); configuration.membership.members.len()],
-            matching: Some(Matching::new(ballot, configuration)),
+            matching: Some(Matching::new(ballot, Ballot::NONE, configuration)),
             next: None,
             electorate,
             place: self.place,
             collecting: None,
+            renews: false,
             succession: None,
             succeed_ns: 0,
             tell_ns: 0,

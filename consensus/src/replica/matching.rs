@@ -5,10 +5,11 @@ use super::*;
 use crate::quorum::place_of;
 
 impl Matching {
-    /// About to ask.
-    pub(super) fn new(ballot: Ballot, configuration: Configuration) -> Self {
+    /// About to ask for `ballot`; who `leads` already does so in a lower one.
+    pub(super) fn new(ballot: Ballot, leads: Ballot, configuration: Configuration) -> Self {
         Self {
             ballot,
+            leads,
             bytes: configuration.to_bytes(),
             configuration,
             answered: Voters::default(),
@@ -89,18 +90,14 @@ impl<S: StateMachine> Replica<S> {
     ) {
         let generation = self.register.newest.matchmakers.generation;
         let Some(lead) = &mut self.lead else { return };
-        let has_others = |one: &Matching| one.generation() != generation;
-        if lead.matching.as_ref().is_some_and(has_others) {
-            // What the former ones have matched, the others may not know: it takes a higher ballot.
-            self.step_down(turn);
-            return self.campaign(turn);
-        }
-        // Otherwise it is asked for until a majority has it: some may have written it down already.
-        lead.next.take_if(|next| has_others(next));
         let is_candidate = lead.matching.is_some();
         let Some(matching) = lead.matching.as_mut().or(lead.next.as_mut()) else {
             return;
         };
+        if matching.generation() != generation {
+            // What the former ones have matched, the others may not know: it takes a higher ballot.
+            return self.begin_anew(turn);
+        }
         let resend_ns = self.config.leader.resend_ns << matching.tries.min(5);
         if matching.sent_ns != 0 && turn.now_ns < matching.sent_ns + resend_ns {
             return;
@@ -112,6 +109,7 @@ impl<S: StateMachine> Replica<S> {
             epoch: matching.configuration.membership.epoch,
             slot: Slot(generation.into()),
             ballot: matching.ballot,
+            vote_ballot: matching.leads,
             watermark: self.config.incarnation.0.into(),
             ..Header::new(Kind::Match, self.config.group, self.config.node)
         };
@@ -247,13 +245,24 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &mut self.lead else { return };
         let asked = lead.matching.as_ref().or(lead.next.as_ref());
         let is_asked = asked.is_some_and(|matching| matching.ballot == reply.ballot);
-        if !is_asked || reply.vote_ballot < reply.ballot {
-            return;
-        }
-        if lead.matching.is_some() {
+        let is_candidate = lead.matching.is_some();
+        if is_asked && is_candidate && reply.vote_ballot >= reply.ballot {
             self.step_down(turn);
-        } else {
-            lead.next = None;
+        } else if is_asked && !is_candidate && reply.vote_ballot > lead.leader.ballot() {
+            // Another one was about to lead: who does, only phase 1 tells. And some may have written
+            // down what was asked for, so that this ballot makes nothing else.
+            self.begin_anew(turn);
+        }
+    }
+
+    /// Gives up its ballot for a higher one, if it may vote.
+    pub(super) fn begin_anew<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+    ) {
+        self.step_down(turn);
+        if self.is_voter() {
+            self.campaign(turn);
         }
     }
 
@@ -267,6 +276,9 @@ impl<S: StateMachine> Replica<S> {
         // What one matchmaker calls garbage others may still tell the next candidate of.
         let own = matching.configuration.version;
         let has_others = matching.found.iter().any(|one| one.version != own);
+        // It may have been found where a leader died that others have gone past without it, and they
+        // may have made another one that is newer by its version: it has to become this leader's.
+        lead.renews = has_others && matching.before > own && !mutated(Mutation::FoundIsSettled);
         let earlier = matching.earlier();
         let mut electorate = Electorate::of(matching.configuration.membership);
         let asks = !mutated(Mutation::EarlierQuorumNotAsked);
@@ -322,6 +334,10 @@ impl<S: StateMachine> Replica<S> {
         let due_ns = collecting.sent_ns + (resend_ns << collecting.tries.min(5));
         if !is_safe || collecting.sent_ns != 0 && turn.now_ns < due_ns {
             return;
+        }
+        if lead.renews {
+            let same = newest.membership.clone();
+            return self.change(turn, same);
         }
         collecting.tries += u32::from(collecting.sent_ns != 0);
         collecting.sent_ns = turn.now_ns.max(1);
@@ -399,7 +415,7 @@ mod tests {
 
     fn matching() -> Matching {
         let ballot = Ballot::new(9, NodeId(1));
-        Matching::new(ballot, configuration(9, &[1, 2, 4]))
+        Matching::new(ballot, Ballot::NONE, configuration(9, &[1, 2, 4]))
     }
 
     fn matched(before: Ballot, garbage: u64) -> Header {

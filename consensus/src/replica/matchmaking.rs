@@ -84,7 +84,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let before = self.register.clone();
         let answer = match request.kind {
-            Kind::Match => self.match_ballot(reply, configuration),
+            Kind::Match => self.match_ballot(request, reply, configuration),
             Kind::Garbage => self.collect(reply),
             Kind::Stop => self.stop(reply, configuration),
             Kind::Appoint => self.appoint(reply, configuration, rest),
@@ -117,13 +117,15 @@ impl<S: StateMachine> Replica<S> {
 
     fn match_ballot(
         &mut self,
+        request: &Header,
         reply: Header,
         configuration: &Configuration,
     ) -> Option<(Header, Vec<u8>)> {
-        let asker = Incarnation(reply.watermark as u32);
+        let asker = Incarnation(request.watermark as u32);
+        let (ballot, leads) = (request.ballot, request.vote_ballot);
         let matchmaker = &mut self.register.matchmaker;
         let mut value = Vec::new();
-        let reply = match matchmaker.handle_match(reply.ballot, asker, configuration) {
+        let reply = match matchmaker.handle_match(ballot, asker, leads, configuration) {
             Match::Matched {
                 before,
                 garbage,

@@ -159,23 +159,35 @@ impl<S: StateMachine> Replica<S> {
         if !acceptors.all(|member| may_vote(member).is_some()) {
             return Reconfigured::Behind;
         }
+        self.change(turn, wanted);
+        Reconfigured::UnderWay
+    }
+
+    /// Makes a configuration of these members, unless one is on its way.
+    pub(super) fn change<M: Memory, J: Journal, I: Io>(
+        &mut self,
+        turn: &mut Turn<'_, M, J, I>,
+        wanted: Membership,
+    ) {
+        if self.lead.as_ref().is_none_or(|lead| lead.next.is_some()) {
+            return;
+        }
         let Some(ballot) = self.draw_ballot(turn) else {
-            return Reconfigured::UnderWay;
+            return;
         };
-        let newest = &self.register.newest;
+        let Some(lead) = &mut self.lead else { return };
+        let (newest, leads) = (&self.register.newest, lead.leader.ballot());
+        debug_assert!(leads > newest.version);
         let configuration = Configuration {
-            version: ballot,
+            version: leads,
             membership: Membership {
-                epoch: crate::Epoch(wanted.epoch.0 + 1),
+                epoch: crate::Epoch(newest.membership.epoch.0 + 1),
                 ..wanted
             },
             matchmakers: newest.matchmakers.clone(),
         };
-        if let Some(lead) = &mut self.lead {
-            lead.next = Some(Matching::new(ballot, configuration));
-        }
+        lead.next = Some(Matching::new(ballot, leads, configuration));
         self.ask_matchmakers(turn);
-        Reconfigured::UnderWay
     }
 
     /// The matchmakers have written the leader's next ballot and configuration down.
@@ -200,11 +212,7 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &mut self.lead else { return };
         if !next.follows(lead.leader.ballot()) {
             // Another ballot came in between: what it may have chosen, only phase 1 tells.
-            self.step_down(turn);
-            if self.is_voter() {
-                self.campaign(turn);
-            }
-            return;
+            return self.begin_anew(turn);
         }
         let mut electorate = Electorate::of(next.configuration.membership);
         // They are told, but nobody counts them; for whom there is no room asks by itself.
@@ -219,6 +227,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let Some(lead) = &mut self.lead else { return };
         lead.leader.succeed(next.ballot);
+        lead.renews = false;
         lead.collecting = Some(Collecting {
             upto: lead.leader.proposed(),
             ..Collecting::default()
@@ -286,9 +295,10 @@ impl<S: StateMachine> Replica<S> {
         };
         let told = (configuration.version, configuration.matchmakers.generation);
         self.adopt(turn, configuration);
-        let latest = self.register.latest();
-        if told.0 < latest.version || told.1 < latest.matchmakers.generation {
-            let (header, bytes) = describe(&self.config, &latest);
+        // What it has written down for others may never come into force; candidates are told of it.
+        let newest = &self.register.newest;
+        if told.0 < newest.version || told.1 < newest.matchmakers.generation {
+            let (header, bytes) = describe(&self.config, newest);
             turn.io.send(from, &header, &bytes);
         }
     }

@@ -62,7 +62,6 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &mut self.lead else { return };
         lead.succeed_ns = again_ns;
         let Some(ballot) = ballot else { return };
-        lead.next = None;
         lead.succession = Some(Succession {
             ballot,
             from,

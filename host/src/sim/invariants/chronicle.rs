@@ -108,6 +108,8 @@ pub(in crate::sim) struct BallotFacts {
     pub(in crate::sim) ballot: u64,
     /// How it counts, from the first time that a matchmaker was asked.
     pub(in crate::sim) counting: Option<Counting>,
+    /// Its leader led before, and has made the configuration itself.
+    pub(in crate::sim) makes: bool,
     /// It has proposed.
     pub(in crate::sim) proposed: bool,
     /// The ballot of the same node that it goes on from, without a phase 1 of its own.
@@ -199,10 +201,11 @@ impl GroupFacts {
         found.is_some_and(|(_, lives)| lives.contains(&(place, life)))
     }
 
-    /// A candidate asks a matchmaker. False if it asked for another configuration before.
+    /// A candidate asks a matchmaker. False if it asked for another configuration before, or the
+    /// version was another's.
     pub(in crate::sim) fn note_match(
         &mut self,
-        ballot: u64,
+        asked: &Header,
         configuration: &Configuration,
     ) -> bool {
         let membership = &configuration.membership;
@@ -223,15 +226,15 @@ impl GroupFacts {
             phase1: membership.quorums.phase1(),
             phase2: membership.quorums.phase2(),
         };
-        if self
-            .configurations
-            .iter()
-            .all(|(one, _)| one.version != counting.version)
-        {
+        let mut configurations = self.configurations.iter();
+        let called = configurations.find(|(one, _)| one.version == counting.version);
+        let is_one = called.is_none_or(|(one, others)| (one, others) == (&counting, &lives));
+        if called.is_none() {
             self.configurations.push((counting, lives));
         }
-        let known = self.ballot_mut(ballot).counting.get_or_insert(counting);
-        *known == counting
+        let facts = self.ballot_mut(asked.ballot.0);
+        facts.makes = asked.vote_ballot != Ballot::NONE;
+        is_one && *facts.counting.get_or_insert(counting) == counting
     }
 
     /// The facts about a ballot, the newest of which is usually asked for.

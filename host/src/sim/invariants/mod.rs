@@ -295,11 +295,11 @@ impl Checker {
                 };
                 let facts = &mut self.chronicle.groups[group];
                 let is_first = facts.counting(header.ballot.0).is_none();
-                let verdict = match facts.note_match(header.ballot.0, &configuration) {
+                let verdict = match facts.note_match(header, &configuration) {
                     true => Ok(()),
                     false => Err(format!(
-                        "group {group}: ballot {} is to use two configurations",
-                        header.ballot
+                        "group {group}: ballot {} is to use two configurations, or two are called {}",
+                        header.ballot, configuration.version
                     )),
                 };
                 self.judge(Invariant::Matchmaking, verdict);

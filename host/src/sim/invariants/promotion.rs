@@ -10,10 +10,8 @@ use consensus::Ballot;
 /// A leader asks for a ballot with a configuration that it has made.
 pub(super) fn asked(chronicle: &Chronicle, logs: &Logs, group: usize, ballot: Ballot) -> Verdict {
     let facts = &chronicle.groups[group];
-    let Some(counting) = facts
-        .counting(ballot.0)
-        .filter(|one| one.version == ballot.0)
-    else {
+    let own = facts.ballots.iter().find(|one| one.ballot == ballot.0);
+    let Some(counting) = own.filter(|one| one.makes).and_then(|one| one.counting) else {
         return Ok(());
     };
     let earlier = facts.ballots.iter();

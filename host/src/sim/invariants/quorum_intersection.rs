@@ -47,8 +47,8 @@ pub(super) fn proposed(chronicle: &mut Chronicle, group: usize, header: &Header)
                 Ballot(over.ballot)
             ));
         }
-        // The leader that makes a configuration goes on in the ballot that is its version.
-        if counting.version == own {
+        // The leader that makes a configuration goes on in the ballot that it draws for it.
+        if ballot.makes {
             go_on(facts, group, header.ballot)?;
         } else if !counting.has_phase1(ballot.promised) {
             return Err(format!(
