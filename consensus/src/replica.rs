@@ -256,6 +256,35 @@ struct Inquirer {
     asked_ns: u64,
 }
 
+/// When something is sent again, at intervals that double up to 32 times the first. Whoever has it
+/// due has sent it before anything can fail: what failed is tried again at the next interval.
+#[derive(Clone, Copy, Debug, Default)]
+struct Again {
+    sent_ns: u64,
+    tries: u32,
+}
+
+impl Again {
+    /// When it is due: at once if it was not sent.
+    fn due_ns(&self, resend_ns: u64) -> u64 {
+        match self.sent_ns {
+            0 => 0,
+            sent_ns => sent_ns + (resend_ns << self.tries.min(5)),
+        }
+    }
+
+    /// Whether it was sent.
+    const fn is_sent(&self) -> bool {
+        self.sent_ns != 0
+    }
+
+    /// It is sent now.
+    fn sent(&mut self, now_ns: u64) {
+        self.tries += u32::from(self.is_sent());
+        self.sent_ns = now_ns.max(1);
+    }
+}
+
 /// A configuration that a ballot is about to use.
 #[derive(Debug)]
 struct Matching {
@@ -270,8 +299,7 @@ struct Matching {
     garbage: Ballot,
     /// The highest ballot that was matched before this one.
     before: Ballot,
-    sent_ns: u64,
-    tries: u32,
+    again: Again,
 }
 
 /// Garbage that is collected once its time has come.
@@ -282,8 +310,7 @@ struct Collecting {
     /// Which matchmakers have been asked.
     generation: u32,
     answered: Voters,
-    sent_ns: u64,
-    tries: u32,
+    again: Again,
 }
 
 /// How far the matchmakers' succession is.
@@ -310,8 +337,7 @@ struct Succession {
     accepted: Ballot,
     next: Matchmakers,
     answered: Voters,
-    sent_ns: u64,
-    tries: u32,
+    again: Again,
 }
 
 #[derive(Clone, Copy, Debug)]

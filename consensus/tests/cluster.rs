@@ -12,7 +12,7 @@ use nearwire_consensus::envelope::{Entry, EntryKind};
 use nearwire_consensus::leader::LeaderTiming;
 use nearwire_consensus::local::{Durability, Journal};
 use nearwire_consensus::node::{Config, Node, NodeIo, Peer};
-use nearwire_consensus::quorum::{Member, MemberRole};
+use nearwire_consensus::quorum::{Member, MemberRole, Quorums};
 use nearwire_consensus::random::Random;
 use nearwire_consensus::recover::Recovery;
 use nearwire_consensus::region::{Birth, Layout, Region};
@@ -146,6 +146,8 @@ struct Stable {
     /// What has come of another's.
     part: Option<(SnapshotId, Vec<u8>)>,
     registers: BTreeMap<GroupId, Vec<u8>>,
+    /// There is no room for another register.
+    full: bool,
 }
 
 struct Host {
@@ -175,8 +177,10 @@ impl Io for Outbox<'_> {
     }
 
     fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
-        self.stable.registers.insert(group, register.to_vec());
-        true
+        if !self.stable.full {
+            self.stable.registers.insert(group, register.to_vec());
+        }
+        !self.stable.full
     }
 
     fn read_snapshot(
@@ -291,6 +295,7 @@ struct World {
     next_token: u64,
     acknowledged: Vec<(u64, u64)>,
     reads: u64,
+    turns: u64,
 }
 
 fn address(node: usize) -> SocketAddr {
@@ -377,6 +382,7 @@ impl World {
             next_token: 0,
             acknowledged: Vec::new(),
             reads: 0,
+            turns: 0,
         }
     }
 
@@ -500,6 +506,7 @@ impl World {
         let (now_ns, unix_ms) = (self.now_ns, self.now_ns / MS);
         let host = &mut self.hosts[index];
         let Some(node) = &mut host.node else { return };
+        self.turns += 1;
         let mut sent = Vec::new();
         let mut io = Outbox {
             address: address(index + 1),
@@ -1478,16 +1485,11 @@ fn without_proposals_the_logs_clock_stands_still() {
     assert_eq!(clocks(&world), before);
 }
 
-/// Turns of each host that nothing but its own timers called for.
+/// Turns that all hosts take in so long.
 fn idle_turns(world: &mut World, ms: u64) -> u64 {
-    let end = world.now_ns + ms * MS;
-    let mut turns = 0;
-    while world.now_ns < end {
-        let due = |host: &Host| host.node.is_some() && host.wake_ns <= world.now_ns;
-        turns += world.hosts.iter().filter(|host| due(host)).count() as u64;
-        world.step();
-    }
-    turns
+    let before = world.turns;
+    world.run_ms(ms);
+    world.turns - before
 }
 
 #[test]
@@ -1702,12 +1704,22 @@ impl World {
     fn reconfigure(&mut self, index: usize, joining: &[Member]) -> Option<Reconfigured> {
         let mut wish = self.configuration(index).clone();
         wish.membership.members.extend(joining);
-        let value = match joining {
-            [] => Vec::new(),
-            _ => wish.to_bytes(),
-        };
+        self.wish(index, (!joining.is_empty()).then_some(&wish))
+    }
+
+    /// Asks host `index` to make a voter a learner.
+    fn demote(&mut self, index: usize, voter: usize) -> Option<Reconfigured> {
+        let mut wish = self.configuration(index).clone();
+        let membership = &mut wish.membership;
+        membership.members[voter].role = MemberRole::Learner;
+        membership.quorums = Quorums::majority(membership.voters().count()).expect("possible");
+        self.wish(index, Some(&wish))
+    }
+
+    fn wish(&mut self, index: usize, wish: Option<&Configuration>) -> Option<Reconfigured> {
+        let value = wish.map_or(Vec::new(), Configuration::to_bytes);
         let header = Header {
-            vote_ballot: wish.version,
+            vote_ballot: self.configuration(index).version,
             length: value.len() as u16,
             ..Header::new(Kind::Reconfigure, GroupId(0), NodeId::NONE)
         };
@@ -1719,6 +1731,16 @@ impl World {
     fn configuration(&self, index: usize) -> &Configuration {
         let replica = self.hosts[index].replica();
         replica.expect("up and formed").configuration()
+    }
+
+    /// Runs until a packet of this kind is on its way, for ten seconds at most.
+    fn run_until_sent(&mut self, kind: Kind) {
+        let deadline = self.now_ns + 10_000 * MS;
+        let is = |flight: &Flight| matches!(parse(&flight.bytes, 65_535), Parsed::Ours(header, _) if header.kind == kind);
+        while !self.air.iter().any(is) {
+            assert!(self.now_ns < deadline, "nobody sends {kind:?}");
+            self.step();
+        }
     }
 
     /// Has host `index` hear of a high round, in which nobody led and nothing was matched.
@@ -1839,4 +1861,61 @@ fn what_a_candidate_found_outlives_what_came_to_nothing_after_it() {
         world.commit(10, 1);
         world.check();
     }
+}
+
+#[test]
+fn a_change_that_could_not_be_written_down_is_tried_again() {
+    let mut world = World::new(1, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.settled_leader();
+    let answer = world.reconfigure(leader, &[learner(6)]);
+    assert_eq!(answer, Some(Reconfigured::UnderWay));
+    // Its own matchmaker has written it down, and all others do.
+    world.hosts[leader].stable.full = true;
+    world.run_ms(200);
+    assert!(!world.has_member(leader, 6), "it was not written down");
+    world.hosts[leader].stable.full = false;
+    assert_eq!(world.settled_leader(), leader);
+    assert!(world.has_member(leader, 6));
+}
+
+#[test]
+fn matchmakers_that_cannot_be_written_down_are_no_work_for_a_worker() {
+    let mut world = World::new(2, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.settled_leader();
+    let answer = world.demote(leader, (leader + 1) % 3);
+    assert_eq!(answer, Some(Reconfigured::UnderWay));
+    world.run_until_sent(Kind::Appoint);
+    world.hosts[leader].stable.full = true;
+    world.run_ms(1_000);
+    let turns = idle_turns(&mut world, 1_000);
+    assert!(turns < 5_000, "{turns} turns in a second");
+    world.hosts[leader].stable.full = false;
+    world.settled_leader();
+    assert_eq!(world.configuration(leader).matchmakers.generation, 2);
+}
+
+#[test]
+fn garbage_that_became_needed_again_is_no_work_for_a_worker() {
+    let mut world = World::new(3, 3, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.settled_leader();
+    let answer = world.reconfigure(leader, &[learner(6)]);
+    assert_eq!(answer, Some(Reconfigured::UnderWay));
+    world.run_until_sent(Kind::Garbage);
+    world.cut_off = (0..3).filter(|index| *index != leader).collect();
+    world.air.clear();
+    // The others have begun anew, with nothing.
+    for index in (0..3).filter(|index| *index != leader) {
+        let node = NodeId(index as u16 + 1);
+        let asks = Header {
+            ballot: Ballot::new(1, node),
+            epoch: Epoch(2),
+            ..Header::new(Kind::PreVote, GroupId(0), node)
+        };
+        answers(&mut world, leader, &asks, &[]);
+    }
+    let turns = idle_turns(&mut world, 1_000);
+    assert!(turns < 5_000, "{turns} turns in a second");
 }

@@ -16,8 +16,7 @@ impl Matching {
             found: Vec::new(),
             garbage: Ballot::NONE,
             before: Ballot::NONE,
-            sent_ns: 0,
-            tries: 0,
+            again: Again::default(),
         }
     }
 
@@ -68,17 +67,14 @@ impl<S: StateMachine> Replica<S> {
         if asked.is_some_and(|asked| asked.generation() != generation) {
             return 0;
         }
-        let asked = asked.map(|matching| (matching.sent_ns, matching.tries));
-        let collecting = lead.collecting.filter(|one| one.sent_ns != 0);
-        let collecting = collecting.map(|one| (one.sent_ns, one.tries));
-        let due = |(sent_ns, tries): (u64, u32)| match sent_ns {
-            0 => 0,
-            _ => sent_ns + (resend_ns << tries.min(5)),
-        };
+        let asked = asked.map(|matching| matching.again);
+        // A voter that begins anew may take back what made it safe.
+        let collecting = lead.collecting.map(|one| one.again);
+        let collecting = collecting.filter(|again| again.is_sent() && lead.is_safe_alone());
         asked
             .into_iter()
             .chain(collecting)
-            .map(due)
+            .map(|again| again.due_ns(resend_ns))
             .min()
             .unwrap_or(u64::MAX)
             .min(self.succession_due_ns(lead))
@@ -98,13 +94,15 @@ impl<S: StateMachine> Replica<S> {
             // What the former ones have matched, the others may not know: it takes a higher ballot.
             return self.begin_anew(turn);
         }
-        let resend_ns = self.config.leader.resend_ns << matching.tries.min(5);
-        if matching.sent_ns != 0 && turn.now_ns < matching.sent_ns + resend_ns {
+        if turn.now_ns < matching.again.due_ns(self.config.leader.resend_ns) {
             return;
         }
-        let is_again = matching.sent_ns != 0;
-        matching.tries += u32::from(is_again);
-        matching.sent_ns = turn.now_ns.max(1);
+        let is_again = matching.again.is_sent();
+        matching.again.sent(turn.now_ns);
+        if !is_candidate && matching.is_complete() {
+            // It could not be written down.
+            return self.switch(turn);
+        }
         let header = Header {
             epoch: matching.configuration.membership.epoch,
             slot: Slot(generation.into()),
@@ -331,16 +329,14 @@ impl<S: StateMachine> Replica<S> {
                 ..Collecting::default()
             };
         }
-        let due_ns = collecting.sent_ns + (resend_ns << collecting.tries.min(5));
-        if !is_safe || collecting.sent_ns != 0 && turn.now_ns < due_ns {
+        if !is_safe || turn.now_ns < collecting.again.due_ns(resend_ns) {
             return;
         }
         if lead.renews {
             let same = newest.membership.clone();
             return self.change(turn, same);
         }
-        collecting.tries += u32::from(collecting.sent_ns != 0);
-        collecting.sent_ns = turn.now_ns.max(1);
+        collecting.again.sent(turn.now_ns);
         let header = Header {
             epoch: newest.membership.epoch,
             slot: Slot(collecting.generation.into()),

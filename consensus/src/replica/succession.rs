@@ -21,8 +21,7 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn succession_due_ns(&self, lead: &Lead) -> u64 {
         let resend_ns = self.config.leader.resend_ns;
         match &lead.succession {
-            Some(one) if one.sent_ns == 0 => 0,
-            Some(one) => one.sent_ns + (resend_ns << one.tries.min(5)),
+            Some(one) => one.again.due_ns(resend_ns),
             None if self.is_free(lead) && self.wants_other_matchmakers() => lead.succeed_ns,
             None => u64::MAX,
         }
@@ -70,8 +69,7 @@ impl<S: StateMachine> Replica<S> {
             accepted: Ballot::NONE,
             next: Matchmakers::NONE,
             answered: Voters::default(),
-            sent_ns: 0,
-            tries: 0,
+            again: Again::default(),
         });
         self.ask_about_succession(turn);
     }
@@ -81,12 +79,11 @@ impl<S: StateMachine> Replica<S> {
         let Some(one) = self.lead.as_mut().and_then(|lead| lead.succession.as_mut()) else {
             return;
         };
+        one.again.sent(turn.now_ns);
         if one.stage == Stage::Appointing && one.from.is_majority(one.answered.count()) {
             // It could not be written down.
             return self.succeed(turn);
         }
-        one.tries += u32::from(one.sent_ns != 0);
-        one.sent_ns = turn.now_ns.max(1);
         let (kind, whom) = match one.stage {
             Stage::Stopping => (Kind::Stop, &one.from),
             Stage::HandingOver => (Kind::HandOver, &one.next),
@@ -196,7 +193,7 @@ impl Succession {
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
         self.answered = Voters::default();
-        (self.sent_ns, self.tries) = (0, 0);
+        self.again = Again::default();
     }
 
     /// A stopped matchmaker tells what it knows. False if that cannot be read.
@@ -244,8 +241,7 @@ mod tests {
             accepted: Ballot::NONE,
             next: Matchmakers::NONE,
             answered: Voters::default(),
-            sent_ns: 0,
-            tries: 0,
+            again: Again::default(),
         }
     }
 
