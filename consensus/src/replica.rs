@@ -210,6 +210,9 @@ struct Lead {
     succeed_ns: u64,
     /// Members and leavers are told the configuration again then.
     tell_ns: u64,
+    /// To whom a leader that votes no more tried to hand over in vain, and when it may try again.
+    tried: Voters,
+    leave_ns: u64,
     since_ns: u64,
     /// When it began, or last thought of handing over.
     led_ns: u64,
@@ -236,6 +239,18 @@ impl Lead {
     /// Whether slots that may have been chosen in lower ballots are still to be applied.
     fn is_early(&self, applied: Slot) -> bool {
         applied < self.leader.inherited() && !mutated(Mutation::ServesTooEarly)
+    }
+
+    /// Begins to hand over: serves nobody from when `target` lacks little until it leads, or the time
+    /// for it is over.
+    const fn hand_to(&mut self, target: NodeId, now_ns: u64, lease_ns: u64) {
+        self.transfer = Some(Transfer {
+            target,
+            // The successor waits for what is left of a lease.
+            until_ns: now_ns + TRANSFER_NS + lease_ns,
+            ask_ns: 0,
+            has_stopped: false,
+        });
     }
 
     /// Forgets sessions that are closed, once there may be more of them than open ones.

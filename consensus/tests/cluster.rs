@@ -148,6 +148,8 @@ struct Stable {
     registers: BTreeMap<GroupId, Vec<u8>>,
     /// There is no room for another register.
     full: bool,
+    /// No rounds can be reserved.
+    no_rounds: bool,
 }
 
 struct Host {
@@ -172,8 +174,10 @@ impl Io for Outbox<'_> {
     }
 
     fn reserve_rounds(&mut self, round: u64) -> bool {
-        self.stable.round = self.stable.round.max(round);
-        true
+        if !self.stable.no_rounds {
+            self.stable.round = self.stable.round.max(round);
+        }
+        !self.stable.no_rounds
     }
 
     fn keep_register(&mut self, group: GroupId, register: &[u8]) -> bool {
@@ -1918,4 +1922,36 @@ fn garbage_that_became_needed_again_is_no_work_for_a_worker() {
     }
     let turns = idle_turns(&mut world, 1_000);
     assert!(turns < 5_000, "{turns} turns in a second");
+}
+
+#[test]
+fn a_leader_that_leaves_serves_while_one_cannot_lead_and_then_tries_another() {
+    let mut world = World::new(4, 4, CALM, Durability::Volatile);
+    world.commit(10, 1);
+    let leader = world.settled_leader();
+    let others: Vec<usize> = (0..4).filter(|index| *index != leader).collect();
+    let cannot = *others.last().expect("three");
+    world.hosts[cannot].stable.no_rounds = true;
+    assert_eq!(world.demote(leader, leader), Some(Reconfigured::UnderWay));
+    world.run_until_sent(Kind::Transfer);
+    let asked = world
+        .air
+        .iter()
+        .find_map(|flight| match parse(&flight.bytes, 65_535) {
+            Parsed::Ours(header, _) if header.kind == Kind::Transfer => Some(flight.to),
+            _ => None,
+        });
+    assert_eq!(asked, Some(address(cannot + 1)), "it asks another first");
+    world.run_ms(1_100);
+    assert_eq!(world.leader(), Some(leader));
+    let before = world.now_ns;
+    world.commit(10, 1);
+    assert!(
+        world.now_ns - before < 900 * MS,
+        "it served nobody meanwhile"
+    );
+    world.run_ms(2_000);
+    let successor = world.leader().expect("another leads");
+    assert!(![leader, cannot].contains(&successor));
+    world.check();
 }

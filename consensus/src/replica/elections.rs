@@ -178,6 +178,8 @@ impl<S: StateMachine> Replica<S> {
             succession: None,
             succeed_ns: 0,
             tell_ns: 0,
+            tried: Voters::default(),
+            leave_ns: 0,
             since_ns: turn.now_ns,
             led_ns: turn.now_ns,
             driven_ns: turn.now_ns,
@@ -211,14 +213,7 @@ impl<S: StateMachine> Replica<S> {
         match &mut self.lead {
             Some(lead) if lead.leader.leads() && known => {
                 if target != self.config.node {
-                    // The successor waits for what is left of a lease.
-                    let until_ns = turn.now_ns + TRANSFER_NS + self.config.lease_ns;
-                    lead.transfer = Some(Transfer {
-                        target,
-                        until_ns,
-                        ask_ns: 0,
-                        has_stopped: false,
-                    });
+                    lead.hand_to(target, turn.now_ns, self.config.lease_ns);
                 }
                 let ack = Header {
                     kind: Kind::Ack,
@@ -278,12 +273,7 @@ impl<S: StateMachine> Replica<S> {
         };
         // If it fails, the others have their turns first.
         lead.led_ns = now_ns;
-        lead.transfer = Some(Transfer {
-            target,
-            until_ns: now_ns + TRANSFER_NS + self.config.lease_ns,
-            ask_ns: 0,
-            has_stopped: false,
-        });
+        lead.hand_to(target, now_ns, self.config.lease_ns);
         true
     }
 

@@ -307,6 +307,7 @@ impl<S: StateMachine> Replica<S> {
             .iter()
             .map(|member| known(member).unwrap_or_default());
         lead.progress = progress.collect();
+        lead.tried = Voters::default();
         lead.tell_ns = 0;
     }
 

@@ -352,12 +352,14 @@ impl<S: StateMachine> Replica<S> {
         true
     }
 
-    /// A leader that votes no more lets one lead that does.
+    /// A leader that votes no more lets one lead that does: each of those that may in turn, and it
+    /// serves for as long as an attempt takes before it tries the next one.
     pub(super) fn leave<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
         let window = self.config.window;
         let is_voter = self.is_voter();
         let Some(lead) = &mut self.lead else { return };
-        if is_voter || !lead.leader.leads() || lead.transfer.is_some() {
+        let is_early = turn.now_ns < lead.leave_ns;
+        if is_voter || is_early || !lead.leader.leads() || lead.transfer.is_some() {
             return;
         }
         let voters = lead.electorate.membership.voters();
@@ -365,19 +367,24 @@ impl<S: StateMachine> Replica<S> {
         let furthest = places
             .filter(|(place, there)| {
                 let is_here = turn.now_ns.saturating_sub(there.heard_ns) < LAGGARD_NS;
-                voters.has(*place) && is_here
+                let has_it = there.applied.0 + window / 4 >= lead.leader.decided().0;
+                voters.has(*place) && is_here && has_it
             })
-            .max_by_key(|(_, there)| there.applied);
-        if let Some((place, there)) = furthest
-            && there.applied.0 + window / 4 >= lead.leader.decided().0
-            && let Some(member) = lead.electorate.membership.members.get(place)
-        {
-            lead.transfer = Some(Transfer {
-                target: member.node,
-                until_ns: turn.now_ns + TRANSFER_NS,
-                ask_ns: 0,
-                has_stopped: false,
-            });
+            .max_by_key(|(place, there)| (!lead.tried.has(*place), there.applied));
+        let Some((place, _)) = furthest else { return };
+        let Some(member) = lead.electorate.membership.members.get(place) else {
+            return;
+        };
+        let target = member.node;
+        if lead.tried.has(place) {
+            // All of them: from the beginning.
+            lead.tried = Voters::default();
         }
+        lead.tried.add(place);
+        lead.hand_to(target, turn.now_ns, self.config.lease_ns);
+        let until_ns = lead
+            .transfer
+            .map_or(turn.now_ns, |transfer| transfer.until_ns);
+        lead.leave_ns = until_ns + (until_ns - turn.now_ns);
     }
 }
