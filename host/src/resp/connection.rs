@@ -53,8 +53,8 @@ pub(super) struct Connection {
     pub(super) ending: bool,
     /// Nobody reads the replies any more.
     broken: bool,
-    /// A whole request has come.
-    has_asked: bool,
+    /// The client has still to say who it is or, where nobody has to, to ask for anything.
+    pub(super) is_stranger: bool,
     /// When it was accepted.
     pub(super) since: Instant,
 }
@@ -115,16 +115,8 @@ impl Connection {
             read_closed: false,
             ending: false,
             broken: false,
-            has_asked: false,
+            is_stranger: true,
             since: Instant::now(),
-        }
-    }
-
-    /// Whether the client has still to say who it is or, where nobody has to, to ask for anything.
-    pub(super) fn is_stranger(&self, users: &Users) -> bool {
-        match users.is_empty() {
-            true => !self.has_asked,
-            false => self.session.user.is_none(),
         }
     }
 
@@ -218,12 +210,12 @@ impl Connection {
                 }
             };
             let words: Arguments<'_> = request.words().collect();
-            self.has_asked = true;
             known.clear();
             let verdict = match &*words {
                 [] => Verdict::Answered,
                 words => self.session.request(words, context, &mut known),
             };
+            self.is_stranger &= !context.users.is_empty() && self.session.user.is_none();
             let bytes = request.bytes;
             if !context.users.is_empty() {
                 self.parser.limit(match self.session.user {

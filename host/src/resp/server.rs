@@ -379,9 +379,7 @@ impl Loop {
         let patience = self.options.patience;
         let mut oldest: Option<Instant> = None;
         for (place, connection) in self.connections.iter_mut().enumerate() {
-            let stranger = connection
-                .as_mut()
-                .filter(|one| one.is_stranger(&self.options.users));
+            let stranger = connection.as_mut().filter(|one| one.is_stranger);
             let Some(stranger) = stranger else { continue };
             if now.duration_since(stranger.since) >= patience {
                 stranger.give_up();
