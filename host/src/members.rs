@@ -729,7 +729,7 @@ mod tests {
             let mut firsts = [const { None }; 3];
             let (mut now, mut story) = (start.clone(), Vec::new());
             let mut quiet = 0;
-            for turn in begins.. {
+            for turn in begins..begins + 30 {
                 let turn = turn % wishes.len();
                 let first: &Membership = firsts[turn].get_or_insert_with(|| now.clone());
                 match wishes[turn].next(first, &now, NodeId(1)).unwrap() {
