@@ -69,7 +69,8 @@ impl<S: StateMachine> Replica<S> {
         }
         let asked = asked.map(|matching| matching.again);
         // A voter that begins anew may take back what made it safe.
-        let collecting = lead.collecting.map(|one| one.again);
+        let collecting = lead.collecting.filter(|one| !one.is_over);
+        let collecting = collecting.map(|one| one.again);
         let collecting = collecting.filter(|again| again.is_sent() && lead.is_safe_alone());
         asked
             .into_iter()
@@ -177,7 +178,7 @@ impl<S: StateMachine> Replica<S> {
                 self.succession_answered(turn, reply, value);
             }
             // Somebody had others follow, and has not finished.
-            Kind::Stopped if (asks || collects) && lead.succession.is_none() => {
+            Kind::Stopped if (asks || collects && lead.collects()) && lead.succession.is_none() => {
                 self.begin_succession(turn);
             }
             Kind::Unmatched if asks || succeeds || collects => {
@@ -267,6 +268,7 @@ impl<S: StateMachine> Replica<S> {
     /// A majority of the matchmakers has written the ballot's configuration down: whatever was
     /// chosen before is in the ones that they told.
     fn begin_phase1<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
+        let generation = self.register.newest.matchmakers.generation;
         let Some(lead) = &mut self.lead else { return };
         let Some(mut matching) = lead.matching.take() else {
             return;
@@ -283,7 +285,12 @@ impl<S: StateMachine> Replica<S> {
         if asks && !earlier.iter().all(|one| electorate.add(&one.membership)) {
             return self.step_down(turn);
         }
-        lead.collecting = has_others.then(Collecting::default);
+        // Where a majority knows this one alone, a leader has called the others garbage before.
+        lead.collecting = (has_others || own != Ballot::NONE).then(|| Collecting {
+            generation,
+            is_over: !has_others,
+            ..Collecting::default()
+        });
         self.sit(electorate);
     }
 
@@ -319,18 +326,22 @@ impl<S: StateMachine> Replica<S> {
         let resend_ns = self.config.leader.resend_ns;
         let newest = &self.register.newest;
         let Some(lead) = &mut self.lead else { return };
-        let is_safe = lead.is_safe_alone();
+        // Who has not answered when a majority has may keep followers from reading by a quorum.
+        let is_over = lead.collecting.is_some_and(|one| one.is_over);
+        let is_safe = lead.is_safe_alone() || is_over && lead.leader.leads();
         let Some(collecting) = &mut lead.collecting else {
             return;
         };
         if collecting.generation != newest.matchmakers.generation {
             *collecting = Collecting {
                 upto: collecting.upto,
+                from_ns: collecting.from_ns,
                 generation: newest.matchmakers.generation,
                 ..Collecting::default()
             };
         }
-        if !is_safe || turn.now_ns < collecting.again.due_ns(resend_ns) {
+        let due_ns = collecting.again.due_ns(resend_ns).max(collecting.from_ns);
+        if !is_safe || turn.now_ns < due_ns {
             return;
         }
         if lead.renews {
@@ -362,9 +373,12 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         collecting.answered.add(place);
-        if matchmakers.is_majority(collecting.answered.count()) {
-            lead.collecting = None;
+        if matchmakers.is_majority(collecting.answered.count()) && !collecting.is_over {
+            collecting.is_over = true;
             lead.electorate.forget_earlier();
+        }
+        if collecting.answered.count() == matchmakers.members.len() {
+            lead.collecting = None;
         }
     }
 }
