@@ -57,7 +57,7 @@ impl Matchmakers {
     /// Whether this life of a node is one of them.
     pub fn has(&self, node: NodeId, incarnation: Incarnation) -> bool {
         let mut members = self.members.iter();
-        members.any(|member| (member.node, member.incarnation) == (node, incarnation))
+        members.any(|member| member.is_life(node, incarnation))
     }
 
     /// Those that are to take over from these: whoever votes by `membership`. So a majority of those

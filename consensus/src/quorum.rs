@@ -163,6 +163,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// Whether it is this life of a node.
+    pub fn is_life(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        (self.node, self.incarnation) == (node, incarnation)
+    }
+
     /// Whether a packet that carries these names comes from it, in the life that counts.
     fn is(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.node == node
@@ -301,9 +306,7 @@ impl Electorate {
             if !counts.has(place) {
                 continue;
             }
-            let same = |other: &Member| {
-                (other.node, other.incarnation) == (member.node, member.incarnation)
-            };
+            let same = |other: &Member| other.is_life(member.node, member.incarnation);
             let known = self.members().position(same);
             let at = match known {
                 Some(at) => at,

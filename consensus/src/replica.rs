@@ -552,9 +552,8 @@ impl<S: StateMachine> Replica<S> {
     /// Looks up which of the members this node is.
     fn take_place(&mut self) {
         let membership = &self.register.newest.membership;
-        let is_own = |member: &Member| {
-            (member.node, member.incarnation) == (self.config.node, self.config.incarnation)
-        };
+        let (node, incarnation) = (self.config.node, self.config.incarnation);
+        let is_own = |member: &Member| member.is_life(node, incarnation);
         self.place = membership.members.iter().position(is_own);
         let rank = rank(membership, self.config.group, self.config.node);
         self.election.set_rank(rank);

@@ -81,7 +81,7 @@ pub enum Step {
 }
 
 fn same(one: &Member, other: &Member) -> bool {
-    (one.node, one.incarnation) == (other.node, other.incarnation)
+    one.is_life(other.node, other.incarnation)
 }
 
 /// How many vote, and how many of them are witnesses.

@@ -130,7 +130,7 @@ impl<S: StateMachine> Replica<S> {
         request: &Header,
         value: &[u8],
     ) {
-        let own = (self.config.node, self.config.incarnation);
+        let (node, life) = (self.config.node, self.config.incarnation);
         let mut asks_own = false;
         let request = Header {
             length: value.len() as u16,
@@ -145,7 +145,7 @@ impl<S: StateMachine> Replica<S> {
                 incarnation,
                 ..request
             };
-            match (member.node, incarnation) == own {
+            match member.is_life(node, life) {
                 true => asks_own = true,
                 false => turn.io.send(member.address, &request, value),
             }
@@ -297,16 +297,13 @@ impl<S: StateMachine> Replica<S> {
     /// Makes `electorate` the leader's.
     pub(super) fn sit(&mut self, electorate: Electorate) {
         let Some(lead) = &mut self.lead else { return };
-        let own = |member: &Member| {
-            (member.node, member.incarnation) == (self.config.node, self.config.incarnation)
-        };
+        let (node, incarnation) = (self.config.node, self.config.incarnation);
+        let own = |member: &Member| member.is_life(node, incarnation);
         lead.place = electorate.members().position(own);
         let before = core::mem::replace(&mut lead.electorate, electorate);
         let members = &lead.electorate.membership.members;
         let known = |member: &Member| {
-            let same = |other: &Member| {
-                (other.node, other.incarnation) == (member.node, member.incarnation)
-            };
+            let same = |other: &Member| other.is_life(member.node, member.incarnation);
             let place = before.membership.members.iter().position(same)?;
             lead.progress.get(place).copied()
         };

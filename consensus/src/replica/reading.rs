@@ -246,7 +246,7 @@ impl<S: StateMachine> Replica<S> {
         let is_own = |member: &Member| member.node == self.config.node;
         let is_member = |other: &Member| {
             let mut members = membership.members.iter();
-            members.any(|one| (one.node, one.incarnation) == (other.node, other.incarnation))
+            members.any(|one| one.is_life(other.node, other.incarnation))
         };
         let elsewhere = matchmakers.members.iter();
         let elsewhere = elsewhere.filter(|other| !is_member(other));

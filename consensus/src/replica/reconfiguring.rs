@@ -128,16 +128,14 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &mut self.lead else {
             return Reconfigured::UnderWay;
         };
-        let own = (self.config.node, self.config.incarnation);
-        let is_member = |member: &Member| (member.node, member.incarnation) == own;
+        let (node, incarnation) = (self.config.node, self.config.incarnation);
+        let is_member = |member: &Member| member.is_life(node, incarnation);
         if !wanted.members.iter().any(is_member) {
             return Reconfigured::WithoutLeader;
         }
         let trim = lead.leader.trim();
         let may_vote = |member: &Member| {
-            let same = |other: &Member| {
-                (other.node, other.incarnation) == (member.node, member.incarnation)
-            };
+            let same = |other: &Member| other.is_life(member.node, member.incarnation);
             let place = newest.membership.members.iter().position(same)?;
             let before = newest.membership.members.get(place)?;
             let there = lead.progress.get(place)?;
