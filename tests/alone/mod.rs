@@ -29,7 +29,7 @@ pub(crate) const ALONE: &[Alone] = &[
     alone("vote-without-value", Mutation::VoteNotStored, 5),
     alone("ring-overwrite", Mutation::KeptSlotOverwritten, 20),
     alone("decided-record", Mutation::DecidedMixed, 20),
-    alone("incarnation-fencing", Mutation::PinReplaced, 100),
+    alone("incarnation-fencing", Mutation::ForeignLifeCounted, 20),
     alone("quorum-intersection", Mutation::QuorumsDisjoint, 100),
     alone("matchmaking", Mutation::GarbageEarly, 20),
     alone("promotion", Mutation::LearnerPromotedEarly, 100),
