@@ -15,6 +15,10 @@ use alloc::vec::Vec;
 pub const MAX_SESSIONS: usize = 65_536;
 /// A session unused for so long by the log's clock is closed, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 3_600_000;
+/// Bytes of replies that are kept for one session. The newest reply is kept in any case.
+pub const MAX_SESSION_REPLY_BYTES: usize = 4 << 20;
+/// Bytes of replies that are kept for all sessions of a group.
+pub const MAX_REPLIES_BYTES: usize = 256 << 20;
 
 #[derive(Clone, Debug, Default)]
 struct Session {
@@ -22,6 +26,8 @@ struct Session {
     next: u64,
     /// Replies to the sequences before `next`, newest last.
     replies: VecDeque<Vec<u8>>,
+    /// Length of the replies in bytes.
+    bytes: usize,
     used_ms: u64,
 }
 
@@ -34,6 +40,17 @@ impl Session {
         let back = self.next.checked_sub(sequence.0)?;
         let at = (self.replies.len() as u64).checked_sub(back)?;
         self.replies.get(at as usize).map(Vec::as_slice)
+    }
+
+    /// Forgets the oldest replies until `enough` says so. Returns how many bytes that were.
+    fn forget(&mut self, enough: impl Fn(&Self) -> bool) -> usize {
+        let before = self.bytes;
+        while !enough(self)
+            && let Some(oldest) = self.replies.pop_front()
+        {
+            self.bytes -= oldest.len();
+        }
+        before - self.bytes
     }
 }
 
@@ -57,6 +74,8 @@ pub enum Admission<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
     open: BTreeMap<u64, Session>,
+    /// Length of all replies in bytes.
+    bytes: usize,
     /// No session was used before this time of the log, so that most ticks look at none.
     oldest_ms: u64,
 }
@@ -71,8 +90,8 @@ impl Sessions {
             id.0,
             Session {
                 next: 1,
-                replies: VecDeque::new(),
                 used_ms: clock_ms,
+                ..Session::default()
             },
         );
         true
@@ -111,17 +130,38 @@ impl Sessions {
             };
         }
         let wanted = u64::from(behind).min(SESSION_WINDOW - 1);
-        while session.replies.len() as u64 > wanted {
-            session.replies.pop_front();
-        }
+        self.bytes -= session.forget(|session| session.replies.len() as u64 <= wanted);
         Admission::Apply
     }
 
     /// Keeps the reply of the command that was just admitted.
     pub fn replied(&mut self, id: SessionId, reply: &[u8]) {
-        if let Some(session) = self.open.get_mut(&id.0) {
-            session.next += 1;
-            session.replies.push_back(Vec::from(reply));
+        let Some(session) = self.open.get_mut(&id.0) else {
+            return;
+        };
+        session.next += 1;
+        session.replies.push_back(Vec::from(reply));
+        session.bytes += reply.len();
+        self.bytes += reply.len();
+        self.bytes -= session.forget(|session| {
+            session.bytes <= MAX_SESSION_REPLY_BYTES || session.replies.len() == 1
+        });
+        if self.bytes > MAX_REPLIES_BYTES {
+            self.make_room();
+        }
+    }
+
+    /// Forgets the replies of the sessions that were not used for the longest time, so many that
+    /// there is room for a while.
+    fn make_room(&mut self) {
+        let mut sessions: Vec<&mut Session> = self.open.values_mut().collect();
+        // Sessions of one age stay in the order of their numbers: all replicas forget the same.
+        sessions.sort_by_key(|session| session.used_ms);
+        for session in sessions {
+            if self.bytes <= MAX_REPLIES_BYTES / 4 * 3 {
+                return;
+            }
+            self.bytes -= session.forget(|_| false);
         }
     }
 
@@ -142,6 +182,7 @@ impl Sessions {
         }
         self.open
             .retain(|_, session| clock_ms.saturating_sub(session.used_ms) < SESSION_TTL_MS);
+        self.bytes = self.open.values().map(|session| session.bytes).sum();
         let used = self.open.values().map(|session| session.used_ms);
         self.oldest_ms = used.min().unwrap_or(clock_ms);
     }
@@ -222,18 +263,26 @@ impl Sessions {
                 replies.push_back(Vec::from(reply));
                 rest = tail;
             }
+            let bytes = replies.iter().map(Vec::len).sum();
             open.insert(
                 id,
                 Session {
                     next,
                     replies,
+                    bytes,
                     used_ms,
                 },
             );
         }
+        let bytes = open.values().map(|session| session.bytes).sum();
         let used = open.values().map(|session| session.used_ms);
         let oldest_ms = used.min().unwrap_or_default();
-        Ok((Self { open, oldest_ms }, rest))
+        let sessions = Self {
+            open,
+            bytes,
+            oldest_ms,
+        };
+        Ok((sessions, rest))
     }
 }
 
@@ -297,6 +346,55 @@ mod tests {
                 sequence: Sequence(2)
             }
         );
+    }
+
+    /// Applies the next command of a session, with a reply of so many bytes.
+    fn fill(sessions: &mut Sessions, id: u64, bytes: usize, clock_ms: u64) {
+        let id = SessionId(id);
+        let next = sessions.next(id).expect("it is open");
+        let admission = sessions.admit(id, next, u32::MAX, clock_ms);
+        assert_eq!(admission, Admission::Apply);
+        sessions.replied(id, &alloc::vec![0; bytes]);
+    }
+
+    #[test]
+    fn what_a_session_has_kept_for_it_is_bounded_in_bytes() {
+        let mut sessions = Sessions::default();
+        sessions.open(ID, 0);
+        let reply = MAX_SESSION_REPLY_BYTES / 4;
+        for _ in 0..6 {
+            fill(&mut sessions, ID.0, reply, 0);
+        }
+        assert_eq!(sessions.bytes, MAX_SESSION_REPLY_BYTES);
+        assert_eq!(sessions.reply(ID, Sequence(2)), None);
+        assert!(sessions.reply(ID, Sequence(3)).is_some());
+        fill(&mut sessions, ID.0, 2 * MAX_SESSION_REPLY_BYTES, 0);
+        assert_eq!(sessions.reply(ID, Sequence(6)), None);
+        assert!(sessions.reply(ID, Sequence(7)).is_some(), "the newest");
+    }
+
+    #[test]
+    fn what_all_sessions_have_kept_is_bounded_and_who_was_away_longest_loses_it() {
+        let mut sessions = Sessions::default();
+        let count = (MAX_REPLIES_BYTES / MAX_SESSION_REPLY_BYTES) as u64;
+        for id in 0..=count {
+            sessions.open(SessionId(id), 0);
+        }
+        for id in 0..count {
+            fill(&mut sessions, id, MAX_SESSION_REPLY_BYTES, count - id);
+        }
+        let has = |sessions: &Sessions, id| sessions.reply(SessionId(id), Sequence(1)).is_some();
+        assert!(has(&sessions, count - 1));
+        fill(&mut sessions, count, 1, count);
+        assert!(sessions.bytes <= MAX_REPLIES_BYTES / 4 * 3);
+        assert!(!has(&sessions, count - 1) && has(&sessions, 0) && has(&sessions, count));
+        // A replica that takes this over counts as those do that applied it.
+        let mut bytes = Vec::new();
+        sessions.write(&mut bytes);
+        let (back, _) = Sessions::read(&bytes).expect("whole");
+        assert_eq!(back.bytes, sessions.bytes);
+        sessions.expire(SESSION_TTL_MS + 1);
+        assert_eq!(sessions.len() as u64, count, "all but that of time 1");
     }
 
     #[test]

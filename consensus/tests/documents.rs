@@ -199,6 +199,11 @@ fn every_limit_is_the_one_in_the_code() {
         ("SESSION_WINDOW", envelope::SESSION_WINDOW),
         ("MAX_SESSIONS", session::MAX_SESSIONS as u64),
         ("SESSION_TTL_MS", session::SESSION_TTL_MS),
+        (
+            "MAX_SESSION_REPLY_BYTES",
+            session::MAX_SESSION_REPLY_BYTES as u64,
+        ),
+        ("MAX_REPLIES_BYTES", session::MAX_REPLIES_BYTES as u64),
         ("MAX_IN_FLIGHT", leader::MAX_IN_FLIGHT as u64),
         ("MAX_READY", leader::MAX_READY as u64),
         ("MAX_CONFIGURATIONS", matchmaker::MAX_CONFIGURATIONS as u64),
