@@ -41,6 +41,7 @@ const NEED_MORE: &[Mutation] = &[
     Mutation::TornTailAccepted,
     Mutation::SnapshotUnchecked,
     Mutation::KernelVoteNotJournalled,
+    Mutation::DigestIgnored,
     Mutation::MatchmakerForgets,
     Mutation::EarlierQuorumNotAsked,
     Mutation::GarbageEarly,
