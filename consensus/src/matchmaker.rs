@@ -275,20 +275,17 @@ impl Matchmaker {
         }
     }
 
-    /// A leader's configuration took over: nothing can be chosen any more by an older one, and what
-    /// was is safe with it. A ballot that was matched with an older one meanwhile has no majority:
-    /// matchmakers that knew the newer one have refused it. Who never heard of it writes it down.
+    /// A leader's configuration of this version took over: nothing can be chosen any more by an
+    /// older one, and what was is safe with it. A ballot that was matched with an older one
+    /// meanwhile has no majority: matchmakers that knew the newer one have refused it.
     ///
     /// False if it was stopped: what it told before would not say so.
     #[must_use]
-    pub fn collect(&mut self, configuration: &Configuration) -> bool {
+    pub fn collect(&mut self, version: Ballot) -> bool {
         if self.stopped.is_some() {
             return false;
         }
-        if let Err(at) = self.book.place(configuration.version) {
-            self.write_down(at, configuration);
-        }
-        self.book.garbage = self.book.garbage.max(configuration.version);
+        self.book.garbage = self.book.garbage.max(version);
         let garbage = self.book.garbage;
         self.book
             .configurations
@@ -536,7 +533,7 @@ mod tests {
         assert_eq!(ask(4, &formed()), Some(vec![0]));
         assert_eq!(ask(5, &next), Some(vec![0, 5]));
         assert_eq!(ask(6, &next), Some(vec![0, 5]));
-        assert!(matchmaker.collect(&next));
+        assert!(matchmaker.collect(next.version));
         assert_eq!(
             versions(matchmaker.handle_match(ballot(7), LIFE, Ballot::NONE, &next)),
             Some(vec![5])
@@ -603,7 +600,7 @@ mod tests {
             matchmaker.handle_match(ballot(6), LIFE, Ballot::NONE, &formed()),
             refused
         );
-        assert!(matchmaker.collect(&next));
+        assert!(matchmaker.collect(next.version));
         assert_eq!(
             matchmaker.handle_match(ballot(6), LIFE, Ballot::NONE, &formed()),
             refused
@@ -629,24 +626,6 @@ mod tests {
     }
 
     #[test]
-    fn who_hears_of_garbage_alone_knows_what_took_over() {
-        let mut matchmaker = Matchmaker::new(&formed());
-        let (next, later) = (configuration(5, &[1, 2, 4]), configuration(7, &[1, 2, 5]));
-        for _ in 0..2 {
-            assert!(matchmaker.collect(&next));
-            assert_eq!(matchmaker.configurations()[0].version, next.version);
-            assert_eq!(matchmaker.configurations().len(), 1);
-        }
-        assert!(matchmaker.collect(&later) && matchmaker.collect(&next));
-        assert_eq!(matchmaker.configurations()[0].version, later.version);
-        assert_eq!(
-            matchmaker.configurations().len(),
-            1,
-            "that is garbage by now"
-        );
-    }
-
-    #[test]
     fn there_is_room_for_so_many_configurations() {
         let mut matchmaker = Matchmaker::new(&formed());
         for round in 1..MAX_CONFIGURATIONS as u64 {
@@ -661,7 +640,7 @@ mod tests {
             matchmaker.handle_match(ballot(9), LIFE, Ballot::NONE, &more),
             Match::Full
         );
-        assert!(matchmaker.collect(&configuration(2, &[1, 2, 3])));
+        assert!(matchmaker.collect(ballot(2)));
         assert!(versions(matchmaker.handle_match(ballot(9), LIFE, Ballot::NONE, &more)).is_some());
     }
 
@@ -672,7 +651,7 @@ mod tests {
         register
             .matchmaker
             .handle_match(ballot(5), LIFE, Ballot::NONE, &next);
-        assert!(register.matchmaker.collect(&configuration(3, &[1, 2, 3])));
+        assert!(register.matchmaker.collect(ballot(3)));
         register.newest = next;
         let book = register.matchmaker.book().clone();
         for step in 0..4 {
@@ -711,7 +690,7 @@ mod tests {
             let answer = matchmaker.handle_match(ballot(round), LIFE, Ballot::NONE, &next);
             assert_eq!(answer, Match::Stopped, "round {round}");
         }
-        assert!(!matchmaker.collect(&next));
+        assert!(!matchmaker.collect(next.version));
         assert_eq!(*matchmaker.book(), book, "that is what it has told");
     }
 
@@ -770,7 +749,7 @@ mod tests {
         let (one, other) = (configuration(4, &[1, 2, 4]), configuration(5, &[1, 2, 5]));
         assert!(versions(books[0].handle_match(ballot(4), LIFE, Ballot::NONE, &one)).is_some());
         assert!(versions(books[1].handle_match(ballot(5), LIFE, Ballot::NONE, &other)).is_some());
-        assert!(books[0].collect(&one));
+        assert!(books[0].collect(one.version));
         let mut merged = Book::default();
         for one in books {
             merged.merge(one.book);

@@ -241,11 +241,6 @@ impl Lead {
         applied < self.leader.inherited() && !mutated(Mutation::ServesTooEarly)
     }
 
-    /// Whether earlier configurations are still needed.
-    fn collects(&self) -> bool {
-        self.collecting.is_some_and(|one| !one.is_over)
-    }
-
     /// Begins to hand over: serves nobody from when `target` lacks little until it leads, or the time
     /// for it is over.
     const fn hand_to(&mut self, target: NodeId, now_ns: u64, lease_ns: u64) {
@@ -327,10 +322,6 @@ struct Matching {
 struct Collecting {
     /// Slots up to here may have been chosen by an earlier configuration.
     upto: Slot,
-    /// What an earlier configuration granted as a lease lasts until then.
-    from_ns: u64,
-    /// A majority has forgotten it: nobody waits for the others.
-    is_over: bool,
     /// Which matchmakers have been asked.
     generation: u32,
     answered: Voters,

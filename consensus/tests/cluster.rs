@@ -1955,35 +1955,3 @@ fn a_leader_that_leaves_serves_while_one_cannot_lead_and_then_tries_another() {
     assert!(![leader, cannot].contains(&successor));
     world.check();
 }
-
-#[test]
-fn a_matchmaker_that_missed_a_change_is_told_and_followers_read_on() {
-    let mut world = World::unstarted(5, 3, CALM, Durability::Volatile);
-    world.quorum_reads = true;
-    for index in 0..3 {
-        world.start(index);
-    }
-    world.commit(10, 1);
-    let leader = world.settled_leader();
-    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
-    world.cut_off.insert(others[0]);
-    let answer = world.reconfigure(leader, &[learner(6)]);
-    assert_eq!(answer, Some(Reconfigured::UnderWay));
-    assert_eq!(world.settled_leader(), leader);
-    world.cut_off.clear();
-    world.run_ms(500);
-    assert_eq!(world.leader(), Some(leader));
-    let version = world.configuration(leader).version;
-    for index in 0..3 {
-        let asks = Header {
-            incarnation: world.hosts[index].birth.incarnation(),
-            ..Header::new(Kind::ReadIndex, GroupId(0), NodeId(1))
-        };
-        let told = answers(&mut world, index, &asks, &[]);
-        let told: Vec<_> = told
-            .iter()
-            .map(|one| (one.vote_ballot, Ballot(one.watermark)))
-            .collect();
-        assert_eq!(told, [(version, version)], "host {index} remembers others");
-    }
-}

@@ -240,7 +240,7 @@ impl<S: StateMachine> Replica<S> {
         let Some(lead) = &mut self.lead else {
             return false;
         };
-        let is_busy = lead.matching.is_some() || lead.next.is_some() || lead.collects();
+        let is_busy = lead.matching.is_some() || lead.next.is_some() || lead.collecting.is_some();
         if !lead.leader.leads()
             || is_busy
             || lead.transfer.is_some()

@@ -164,7 +164,7 @@ impl<S: StateMachine> Replica<S> {
         let leader = &lead.leader;
         let is_busy = lead.matching.is_some()
             || lead.next.is_some()
-            || lead.collects()
+            || lead.collecting.is_some()
             || lead.succession.is_some()
             || lead.transfer.is_some()
             || !lead.reads.is_empty()

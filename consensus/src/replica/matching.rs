@@ -69,8 +69,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let asked = asked.map(|matching| matching.again);
         // A voter that begins anew may take back what made it safe.
-        let collecting = lead.collecting.filter(|one| !one.is_over);
-        let collecting = collecting.map(|one| one.again);
+        let collecting = lead.collecting.map(|one| one.again);
         let collecting = collecting.filter(|again| again.is_sent() && lead.is_safe_alone());
         asked
             .into_iter()
@@ -178,7 +177,7 @@ impl<S: StateMachine> Replica<S> {
                 self.succession_answered(turn, reply, value);
             }
             // Somebody had others follow, and has not finished.
-            Kind::Stopped if (asks || collects && lead.collects()) && lead.succession.is_none() => {
+            Kind::Stopped if (asks || collects) && lead.succession.is_none() => {
                 self.begin_succession(turn);
             }
             Kind::Unmatched if asks || succeeds || collects => {
@@ -268,7 +267,6 @@ impl<S: StateMachine> Replica<S> {
     /// A majority of the matchmakers has written the ballot's configuration down: whatever was
     /// chosen before is in the ones that they told.
     fn begin_phase1<M: Memory, J: Journal, I: Io>(&mut self, turn: &mut Turn<'_, M, J, I>) {
-        let generation = self.register.newest.matchmakers.generation;
         let Some(lead) = &mut self.lead else { return };
         let Some(mut matching) = lead.matching.take() else {
             return;
@@ -285,12 +283,7 @@ impl<S: StateMachine> Replica<S> {
         if asks && !earlier.iter().all(|one| electorate.add(&one.membership)) {
             return self.step_down(turn);
         }
-        // Where a majority knows this one alone, a leader has called the others garbage before.
-        lead.collecting = (has_others || own != Ballot::NONE).then(|| Collecting {
-            generation,
-            is_over: !has_others,
-            ..Collecting::default()
-        });
+        lead.collecting = has_others.then(Collecting::default);
         self.sit(electorate);
     }
 
@@ -323,22 +316,18 @@ impl<S: StateMachine> Replica<S> {
         let resend_ns = self.config.leader.resend_ns;
         let newest = &self.register.newest;
         let Some(lead) = &mut self.lead else { return };
-        // Who has not answered when a majority has may keep followers from reading by a quorum.
-        let is_over = lead.collecting.is_some_and(|one| one.is_over);
-        let is_safe = lead.is_safe_alone() || is_over && lead.leader.leads();
+        let is_safe = lead.is_safe_alone();
         let Some(collecting) = &mut lead.collecting else {
             return;
         };
         if collecting.generation != newest.matchmakers.generation {
             *collecting = Collecting {
                 upto: collecting.upto,
-                from_ns: collecting.from_ns,
                 generation: newest.matchmakers.generation,
                 ..Collecting::default()
             };
         }
-        let due_ns = collecting.again.due_ns(resend_ns).max(collecting.from_ns);
-        if !is_safe || turn.now_ns < due_ns {
+        if !is_safe || turn.now_ns < collecting.again.due_ns(resend_ns) {
             return;
         }
         if lead.renews {
@@ -370,12 +359,9 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         collecting.answered.add(place);
-        if matchmakers.is_majority(collecting.answered.count()) && !collecting.is_over {
-            collecting.is_over = true;
-            lead.electorate.forget_earlier();
-        }
-        if collecting.answered.count() == matchmakers.members.len() {
+        if matchmakers.is_majority(collecting.answered.count()) {
             lead.collecting = None;
+            lead.electorate.forget_earlier();
         }
     }
 }

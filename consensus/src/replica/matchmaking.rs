@@ -85,7 +85,7 @@ impl<S: StateMachine> Replica<S> {
         let before = self.register.clone();
         let answer = match request.kind {
             Kind::Match => self.match_ballot(request, reply, configuration),
-            Kind::Garbage => self.collect(reply, configuration),
+            Kind::Garbage => self.collect(reply),
             Kind::Stop => self.stop(reply, configuration),
             Kind::Appoint => self.appoint(reply, configuration, rest),
             Kind::HandOver => self.receive_book(reply, rest),
@@ -151,17 +151,12 @@ impl<S: StateMachine> Replica<S> {
         Some((Header { length, ..reply }, value))
     }
 
-    fn collect(
-        &mut self,
-        reply: Header,
-        configuration: &Configuration,
-    ) -> Option<(Header, Vec<u8>)> {
-        let version = configuration.version;
-        if version > reply.ballot || version != Ballot(reply.watermark) {
+    fn collect(&mut self, reply: Header) -> Option<(Header, Vec<u8>)> {
+        if Ballot(reply.watermark) > reply.ballot {
             // No configuration is newer than its leader's ballot.
             return None;
         }
-        if !self.register.matchmaker.collect(configuration) {
+        if !self.register.matchmaker.collect(Ballot(reply.watermark)) {
             return Some(stopped(reply));
         }
         let reply = Header {

@@ -94,8 +94,9 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn progress_of_change(&self) -> Reconfigured {
-        let busy =
-            |lead: &Lead| lead.next.is_some() || lead.collects() || lead.succession.is_some();
+        let busy = |lead: &Lead| {
+            lead.next.is_some() || lead.collecting.is_some() || lead.succession.is_some()
+        };
         match self.wants_other_matchmakers() || self.lead.as_ref().is_some_and(busy) {
             true => Reconfigured::UnderWay,
             false => Reconfigured::Settled,
@@ -223,12 +224,10 @@ impl<S: StateMachine> Replica<S> {
             self.miss_record(turn.local);
         }
         let Some(lead) = &mut self.lead else { return };
-        let from_ns = lead.leader.lease_ns().0;
         lead.leader.succeed(next.ballot);
         lead.renews = false;
         lead.collecting = Some(Collecting {
             upto: lead.leader.proposed(),
-            from_ns,
             ..Collecting::default()
         });
         self.sit(electorate);
@@ -341,11 +340,6 @@ impl<S: StateMachine> Replica<S> {
             return false;
         }
         if !has_members {
-            if let Some(lead) = &mut self.lead {
-                // It is over when a majority of them knows.
-                lead.collecting.get_or_insert_default();
-                lead.tell_ns = 0;
-            }
             return true;
         }
         if self.lead.is_some() {

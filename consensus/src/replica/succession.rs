@@ -28,8 +28,8 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// Whether no other change is under way.
-    fn is_free(&self, lead: &Lead) -> bool {
-        lead.next.is_none() && !lead.collects()
+    const fn is_free(&self, lead: &Lead) -> bool {
+        lead.next.is_none() && lead.collecting.is_none()
     }
 
     /// Does what is due for it.
